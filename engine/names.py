@@ -1,0 +1,128 @@
+"""Names of objects in a store: built here, parsed here, nowhere else (docs/FORMAT.md, "Names").
+
+Lower-case letters, digits, `-` and `/` only; a `.1` … `.9` suffix marks an object written again beside one of
+the wrong size where deleting is forbidden.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+FORMAT: Final = "format"
+RESERVED: Final = ("gc/", "pin/", "report/", "stamp/")
+
+_PACK = re.compile(r"(data|page)/([0-9a-f]{32})/([0-9a-f]{64})-([1-9][0-9]{0,9})(?:\.([1-9]))?")
+_INDEX = re.compile(r"index/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{8})")
+_ROOT = re.compile(r"root/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{16})")
+_NOTE = re.compile(r"note/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{16})-([a-z]{1,16})-([0-9a-f]{16})")
+_SLOT = re.compile(r"key/([0-9a-f]{32})/([0-9a-f]{32})")
+_CERT = re.compile(r"cert/([0-9a-f]{32})/([0-9a-f]{32})-([0-9a-f]{8})")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PackName:
+    """A pack: `kind` "data" or "page", `writer` 16 bytes, `hash` 32 bytes (BLAKE3 of all its bytes), `size` bytes."""
+
+    kind: str
+    writer: bytes
+    hash: bytes
+    size: int
+
+    @property
+    def key(self) -> int:
+        """The 8-byte prefix of the hash, little-endian: what a place holds."""
+        return int.from_bytes(self.hash[:8], "little")
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.writer.hex()}/{self.hash.hex()}-{self.size}"
+
+    @classmethod
+    def parse(cls, name: str) -> PackName | None:
+        """Return the pack a name stands for, with or without a `.1` … `.9` suffix; None if it is none."""
+        found = _PACK.fullmatch(name)
+        if found is None:
+            return None
+        kind, writer, digest, size, _ = found.groups()
+        return cls(kind, bytes.fromhex(writer), bytes.fromhex(digest), int(size))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FragmentName:
+    """An index fragment: `writer` 16 bytes, `incarnation` 8 bytes, `sequence` counted from 1."""
+
+    writer: bytes
+    incarnation: bytes
+    sequence: int
+
+    def __str__(self) -> str:
+        return f"index/{self.writer.hex()}/{self.incarnation.hex()}-{self.sequence:08x}"
+
+    @classmethod
+    def parse(cls, name: str) -> FragmentName | None:
+        """Return the fragment a name stands for, or None."""
+        found = _INDEX.fullmatch(name)
+        if found is None:
+            return None
+        writer, incarnation, sequence = found.groups()
+        return cls(bytes.fromhex(writer), bytes.fromhex(incarnation), int(sequence, 16))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PointId:
+    """A restore point of a system: `order` (unsigned 64 bit), `incarnation` 8 bytes; compares oldest first."""
+
+    order: int
+    incarnation: bytes
+
+    def __str__(self) -> str:
+        return f"{self.order:016x}-{self.incarnation.hex()}"
+
+    def root(self, system: bytes) -> str:
+        """Return the name of this point's root object."""
+        return f"root/{system.hex()}/{self}"
+
+    def note(self, system: bytes, kind: str, digest: bytes) -> str:
+        """Return the name of a note of `kind` to this point; `digest` is the BLAKE3 of the note's bytes."""
+        return f"note/{system.hex()}/{self}-{kind}-{digest[:8].hex()}"
+
+    @classmethod
+    def parse_root(cls, name: str) -> tuple[bytes, PointId] | None:
+        """Return (system, point) of a root's name, or None."""
+        found = _ROOT.fullmatch(name)
+        if found is None:
+            return None
+        system, order, incarnation = found.groups()
+        return bytes.fromhex(system), cls(int(order, 16), bytes.fromhex(incarnation))
+
+    @classmethod
+    def parse_note(cls, name: str) -> tuple[bytes, PointId, str] | None:
+        """Return (system, point, kind) of a note's name, or None."""
+        found = _NOTE.fullmatch(name)
+        if found is None:
+            return None
+        system, order, incarnation, kind, _ = found.groups()
+        return bytes.fromhex(system), cls(int(order, 16), bytes.fromhex(incarnation)), kind
+
+
+def slot_name(domain: bytes, slot: bytes) -> str:
+    """Return the name of a key slot."""
+    return f"key/{domain.hex()}/{slot.hex()}"
+
+
+def parse_slot(name: str) -> tuple[bytes, bytes] | None:
+    """Return (domain, slot) of a key slot's name, or None."""
+    found = _SLOT.fullmatch(name)
+    return (bytes.fromhex(found[1]), bytes.fromhex(found[2])) if found else None
+
+
+def certificate_name(domain: bytes, system: bytes, number: int) -> str:
+    """Return the name of certificate `number` (from 1) of a system."""
+    return f"cert/{domain.hex()}/{system.hex()}-{number:08x}"
+
+
+def parse_certificate(name: str) -> tuple[bytes, bytes, int] | None:
+    """Return (domain, system, number) of a certificate's name, or None."""
+    found = _CERT.fullmatch(name)
+    return (bytes.fromhex(found[1]), bytes.fromhex(found[2]), int(found[3], 16)) if found else None
