@@ -1,0 +1,1 @@
+"""The outside world, one file each; main.py is the composition root."""

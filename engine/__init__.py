@@ -1,0 +1,1 @@
+"""Computes and coordinates: no sockets, no files, no OS calls (docs/ARCHITECTURE.md)."""

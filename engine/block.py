@@ -49,7 +49,8 @@ def block_length(block: int, volume_bytes: int) -> int:
 
 def ref_of(subkey: bytes, content: Bytes) -> bytes:
     """Return the 48-byte ref of `content` under the domain's 32-byte `subkey` (blocks or pages)."""
-    return blake3(content, key=subkey).digest(REF_BYTES)
+    digest: bytes = blake3(content, key=subkey).digest(REF_BYTES)
+    return digest
 
 
 def ids_of(refs: Refs) -> Ids:
@@ -71,8 +72,8 @@ def zero_mask(batch: Bytes) -> Mask:
     """Tell, for a buffer of whole blocks, which of them are all zero; one pass over the batch."""
     words = np.frombuffer(batch, dtype=np.uint64).reshape(-1, BLOCK_BYTES // 8)
     # Most non-zero blocks show it in their first words: the full scan runs only over the rest.
-    zero: Mask = ~words[:, :64].any(axis=1)
+    zero: Mask = np.logical_not(words[:, :64].any(axis=1))
     suspects = np.flatnonzero(zero)
     if suspects.size:
-        zero[suspects] = ~words[suspects].any(axis=1)
+        zero[suspects] = np.logical_not(words[suspects].any(axis=1))
     return zero

@@ -183,10 +183,10 @@ class MirrorFiles(Protocol):
 
 
 class AckLog(Protocol):
-    """Packs a store acknowledged that no index fragment lists yet: what an interrupted session leaves behind (*sync*)."""
+    """Packs a store acknowledged that no index fragment lists yet: what an interrupted session leaves (*sync*)."""
 
     def append(self, entry: bytes) -> None:
-        """Append one entry (torn tails are dropped when read); durable enough to survive kill -9. Raises: StateCorrupt."""
+        """Append one entry (torn tails are dropped when read), in a way that survives kill -9. Raises: StateCorrupt."""
         ...
 
     def read(self) -> list[bytes]:

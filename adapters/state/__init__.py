@@ -1,0 +1,1 @@
+"""Local state: everything under state_dir."""

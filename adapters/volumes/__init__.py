@@ -1,0 +1,1 @@
+"""Volumes to read and targets to restore to."""

@@ -1,0 +1,1 @@
+"""The way of a block: producer, transmission queue, lanes, commit."""

@@ -1,0 +1,1 @@
+"""Points, readers and restores."""

@@ -1,0 +1,1 @@
+"""Keys, domains, certificates: who may write and who may read."""

@@ -1,0 +1,213 @@
+"""Ports and records of local state: everything under `state_dir` but the identity can be rebuilt.
+
+A volume's map is one `ENTRY` per block (64 bytes) in pages of 64 entries, so that one page is one batch. The
+session stages changed pages beside the map; the staged pages are the redo log of the commit: they are made
+durable before the root is put and applied after it (DESIGN.md §4, Commit). All methods are *sync*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from engine.block import BATCH_BLOCKS, PLACE
+from engine.ports import AckLog, MirrorFiles
+
+# The ref of a block and the place of its record in the vault. All zero: a zero block.
+ENTRY: Final = np.dtype([("ref", "u1", (48,)), ("place", PLACE)])
+PAGE_ENTRIES: Final = BATCH_BLOCKS
+
+Entries: TypeAlias = npt.NDArray[np.void]  # dtype ENTRY, shape (pages, 64)
+Pages: TypeAlias = npt.NDArray[np.int64]  # ascending page numbers, shape (n,)
+Masks: TypeAlias = npt.NDArray[np.uint64]  # one bit per entry of a page, bit i = entry i, shape (n,)
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What a volume's map stands at.
+
+    `order`/`incarnation`: the restore point the map is the state of; `root_hash`: BLAKE3 of that root object;
+    `vault`, `cache`: store ids (16 bytes; `cache` None without one) the map's places and the missing-block bitmap
+    are bound to; `domain` 16 bytes; `volume_bytes`; `generation` of the change tracker; `point`: the encoded
+    `VolumePoint` (runs of the parent); `missing_known`: False when the bitmap says nothing (all blocks count as
+    missing from the cache); `unreadable`: block numbers that must be candidates again.
+    """
+
+    order: int
+    incarnation: bytes
+    root_hash: bytes
+    vault: bytes
+    cache: bytes | None
+    domain: bytes
+    volume_bytes: int
+    generation: str | None
+    point: bytes
+    missing_known: bool
+    unreadable: list[int] = []
+
+
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """The journal's one record: the commit that may have happened.
+
+    `root` is the root object's name, `root_hash` its BLAKE3, `heads` what each volume's map will stand at.
+    """
+
+    root: str
+    root_hash: bytes
+    vault: bytes
+    heads: dict[str, Head]
+
+
+class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of history: a session that ended. `report` is the JSON document `backup --json` printed."""
+
+    session: str
+    started_ms: int
+    ended_ms: int
+    exit_code: int
+    point: str | None
+    route: str
+    report: str
+
+
+class VolumeState(Protocol):
+    """The local map of one volume and what a session has staged beside it."""
+
+    @property
+    def head(self) -> Head | None:
+        """What the map stands at; None: there is no map (never was, or it was lost)."""
+        ...
+
+    def read(self, pages: Pages) -> Entries:
+        """Return the map's entries of `pages`, checksums checked. Raises: StateCorrupt."""
+        ...
+
+    def used_pages(self, first: int, stop: int) -> Pages:
+        """Return the pages in [first, stop) whose entries are not all zero, by the map without staged changes."""
+        ...
+
+    def stage(self, page: int, mask: int, entries: Entries) -> None:
+        """Stage entries (shape (64,)) of a page where `mask` has a bit; later calls add to and replace earlier ones.
+
+        Safe to call from several threads for different pages. Raises: StateCorrupt (also for a full disk).
+        """
+        ...
+
+    def staged_pages(self) -> Pages:
+        """Return the pages with staged entries, ascending."""
+        ...
+
+    def read_staged(self, pages: Pages) -> tuple[Masks, Entries]:
+        """Return masks and entries staged for `pages`; entries outside the mask are undefined."""
+        ...
+
+    def current(self, pages: Pages) -> Entries:
+        """Return the map's entries with staged ones laid over them."""
+        ...
+
+    def sync_staged(self) -> None:
+        """Make what is staged durable, with checksums, so that `apply` works after a crash. Raises: StateCorrupt."""
+        ...
+
+    def discard_staged(self) -> None:
+        """Forget what is staged."""
+        ...
+
+    def forget(self) -> None:
+        """Discard the map, its head, its bitmap and what is staged: the volume's state counts as lost."""
+        ...
+
+    def apply(self, head: Head) -> None:
+        """Lay what is staged over the map, durably, then set the head; idempotent until it has returned.
+
+        Pages beyond `head.volume_bytes` are dropped. Raises: StateCorrupt.
+        """
+        ...
+
+    def missing(self, pages: Pages) -> Masks:
+        """Return, per page, which blocks the cache is known to lack (bit set = missing)."""
+        ...
+
+    def missing_pages(self, first: int, stop: int) -> Pages:
+        """Return the pages in [first, stop) with at least one missing bit."""
+        ...
+
+    def set_missing(self, pages: Pages, masks: Masks) -> None:
+        """Replace the missing bits of `pages`; durable after `sync_missing`. Raises: StateCorrupt."""
+        ...
+
+    def sync_missing(self) -> None:
+        """Make the missing-block bitmap durable. Raises: StateCorrupt."""
+        ...
+
+
+class History(Protocol):
+    """Sessions that ended, newest first, and small facts that outlive them."""
+
+    def add(self, row: SessionRow) -> None:
+        """Record a session. Raises: StateCorrupt."""
+        ...
+
+    def last(self, count: int) -> Sequence[SessionRow]:
+        """Return up to `count` sessions, newest first. Raises: StateCorrupt."""
+        ...
+
+    def checked_packs(self, store: bytes) -> set[bytes]:
+        """Return the hashes (32 bytes) of foreign packs whose records this system has opened once."""
+        ...
+
+    def add_checked_packs(self, store: bytes, hashes: Sequence[bytes]) -> None:
+        """Remember foreign packs as opened once. Raises: StateCorrupt."""
+        ...
+
+
+class StateStore(Protocol):
+    """The state directory of one system, held under its lock by at most one session."""
+
+    @property
+    def incarnation(self) -> bytes:
+        """The random 8 bytes of this state directory."""
+        ...
+
+    def renew_incarnation(self) -> bytes:
+        """Choose a new incarnation (the state was cloned or rolled back). Raises: StateCorrupt."""
+        ...
+
+    def volume(self, name: str) -> VolumeState:
+        """Return the state of the volume configured as `name`, opened once."""
+        ...
+
+    def mirror(self, store: bytes) -> MirrorFiles:
+        """Return the index mirror of the store with this id."""
+        ...
+
+    def acks(self, store: bytes) -> AckLog:
+        """Return the log of acknowledged packs of the store with this id."""
+        ...
+
+    def intent(self) -> Intent | None:
+        """Return the open intent, if a commit may have been interrupted. Raises: StateCorrupt."""
+        ...
+
+    def write_intent(self, intent: Intent) -> None:
+        """Make the intent durable. Raises: StateCorrupt."""
+        ...
+
+    def clear_intent(self) -> None:
+        """Remove the intent, durably."""
+        ...
+
+    def open_sessions(self) -> list[bytes]:
+        """Return the ids (16 bytes) of sessions that were begun and not ended by a published root."""
+        ...
+
+    def begin_session(self, session: bytes) -> None:
+        """Record, durably, that a session has begun: it may leave packs behind. Raises: StateCorrupt."""
+        ...
+
+    def end_sessions(self) -> None:
+        """Forget all open sessions: a published root names them as ended."""
+        ...
