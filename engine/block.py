@@ -49,8 +49,7 @@ def block_length(block: int, volume_bytes: int) -> int:
 
 def ref_of(subkey: bytes, content: Bytes) -> bytes:
     """Return the 48-byte ref of `content` under the domain's 32-byte `subkey` (blocks or pages)."""
-    digest: bytes = blake3(content, key=subkey).digest(REF_BYTES)
-    return digest
+    return bytes(blake3(content, key=subkey).digest(REF_BYTES))
 
 
 def ids_of(refs: Refs) -> Ids:
