@@ -1,0 +1,316 @@
+"""Reading the configuration file; every mistake in it becomes one sentence: table, key, and what is allowed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import NODEFAULT
+from msgspec.structs import FieldInfo
+
+from adapters.config.model import (
+    LANE_BYTES_MAX,
+    LATER,
+    MEMORY_BYTES_MAX,
+    Cache,
+    Config,
+    Queue,
+    System,
+    Vault,
+    Volume,
+    folder_of,
+)
+from adapters.config.units import MIB, parse_duration, parse_size, show_duration, show_size
+from engine.errors import ConfigError
+
+FILE_BYTES_MAX: Final = 1 * MIB
+VOLUMES_MAX: Final = 256
+TABLES: Final[dict[str, type[msgspec.Struct]]] = {
+    "system": System,
+    "volume": Volume,
+    "vault": Vault,
+    "cache": Cache,
+    "queue": Queue,
+}
+
+
+class ConfigProblems(ConfigError):
+    """All that is wrong in one configuration file; `problems` has a sentence for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        more = f" (and {len(problems) - 1} more: see `forebay check-config`)" if len(problems) > 1 else ""
+        super().__init__(problems[0] + more)
+        self.problems = tuple(problems)
+
+
+def load_config(path: Path) -> Config:
+    """Read the configuration file at `path`. Raises: ConfigError."""
+    return parse_config(_read(path), path)
+
+
+def parse_config(text: str, source: Path) -> Config:
+    """Return the configuration that `text`, the content of the file `source`, says.
+
+    Relative paths in it are meant from the folder of `source`. Raises: ConfigError.
+    """
+    reader = _Reader(source)
+    raw = reader.toml(text)
+    tables = reader.tables(raw)
+    if reader.problems:
+        raise ConfigProblems(reader.problems)
+    config = Config(
+        system=tables["system"],
+        volumes=tables["volume"],
+        vault=tables["vault"],
+        cache=tables.get("cache"),
+        queue=tables.get("queue", Queue()),
+        source=source,
+    )
+    problems = _contradictions(config)
+    if problems:
+        raise ConfigProblems([f"{source}: {problem}" for problem in problems])
+    return config
+
+
+def load_vault(source: str) -> Vault:
+    """Return the vault that a URL, or a TOML file with nothing but a [vault] table, names.
+
+    Raises: ConfigError.
+    """
+    if "://" in source:
+        try:
+            folder_of(source, windows=os.name == "nt")
+        except ValueError as error:
+            raise ConfigError(f"vault {source!r} cannot be used: {error}") from None
+        return Vault(url=source)
+    path = Path(source)
+    reader = _Reader(path)
+    raw = reader.toml(_read(path))
+    for name in raw.keys() - {"vault"}:
+        reader.problem(f"[{name}] is not allowed here: only a [vault] table")
+    if "vault" not in raw:
+        reader.problem("the table [vault] is missing")
+    vault = reader.table("vault", raw.get("vault", {}))
+    if reader.problems:
+        raise ConfigProblems(reader.problems)
+    assert isinstance(vault, Vault)
+    return vault
+
+
+def settings(struct: type[msgspec.Struct]) -> dict[str, FieldInfo]:
+    """Return the settings of a table by the name they have in the file."""
+    return {field.encode_name: field for field in msgspec.structs.fields(struct)}
+
+
+def allowed(field: FieldInfo) -> str:
+    """Say which values a setting takes, as it stands in messages and in deploy/forebay.toml."""
+    kind, meta = _kind(field)
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(json.dumps(choice) for choice in typing.get_args(kind))
+    if kind is bool:
+        return "true or false"
+    if kind is Path:
+        return "a path"
+    if meta is not None and meta.extra is not None and "allowed" in meta.extra:
+        return str(meta.extra["allowed"])
+    assert meta is not None, field
+    assert meta.ge is not None, field
+    assert meta.le is not None, field
+    match _unit_of(meta):
+        case "size":
+            return f"{show_size(int(meta.ge))} to {show_size(int(meta.le))}"
+        case "duration":
+            return f"{show_duration(meta.ge)} to {show_duration(meta.le)}"
+    return f"a whole number from {meta.ge} to {meta.le}"
+
+
+class _Reader:
+    """Collects what is wrong with one file while its tables are read."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self.base = Path(os.path.abspath(source)).parent
+        self.problems: list[str] = []
+
+    def problem(self, sentence: str) -> None:
+        self.problems.append(f"{self.source}: {sentence}")
+
+    def toml(self, text: str) -> dict[str, Any]:
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            hint = "; write Windows paths in 'single quotes'" if "\\" in str(error) else ""
+            raise ConfigError(f"{self.source} is not valid TOML: {error}{hint}") from None
+        except RecursionError:
+            raise ConfigError(f"{self.source} is not valid TOML: it is nested too deeply") from None
+
+    def tables(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """Return the structs of the tables in `raw`; those with problems are left out."""
+        found: dict[str, Any] = {}
+        for name, value in raw.items():
+            if name not in TABLES:
+                self._unknown("", name, list(TABLES))
+            elif name == "volume":
+                found[name] = self._volumes(value)
+            else:
+                found[name] = self.table(name, value)
+        for name in ("system", "volume", "vault"):
+            if name not in raw:
+                shown = "[[volume]]" if name == "volume" else f"[{name}]"
+                self.problem(f"the table {shown} is missing")
+        return found
+
+    def table(self, name: str, raw: Any, shown: str = "") -> Any:
+        """Return one table as its struct, or None with the problems noted."""
+        shown = shown or f"[{name}]"
+        if not isinstance(raw, dict):
+            return self.problem(f"{name} must be a table, written {shown}")
+        fields = settings(TABLES[name])
+        for key in raw:
+            if key not in fields:
+                self._unknown(name, key, list(fields), shown)
+        values: dict[str, Any] = {}
+        before = len(self.problems)
+        for key, field in fields.items():
+            if key in raw:
+                values[field.name] = self._value(shown, key, raw[key], field)
+            elif field.default is NODEFAULT and field.default_factory is NODEFAULT:
+                self.problem(f"{shown} {key} is missing; allowed: {allowed(field)}")
+        if len(self.problems) > before:
+            return None
+        return TABLES[name](**values)
+
+    def _volumes(self, raw: Any) -> tuple[Volume, ...]:
+        if not isinstance(raw, list) or not raw:
+            self.problem("each volume must be a table of its own, written [[volume]]")
+            return ()
+        if len(raw) > VOLUMES_MAX:
+            self.problem(f"{len(raw)} [[volume]] tables; allowed: up to {VOLUMES_MAX}")
+            return ()
+        found: list[Volume] = []
+        for number, entry in enumerate(raw, 1):
+            name = entry.get("name") if isinstance(entry, dict) else None
+            shown = f"[[volume]] {name!r}:" if isinstance(name, str) else f"[[volume]] number {number}:"
+            volume = self.table("volume", entry, shown)
+            if volume is None:
+                continue
+            twin = next((other for other in found if other.name.lower() == volume.name.lower()), None)
+            if twin is not None:
+                self.problem(
+                    f"two [[volume]] tables have the name {volume.name!r}"
+                    + ("" if twin.name == volume.name else f" ({twin.name!r} differs only in case)")
+                    + "; each volume needs a name of its own"
+                )
+            found.append(volume)
+        return tuple(found)
+
+    def _value(self, shown: str, key: str, raw: Any, field: FieldInfo) -> Any:
+        try:
+            return self._convert(raw, field)
+        except ValueError as error:  # msgspec.ValidationError is one
+            reason = "" if isinstance(error, msgspec.ValidationError) else f" cannot be used: {error}"
+            self.problem(f"{shown} {key} = {_as_written(raw)}{reason}; allowed: {allowed(field)}")
+            return None
+
+    def _convert(self, raw: Any, field: FieldInfo) -> Any:
+        kind, meta = _kind(field)
+        if kind is Path:
+            return self._path(raw)
+        unit = _unit_of(meta)
+        if unit and not isinstance(raw, str):
+            raise ValueError("it must be text with a unit")
+        if unit:
+            raw = parse_size(raw) if unit == "size" else parse_duration(raw)
+        if field.name == "url" and isinstance(raw, str):
+            folder_of(raw, windows=os.name == "nt")
+        return msgspec.convert(raw, field.type)
+
+    def _path(self, raw: Any) -> Path:
+        if not isinstance(raw, str):
+            raise ValueError("it must be text")
+        if raw.lower().startswith(("smb://", "s3://")):
+            raise ValueError(f"{raw.partition(':')[0]}:// is not supported by this version yet")
+        if "://" in raw:
+            raise ValueError("it must be a plain path, not a URL")
+        if not raw or "\0" in raw:
+            raise ValueError("it is empty" if not raw else "it holds a zero byte")
+        if raw.startswith("~"):
+            raise ValueError("~ is not expanded: write the whole path")
+        return Path(os.path.abspath(self.base / raw))
+
+    def _unknown(self, table: str, key: str, known: list[str], shown: str = "") -> None:
+        what = f"{shown} {key}" if table else f"[{key}]"
+        if key in LATER[table]:
+            self.problem(f"{what} is not supported by this version yet: remove it")
+            return
+        from difflib import get_close_matches
+
+        close = get_close_matches(key, known, n=1)
+        meant = f", did you mean {close[0]}?" if close else ";"
+        self.problem(f"{what} is unknown{meant} allowed {'here' if table else 'tables'}: {', '.join(known)}")
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"configuration file {path} cannot be read: {error.strerror or error}") from None
+    if len(data) > FILE_BYTES_MAX:
+        raise ConfigError(f"configuration file {path} is larger than {show_size(FILE_BYTES_MAX)}")
+    try:
+        return data.decode("utf-8-sig")  # Windows editors like to put a byte order mark in front
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path} is not valid TOML: line {line} is not UTF-8") from None
+
+
+def _contradictions(config: Config) -> list[str]:
+    """Return sentences about settings that are each allowed, but not together."""
+    found: list[str] = []
+    places = [("[vault] url", config.vault.folder), ("[system] state_dir", config.system.state_dir)]
+    if config.cache is not None:
+        places.insert(1, ("[cache] path", config.cache.path))
+    for position, (name, path) in enumerate(places):
+        for other_name, other in places[position + 1 :]:
+            if _inside(path, other) or _inside(other, path):
+                found.append(f"{name} ({path}) and {other_name} ({other}) must not lie inside each other")
+    if config.memory_bytes > MEMORY_BYTES_MAX:
+        most = MEMORY_BYTES_MAX - (config.memory_bytes - config.queue.size_bytes)
+        found.append(
+            f"[queue] size = {_as_written(show_size(config.queue.size_bytes))} and {show_size(LANE_BYTES_MAX)} of packs"
+            f" in flight for each of vault and cache make {show_size(config.memory_bytes)} of memory; allowed:"
+            f" {show_size(MEMORY_BYTES_MAX)}, that is a [queue] size of at most {show_size(most)}"
+        )
+    return found
+
+
+def _inside(inner: Path, outer: Path) -> bool:
+    inner_parts = Path(os.path.normcase(os.path.abspath(inner))).parts
+    outer_parts = Path(os.path.normcase(os.path.abspath(outer))).parts
+    return inner_parts[: len(outer_parts)] == outer_parts
+
+
+def _kind(field: FieldInfo) -> tuple[Any, msgspec.Meta | None]:
+    """Return the bare type of a setting (`Path | None` counts as Path) and its bounds."""
+    kind: Any = field.type
+    meta: msgspec.Meta | None = None
+    if typing.get_origin(kind) is typing.Annotated:
+        kind, meta = typing.get_args(kind)[:2]
+    options = [option for option in typing.get_args(kind) if option is Path]
+    return (options[0] if options else kind), meta
+
+
+def _unit_of(meta: msgspec.Meta | None) -> str:
+    return str((meta.extra or {}).get("unit", "")) if meta is not None else ""
+
+
+def _as_written(value: Any) -> str:
+    """Return `value` as TOML would write it, cut short."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."

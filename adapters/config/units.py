@@ -1,0 +1,81 @@
+"""Sizes and durations as people write them: "64 MiB", "1.5 GB", "15 s", "10 min"."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Final
+
+MIB: Final = 1 << 20
+
+SIZES: Final = {
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "TiB": 1 << 40,
+}
+DURATIONS: Final = {
+    "ms": Decimal("0.001"),
+    "s": Decimal(1),
+    "min": Decimal(60),
+    "h": Decimal(3600),
+    "d": Decimal(86400),
+}
+_QUANTITY: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]+)", re.ASCII)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that `text` ("64 MiB") says.
+
+    Raises: ValueError, when it is not a number with a unit of `SIZES`, or no whole number of bytes.
+    """
+    number, unit = _split(text)
+    scale = _unit(unit, {name: Decimal(value) for name, value in SIZES.items()})
+    size = number * scale
+    if size != int(size):
+        raise ValueError(f"{text!r} is no whole number of bytes")
+    return int(size)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that `text` ("10 min") says.
+
+    Raises: ValueError, when it is not a number with a unit of `DURATIONS`.
+    """
+    number, unit = _split(text)
+    return float(number * _unit(unit, DURATIONS))
+
+
+def show_size(size: int) -> str:
+    """Return `size` bytes in the largest binary unit that leaves it exact ("64 MiB")."""
+    for name in ("TiB", "GiB", "MiB", "KiB"):
+        if size and size % SIZES[name] == 0:
+            return f"{size // SIZES[name]} {name}"
+    return f"{size} B"
+
+
+def show_duration(seconds: float) -> str:
+    """Return `seconds` in the largest unit that leaves a whole number ("10 min"); a minute stays "60 s"."""
+    for name, scale, least in (("d", 86400, 2), ("h", 3600, 1), ("min", 60, 2)):
+        if seconds >= scale * least and seconds % scale == 0:
+            return f"{int(seconds // scale)} {name}"
+    return f"{seconds:g} s"
+
+
+def _split(text: str) -> tuple[Decimal, str]:
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a number with a unit")
+    return Decimal(match[1]), match[2]
+
+
+def _unit(name: str, units: dict[str, Decimal]) -> Decimal:
+    try:
+        return units[name]
+    except KeyError:
+        raise ValueError(f"unit {name!r} is unknown; allowed: {', '.join(units)}") from None
