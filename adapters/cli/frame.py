@@ -1,0 +1,232 @@
+"""What every command shares: the configuration, the one JSON document, exit codes, the event loop, the passphrase.
+
+A command lives in `adapters/cli/<name>.py` as a click command object called `command`:
+
+    @click.command(epilog=examples("forebay points", "forebay points --json"))
+    @frame.pass_context
+    def command(context: frame.Context) -> int:
+        context.emit({"points": [...]}, "3 restore points")
+        return frame.DONE
+
+It returns its exit code. `--config`, `--json`, `--progress`, `--verbose` and `--log` are added to it by the group in
+adapters/main.py, so they may stand before or after the command's name. Errors are raised, never printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from engine.errors import ConfigError, ForebayError, SessionRunning
+
+if TYPE_CHECKING:
+    from adapters.cli.progress import Progress
+    from adapters.config import Config, Secret
+
+T = TypeVar("T")
+
+# Exit codes, DESIGN.md §8.
+DONE: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+IN_SPOOL: Final = 3
+SOMETHING_MISSING: Final = 4
+RUNNING: Final = 5
+_PRECEDENCE: Final = (USAGE, RUNNING, FAILED, SOMETHING_MISSING, IN_SPOOL, DONE)
+
+STOPPED: Final = "stopped before it was done; nothing half-done counts, the next run goes on from what was finished"
+PASSPHRASE_BYTES_MAX: Final = 4096
+
+
+class Context:
+    """What the command line and its global options said; one for a run of the program."""
+
+    def __init__(self) -> None:
+        self.config_file: Path | None = None
+        self.json = False
+        self.progress_mode = "auto"
+        self.verbose = False
+        self.log_format = "human"
+        self.emitted = False
+        self._config: Config | None = None
+
+    @property
+    def config(self) -> Config:
+        """The configuration, read when it is first asked for. Raises: ConfigError."""
+        if self._config is None:
+            from adapters.config import load_config
+
+            self._config = load_config(self.require_config_file())
+        return self._config
+
+    def require_config_file(self) -> Path:
+        """Return where the configuration file is. Raises: ConfigError."""
+        named = self.config_file or os.environ.get("FOREBAY_CONFIG")
+        if not named:
+            raise ConfigError("no configuration file: name it with --config FILE or in FOREBAY_CONFIG")
+        return Path(named)
+
+    def emit(self, document: Any, text: str = "") -> None:
+        """Give the command's result, once: `document` as JSON with --json, else `text` for people, on stdout."""
+        assert not self.emitted, "a command gives one document"
+        self.emitted = True
+        if self.json:
+            click.echo(json.dumps(document, indent=2, default=_plain))
+        elif text:
+            click.echo(text)
+
+    def note(self, text: str) -> None:
+        """Tell a person something on the way, on stderr; nothing with --json."""
+        if not self.json:
+            click.echo(text, err=True)
+
+    def progress(self, what: str) -> Progress:
+        """Return a progress display for `what` ("backup"), to be used as a context manager."""
+        from adapters.cli.progress import Progress, display
+
+        mode = self.progress_mode
+        if mode == "auto":
+            mode = "none" if self.json else "bar" if sys.stderr.isatty() else "lines"
+        return Progress(what, display(mode, what))
+
+    def start_logs(self) -> None:
+        """Send log events to stderr: all that matters where no terminal shows progress, else warnings only."""
+        from adapters import logs
+
+        quiet = self.json or sys.stderr.isatty()
+        level = "debug" if self.verbose else "warning" if quiet else "info"
+        logs.configure(level, "json" if self.log_format == "json" else "human")
+
+    def run_async(self, main: Callable[[], Awaitable[int]]) -> int:
+        """Start logging, run `main` on an event loop and return its exit code."""
+        self.start_logs()
+        return run_async(main)
+
+
+pass_context = click.make_pass_decorator(Context, ensure=True)
+
+
+def run_async(main: Callable[[], Awaitable[T]]) -> T:
+    """Run `main` on asyncio; SIGTERM ends it as Ctrl-C does: tasks are cancelled, then KeyboardInterrupt.
+
+    Raises: what `main` raises, an exception group as its weightiest member (see `sole_error`).
+    """
+    import anyio
+
+    async def guarded() -> T:
+        interrupt = signal.getsignal(signal.SIGINT)
+        if callable(interrupt):
+            signal.signal(signal.SIGTERM, interrupt)
+        return await main()
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return anyio.run(guarded, backend="asyncio")
+    except BaseExceptionGroup as group:
+        raise sole_error(group) from group
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def sole_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the one error of a group that a user is to see: the weightiest expected one, if all are expected."""
+    leaves = list(_leaves(group))
+    if not all(isinstance(leaf, ForebayError | KeyboardInterrupt) for leaf in leaves):
+        return group if len(leaves) > 1 else leaves[0]
+    return min(leaves, key=lambda leaf: _PRECEDENCE.index(exit_code_of(leaf)))
+
+
+def _leaves(error: BaseException) -> Iterable[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code an error stands for."""
+    if isinstance(error, click.UsageError | ConfigError):
+        return USAGE
+    return RUNNING if isinstance(error, SessionRunning) else FAILED
+
+
+def weightiest(codes: Iterable[int]) -> int:
+    """Return the exit code that counts where several apply (DESIGN.md §8: 2, 5, 1, 4, 3, 0)."""
+    return min(codes, key=_PRECEDENCE.index, default=DONE)
+
+
+def examples(*lines: str) -> str:
+    """Return a help text's closing block of examples."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def passphrase_option(function: Callable[..., T]) -> Callable[..., T]:
+    """Add `--passphrase-file FILE` to a command, as the argument `passphrase_file`."""
+    return click.option(
+        "--passphrase-file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="File with the passphrase, readable by its owner only. Without it: FOREBAY_PASSPHRASE, or a question.",
+    )(function)
+
+
+def read_passphrase(file: Path | None, *, confirm: bool = False) -> Secret:
+    """Return the passphrase from `file`, else from FOREBAY_PASSPHRASE, else asked for on the terminal.
+
+    `confirm`: ask twice, for a passphrase that is being chosen. Raises: ConfigError.
+    """
+    from adapters.config.secret import Secret
+
+    if file is not None:
+        return Secret(_passphrase_in(file))
+    value = os.environ.get("FOREBAY_PASSPHRASE", "")
+    if not value and sys.stdin.isatty() and sys.stderr.isatty():
+        value = click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True)
+    if not value:
+        raise ConfigError("a passphrase is needed: give --passphrase-file FILE or set FOREBAY_PASSPHRASE")
+    return Secret(value)
+
+
+def _passphrase_in(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            # Group rights are left alone: systemd hands credentials over with them.
+            if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & 0o007:
+                raise ConfigError(f"passphrase file {file} is open to every user: run chmod o= on it")
+            data = stream.read(PASSPHRASE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"passphrase file {file} cannot be read: {error.strerror or error}") from None
+    if len(data) > PASSPHRASE_BYTES_MAX:
+        raise ConfigError(f"passphrase file {file} is longer than {PASSPHRASE_BYTES_MAX} bytes: is it the right file?")
+    try:
+        text = data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ConfigError(f"passphrase file {file} is not UTF-8 text: is it the right file?") from None
+    if not text:
+        raise ConfigError(f"passphrase file {file} is empty")
+    if "\n" in text:
+        raise ConfigError(f"passphrase file {file} has more than one line: is it the right file?")
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has no word for as something it has."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    if hasattr(value, "item"):  # a numpy number
+        return value.item()
+    import msgspec
+
+    return msgspec.to_builtins(value)

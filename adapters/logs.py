@@ -1,0 +1,57 @@
+"""Where log events go: lines for people, or JSON, on stderr; never on stdout, and never a secret."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Final, Literal
+
+import structlog
+
+Format = Literal["human", "json"]
+LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+SECRET_KEYS: Final = ("passphrase", "password", "secret", "private", "token", "credential")
+
+
+def configure(level: str, shape: Format) -> None:
+    """Send events of `level` (a key of `LEVELS`) and above to stderr.
+
+    "human": one line an event, time, level, event, then its values. "json": one JSON object a line.
+    """
+    renderer: Any
+    if shape == "json":
+        renderer = structlog.processors.JSONRenderer(default=str)
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            mask_secrets,
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=lambda *_: _Stderr(),
+        cache_logger_on_first_use=False,
+    )
+
+
+def mask_secrets(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replace values whose key says that they are secret; the second net under the `Secret` type."""
+    for key in event:
+        if any(word in key.lower() for word in SECRET_KEYS):
+            event[key] = "***"
+    return event
+
+
+class _Stderr:
+    """A logger that looks stderr up at each line: a progress bar may have put itself in front of it."""
+
+    def _write(self, message: str) -> None:
+        sys.stderr.write(message + "\n")
+        sys.stderr.flush()
+
+    debug = info = warning = error = critical = exception = msg = log = _write
