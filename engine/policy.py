@@ -1,0 +1,142 @@
+"""Policies: how long, how often, how much. Frozen, units in the names, bounds checked when they are made.
+
+A value out of bounds is the world's doing (a configuration), so it raises `ConfigError`; the configuration file's
+own checks have the same bounds and name the key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, get_args
+
+from engine.errors import ConfigError
+
+MIB: Final = 1 << 20
+
+OnError: TypeAlias = Literal["warn", "error", "fail"]
+OnSlow: TypeAlias = Literal["wait", "skip"]
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is {value:g}; it must lie between {low:g} and {high:g}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}; it must be one of: {', '.join(allowed)}")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a failed call to a store is tried again, and when the store counts as lost (DESIGN.md §3.2).
+
+    `retries_max` per call, `session_retries_max` over all calls of a session (None: no such bound); no retry is
+    begun `retry_within_s` after the last call that succeeded. `stall_s`: a call that moves nothing for so long
+    has failed; `flush_stall_s` likewise for a flush. The wait before retry n (from 1) is random, evenly between
+    0 and min(`backoff_max_s`, `backoff_s` * 2**(n-1)): "full jitter", so that many systems that lost the same
+    store do not come back in step.
+    """
+
+    retries_max: int = 5
+    retry_within_s: float = 60.0
+    session_retries_max: int | None = None
+    stall_s: float = 30.0
+    flush_stall_s: float = 300.0
+    backoff_s: float = 1.0
+    backoff_max_s: float = 16.0
+
+    def __post_init__(self) -> None:
+        _within("retries_max", self.retries_max, 0, 1000)
+        _within("retry_within", self.retry_within_s, 0, 86_400)
+        if self.session_retries_max is not None:
+            _within("retries_max of a session", self.session_retries_max, 0, 1000)
+        _within("stall", self.stall_s, 0.001, 3600)
+        _within("flush stall", self.flush_stall_s, 0.001, 3600)
+        _within("backoff", self.backoff_s, 0, 60)
+        _within("longest backoff", self.backoff_max_s, self.backoff_s, 3600)
+
+    def backoff_bound_s(self, retry: int) -> float:
+        """Return the upper bound in seconds of the wait before retry number `retry` (from 1)."""
+        # The exponent is bounded before it is used: 2.0 ** 1024 overflows.
+        return min(self.backoff_max_s, self.backoff_s * 2.0 ** min(retry - 1, 64))
+
+
+@dataclass(frozen=True, slots=True)
+class CacheErrorPolicy:
+    """What errors of the cache cost (DESIGN.md §3.4): `retries_max` in a session, then `on_error`.
+
+    "warn" and "error" give the cache lane up for the session and go on (they differ in the exit code), "fail"
+    ends the session.
+    """
+
+    on_error: OnError = "warn"
+    retries_max: int = 20
+
+    def __post_init__(self) -> None:
+        _one_of("on_error", self.on_error, get_args(OnError))
+        _within("retries_max", self.retries_max, 0, 1000)
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether the session goes on without the cache."""
+        return self.on_error != "fail"
+
+    def retry(self) -> RetryPolicy:
+        """Return the retry policy of the cache: the session's retries are the bound, not a window of time.
+
+        The waits are short, so that a cache that is gone holds the vault lane up for less than two minutes.
+        """
+        return RetryPolicy(
+            retries_max=self.retries_max,
+            session_retries_max=self.retries_max,
+            retry_within_s=86_400,
+            backoff_s=0.25,
+            backoff_max_s=4.0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SlowPolicy:
+    """What a slow cache costs: "wait" for it, or "skip" the slots that waited `skip_after_s` for it alone."""
+
+    on_slow: OnSlow = "wait"
+    skip_after_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        _one_of("on_slow", self.on_slow, get_args(OnSlow))
+        _within("skip_after", self.skip_after_s, 0.1, 3600)
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """The bound of the transmission queue. With two lanes' packs in flight (2 x 128 MiB) it stays below 350 MiB."""
+
+    bytes_max: int = 64 * MIB
+
+    def __post_init__(self) -> None:
+        _within("queue size in MiB", self.bytes_max / MIB, 8, 94)
+
+
+@dataclass(frozen=True, slots=True)
+class LanePolicy:
+    """The bounds of one lane: size of its packs, and bytes of packs in flight, the open one included."""
+
+    pack_bytes: int = 16 * MIB
+    in_flight_bytes_max: int = 128 * MIB
+    puts_bound: int = 16
+
+    def __post_init__(self) -> None:
+        _within("pack_size in MiB", self.pack_bytes / MIB, 4, 64)
+        _within("packs in flight in MiB", self.in_flight_bytes_max / MIB, self.pack_bytes / MIB, 128)
+        _within("puts at once", self.puts_bound, 1, 16)
+
+    @property
+    def packs_max(self) -> int:
+        """How many packs may be in memory at once: open, waiting to be put, or being put."""
+        return self.in_flight_bytes_max // self.pack_bytes
+
+    @property
+    def puts_max(self) -> int:
+        """How many puts may run at once."""
+        return min(self.puts_bound, self.packs_max)
