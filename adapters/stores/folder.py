@@ -1,0 +1,127 @@
+"""Objects as files in a local or mounted folder: the async half, over `folderfiles` (one thread hop a call).
+
+A file system call cannot be cancelled: every call is given up after a time without progress (see `calls`), and a
+cancelled or timed-out put publishes nothing unless its link was already on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from itertools import islice
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+from adapters.stores.calls import Call, WatchedThreads
+from adapters.stores.folderfiles import FolderFiles, create_folder
+from adapters.stores.folderwalk import walk
+from adapters.stores.plainnames import is_object_name
+from engine.block import Bytes
+from engine.errors import StoreRejected
+from engine.ports import ObjectInfo
+
+T = TypeVar("T")
+
+THREADS_MAX: Final = 32
+LIST_CHUNK: Final = 1000
+
+
+class FolderStore:
+    """An ObjectStore, and a Barrier, over the folder `root`.
+
+    `owner`: 1 to 64 letters and digits, in the names of temporary files. `sync`: "put" makes every put durable by
+    itself, "flush" leaves it to `flush`. A probe may take `connect_timeout_s`, every other call
+    `stall_timeout_s` without progress, one fsync of a flush `flush_timeout_s`.
+    The folder is *there* while it holds the object `format`, the same bytes as when it was first looked at;
+    otherwise every operation is StoreUnavailable and nothing is ever created.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        owner: str,
+        sync: Literal["put", "flush"] = "put",
+        connect_timeout_s: float = 15.0,
+        stall_timeout_s: float = 30.0,
+        flush_timeout_s: float = 120.0,
+    ) -> None:
+        if min(connect_timeout_s, stall_timeout_s, flush_timeout_s) <= 0:
+            raise ValueError("timeouts must be greater than 0 s")
+        self._files = FolderFiles(root, owner, durable_put=sync == "put")
+        self._threads = WatchedThreads(f"folder {self._files.root}", THREADS_MAX)
+        self._connect_timeout_s = connect_timeout_s
+        self._stall_timeout_s, self._flush_timeout_s = stall_timeout_s, flush_timeout_s
+
+    @classmethod
+    async def create(cls, root: Path, format_bytes: bytes, stall_timeout_s: float = 30.0) -> None:
+        """Make `root` the folder of a new store with this format object; only `init` does.
+
+        The parent of `root` must exist; `root` must be absent or empty (what an interrupted create left, and
+        `lost+found`, do not count).
+
+        Raises: ConfigError (no parent, not a folder, not empty, holds a store), StoreRejected, StoreUnavailable.
+        """
+        threads = WatchedThreads(f"folder {root}", 1)
+        await threads.run(stall_timeout_s, lambda call: create_folder(call, root, format_bytes))
+
+    async def _run(self, function: Callable[[Call], T], timeout_s: float | None = None) -> T:
+        return await self._threads.run(timeout_s or self._stall_timeout_s, function)
+
+    @staticmethod
+    def _checked(name: str) -> str:
+        if not is_object_name(name):
+            raise StoreRejected(f"{name!r} is no name an object may have")
+        return name
+
+    async def put(self, name: str, data: Bytes) -> None:
+        """See `ObjectStore.put`; a name that is no plain one is StoreRejected, here and below."""
+        self._checked(name)
+        await self._run(lambda call: self._files.put(call, name, data))
+
+    async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """See `ObjectStore.get`."""
+        self._checked(name)
+        return await self._run(lambda call: self._files.get(call, name, offset, length))
+
+    async def stat(self, name: str) -> int:
+        """See `ObjectStore.stat`."""
+        self._checked(name)
+        return await self._run(lambda call: self._files.stat(call, name))
+
+    async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
+        """See `ObjectStore.list`; folders are read as the listing goes, `LIST_CHUNK` objects a hop."""
+        found = walk(self._files.root, prefix, after)
+
+        def chunk(call: Call) -> list[ObjectInfo]:
+            with self._files.here():
+                rows = list(islice(found, LIST_CHUNK))
+                call.progress()
+            # Looked at again after the reading: a folder that was unmounted meanwhile is away, not empty.
+            self._files.probe(call)
+            return rows
+
+        while True:
+            rows = await self._run(chunk)
+            for row in rows:
+                yield row
+            if len(rows) < LIST_CHUNK:
+                return
+
+    async def delete(self, name: str) -> None:
+        """See `ObjectStore.delete`; durable like a put."""
+        self._checked(name)
+        await self._run(lambda call: self._files.delete(call, name))
+
+    async def probe(self) -> None:
+        """See `ObjectStore.probe`."""
+        await self._run(self._files.probe, self._connect_timeout_s)
+
+    async def flush(self) -> None:
+        """See `Barrier.flush`. Once it could not make something durable it never succeeds again."""
+        await self._run(self._files.flush, self._flush_timeout_s)
+
+    async def sweep(self) -> int:
+        """Remove temporary files this owner left behind and return how many; call it while no other call runs.
+
+        Raises: StoreUnavailable, StoreRejected.
+        """
+        return await self._run(self._files.sweep)
