@@ -166,11 +166,12 @@ class BarDisplay:
         from rich.console import Console
         from rich.progress import BarColumn, SpinnerColumn, TextColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
         self._bar = RichProgress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=len(self._what))),
+            BarColumn(bar_width=12),
             TextColumn("{task.fields[figures]}"),
             console=Console(stderr=True),
             redirect_stdout=False,
@@ -186,12 +187,12 @@ class BarDisplay:
         if snapshot.total_bytes is not None:
             figures += f" of {bytes_text(snapshot.total_bytes)}"
         figures += f"  {bytes_text(pace.rate)}/s"
-        if snapshot.lanes:
-            figures += "  queue " + " ".join(f"{lane} {fill:.0%}" for lane, fill in snapshot.lanes.items())
         if pace.left_s is not None:
             figures += f"  {time_text(pace.left_s)} left"
-        if snapshot.note:
-            figures += f"  {snapshot.note}"
+        lanes = " ".join(f"{lane} {fill:.0%}" for lane, fill in snapshot.lanes.items())
+        # A second line, so that the first keeps its place on a terminal of 80 columns.
+        second = "  ".join(part for part in (lanes and f"queue {lanes}", snapshot.note) if part)
+        figures += f"\n{second}" if second else ""
         # A volume may turn out to be empty: a bar of zero bytes is a full one.
         total = None if snapshot.total_bytes is None else max(1, snapshot.total_bytes)
         done = snapshot.done_bytes if snapshot.total_bytes != 0 else 1

@@ -64,7 +64,7 @@ def show_duration(seconds: float) -> str:
     for name, scale, least in (("d", 86400, 2), ("h", 3600, 1), ("min", 60, 2)):
         if seconds >= scale * least and seconds % scale == 0:
             return f"{int(seconds // scale)} {name}"
-    return f"{seconds:g} s"
+    return f"{seconds:.3f}".rstrip("0").rstrip(".") + " s"
 
 
 def _split(text: str) -> tuple[Decimal, str]:

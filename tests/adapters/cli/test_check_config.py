@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from adapters import main
+from engine.vault.formatobject import new_store
+
+
+class House:
+    """A configuration whose every place is as it should be; tests then break one of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "forebay.toml"
+        self.volume = folder / "data.img"
+        self.volume.write_bytes(b"\1" * 1_000_000)
+        for kind in ("vault", "cache"):
+            (folder / kind).mkdir()
+            (folder / kind / "format").write_bytes(new_store(kind).encode())
+        (folder / "state").mkdir()
+        (folder / "state/identity").touch(0o600)
+        self.config.write_text(
+            "[system]\nname = 'web-01'\nstate_dir = 'state'\n[[volume]]\nname = 'data'\npath = 'data.img'\n"
+            f"[vault]\nurl = '{(folder / 'vault').as_uri()}'\n[cache]\npath = 'cache'\n"
+        )
+
+    def add(self, heading: str, line: str) -> None:
+        self.config.write_text(self.config.read_text().replace(heading, f"{heading}\n{line}"))
+
+    def check(self, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+        code = main.run(["check-config", "--config", str(self.config), "--json"])
+        document = json.loads(capsys.readouterr().out)
+        assert document["exit_code"] == code
+        assert document["ok"] == (code == 0)
+        return code, document["problems"]
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def test_a_house_in_order_has_nothing_wrong(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(house.folder.rglob("*"))
+    assert house.check(capsys) == (0, [])
+    assert main.run(["--config", str(house.config), "check-config"]) == 0
+    out = capsys.readouterr().out
+    assert "Nothing is wrong." in out
+    assert "local state" in out
+    assert "up to 1.27 KiB for these volumes" in out
+    assert "memory of a session: up to 320 MiB" in out
+    assert sorted(house.folder.rglob("*")) == before
+
+
+def test_a_wrong_file_tells_all_its_mistakes_and_exits_as_configuration(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    house.add("[vault]", "colour = 'red'\nretries_max = -1")
+    code, problems = house.check(capsys)
+    assert code == 2
+    assert len(problems) == 2
+    assert main.run(["check-config", "--config", str(house.config)]) == 2
+    assert "2 problems:" in capsys.readouterr().out
+
+
+def test_every_place_that_is_wrong_is_named_at_once(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    house.volume.unlink()
+    (house.folder / "vault/format").unlink()
+    (house.folder / "cache/format").write_bytes(new_store("vault").encode())
+    (house.folder / "state/identity").unlink()
+    code, problems = house.check(capsys)
+    assert code == 1
+    words = ["volume 'data'", "is no store yet", "is a vault, not a cache", "run forebay init to enrol"]
+    assert [word for word, problem in zip(words, problems, strict=True) if word not in problem] == []
+
+
+def test_a_folder_that_is_not_there_is_away_and_not_created(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    (house.folder / "vault").rename(house.folder / "gone")
+    _, problems = house.check(capsys)
+    assert problems == [f"vault: there is no folder {house.folder / 'vault'}: mount it, or create it with forebay init"]
+    assert not (house.folder / "vault").exists()
+
+
+def test_a_damaged_and_a_newer_marker_are_told_apart(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    marker = house.folder / "vault/format"
+    whole = marker.read_bytes()
+    marker.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "is damaged" in house.check(capsys)[1][0]
+    marker.write_bytes(b"not a store")
+    assert "is damaged" in house.check(capsys)[1][0]
+    newer = whole[:8] + b"\2\0" + whole[10:-16]
+    marker.write_bytes(newer + blake3(newer).digest(16))
+    assert "install a newer forebay" in house.check(capsys)[1][0]
+
+
+def test_a_cache_that_is_switched_off_is_not_looked_at(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    (house.folder / "cache/format").unlink()
+    house.add("[cache]", "enabled = false")
+    assert house.check(capsys) == (0, [])
+
+
+def test_a_folder_is_no_volume(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    house.volume.unlink()
+    house.volume.mkdir()
+    assert "is a folder; a volume is a device or an image file" in house.check(capsys)[1][0]
+
+
+def test_a_hints_file_that_is_not_there_is_told(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    house.add("[[volume]]", "hints = 'data.hints'")
+    assert "there is no hints file" in house.check(capsys)[1][0]
+
+
+def test_an_identity_open_to_others_is_told(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    (house.folder / "state/identity").chmod(0o644)
+    assert "run chmod 600 on it" in house.check(capsys)[1][0]
+
+
+def test_a_state_folder_that_cannot_be_is_told(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    house.add("[system]", "identity_file = 'state/identity'")
+    text = house.config.read_text()
+    house.config.write_text(text.replace("state_dir = 'state'", "state_dir = 'data.img/state'"))
+    assert "is no folder, so" in house.check(capsys)[1][0]
+
+
+@pytest.mark.root
+def test_a_read_only_vault_is_told(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    import subprocess
+
+    vault = str(house.folder / "vault")
+    subprocess.run(["mount", "--bind", vault, vault], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", vault], check=True)
+        assert house.check(capsys)[1] == [f"vault: {vault} cannot be written to: Read-only file system"]
+    finally:
+        subprocess.run(["umount", vault], check=True)

@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.config import Config, ConfigProblems, load_config, load_vault, parse_config
+from adapters.config.load import FILE_BYTES_MAX
+from adapters.config.model import folder_of
+from engine.errors import ConfigError
+
+MINIMAL = """
+[system]
+name = "web-01"
+[[volume]]
+name = "data"
+path = "/dev/vg0/data"
+[vault]
+url = "file:///srv/vault"
+"""
+SOURCE = Path("/etc/forebay/forebay.toml")
+
+
+def parsed(text: str) -> Config:
+    return parse_config(text, SOURCE)
+
+
+def problem(text: str) -> str:
+    with pytest.raises(ConfigProblems) as caught:
+        parsed(text)
+    assert len(caught.value.problems) == 1, caught.value.problems
+    sentence = caught.value.problems[0]
+    assert sentence.startswith(f"{SOURCE}: ")
+    return sentence.removeprefix(f"{SOURCE}: ")
+
+
+def with_table(table: str, line: str) -> str:
+    """Return MINIMAL with `line` added to `table`, which may be a new one."""
+    heading = {"volume": "[[volume]]"}.get(table, f"[{table}]")
+    if heading not in MINIMAL:
+        extra = 'path = "/mnt/usb"\n' if table == "cache" and not line.startswith("path") else ""
+        return MINIMAL + f"{heading}\n{extra}{line}\n"
+    return MINIMAL.replace(heading + "\n", f"{heading}\n{line}\n")
+
+
+def test_three_settings_are_enough() -> None:
+    config = parsed(MINIMAL)
+    assert config.system.name == "web-01"
+    assert config.vault.folder == Path("/srv/vault")
+    assert [(volume.name, volume.path) for volume in config.volumes] == [("data", Path("/dev/vg0/data"))]
+    assert config.cache is None
+    assert config.queue.size_bytes == 64 << 20
+    assert config.system.identity_file == config.system.state_dir / "identity"
+
+
+def test_every_setting_arrives_with_its_value() -> None:
+    config = parsed(
+        """
+        [system]
+        name = "Büro PC 2"
+        state_dir = "/s"
+        identity_file = "/keys/identity"
+        [[volume]]
+        name = "a"
+        path = "/a.img"
+        hints = "/a.hints"
+        on_read_error = "skip"
+        [[volume]]
+        name = "b"
+        path = "b.img"
+        [vault]
+        url = "file:///v"
+        connect_timeout = "2 s"
+        retries_max = 1
+        retry_within = "2 min"
+        share = "own"
+        compression = "lz4"
+        pack_size = "4 MiB"
+        paranoid = true
+        [cache]
+        path = "/c"
+        enabled = false
+        retries_max = 3
+        on_error = "fail"
+        on_slow = "skip"
+        skip_after = "1500 ms"
+        [queue]
+        size = "32 MiB"
+        """
+    )
+    assert config.system.name == "Büro PC 2"
+    assert (config.system.state_dir, config.system.identity_file) == (Path("/s"), Path("/keys/identity"))
+    first, second = config.volumes
+    assert (first.hints, first.on_read_error) == (Path("/a.hints"), "skip")
+    assert (second.path, second.hints, second.on_read_error) == (Path("/etc/forebay/b.img"), None, "fail")
+    vault = config.vault
+    assert (vault.connect_timeout_s, vault.retries_max, vault.retry_within_s) == (2.0, 1, 120.0)
+    assert (vault.share, vault.compression, vault.pack_size_bytes, vault.paranoid) == ("own", "lz4", 4 << 20, True)
+    cache = config.cache
+    assert cache is not None
+    assert (cache.enabled, cache.retries_max, cache.on_error) == (False, 3, "fail")
+    assert (cache.on_slow, cache.skip_after_s) == ("skip", 1.5)
+    assert config.queue.size_bytes == 32 << 20
+    assert config.active_cache is None
+
+
+def test_the_configuration_is_frozen() -> None:
+    config = parsed(MINIMAL)
+    with pytest.raises(AttributeError):
+        config.vault.url = "file:///x"  # type: ignore[misc]
+
+
+def test_relative_paths_are_meant_from_the_folder_of_the_file() -> None:
+    config = parsed(MINIMAL.replace("/dev/vg0/data", "../disks/data.img"))
+    assert config.volumes[0].path == Path("/etc/disks/data.img")
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "words"),
+    [
+        ("vault", "retry_max = 3", "[vault] retry_max is unknown, did you mean retries_max? allowed here: url,"),
+        ("vault", "colour = 3", "[vault] colour is unknown; allowed here: url,"),
+        ("volume", "pth = 3", "[[volume]] 'data': pth is unknown, did you mean path? allowed here: name, path,"),
+        ("vault", "retries_max = 101", "[vault] retries_max = 101; allowed: a whole number from 0 to 100"),
+        ("vault", "retries_max = true", "[vault] retries_max = true; allowed: a whole number from 0 to 100"),
+        ("vault", "retries_max = 1.5", "[vault] retries_max = 1.5; allowed: a whole number from 0 to 100"),
+        ("vault", 'pack_size = "3 MiB"', '[vault] pack_size = "3 MiB"; allowed: 4 MiB to 64 MiB'),
+        ("vault", "pack_size = 16", "pack_size = 16 cannot be used: it must be text with a unit; allowed: 4 MiB to"),
+        ("vault", 'pack_size = "16 mb"', "unit 'mb' is unknown; allowed: B, kB, MB"),
+        ("vault", 'connect_timeout = "0.5 s"', 'connect_timeout = "0.5 s"; allowed: 1 s to 5 min'),
+        ("vault", 'share = "all"', '[vault] share = "all"; allowed: "vault" or "own"'),
+        ("vault", "paranoid = 1", "[vault] paranoid = 1; allowed: true or false"),
+        ("system", "state_dir = 5", "[system] state_dir = 5 cannot be used: it must be text; allowed: a path"),
+        ("system", 'state_dir = "~/x"', "~ is not expanded: write the whole path"),
+        ("system", 'state_dir = ""', "it is empty"),
+        ("cache", 'path = "smb://nas/share"', "smb:// is not supported by this version yet"),
+        ("cache", 'path = "file:///x"', "it must be a plain path, not a URL"),
+        ("cache", "verify = { every = '24 h' }", "[cache] verify is not supported by this version yet: remove it"),
+        ("vault", 'reconnect_window = "1 min"', "[vault] reconnect_window is not supported by this version yet"),
+        ("vault", "delta = false", "[vault] delta is not supported by this version yet"),
+        ("spool", 'path = "/x"', "[spool] is not supported by this version yet: remove it"),
+        ("schedule", 'backup = "x"', "[schedule] is not supported by this version yet: remove it"),
+        ("queues", 'size = "8 MiB"', "[queues] is unknown, did you mean queue? allowed tables: system, volume,"),
+        ("queue", 'size = "7 MiB"', '[queue] size = "7 MiB"; allowed: 8 MiB to 222 MiB'),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_table_and_what_is_allowed(table: str, line: str, words: str) -> None:
+    assert words in problem(with_table(table, line))
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3://bucket/x", "s3:// is not supported by this version yet"),
+        ("smb://nas/share", "smb:// is not supported by this version yet"),
+        ("/srv/vault", "it is no file:// URL; allowed: a file:// URL with an absolute path"),
+        ("file://nas/share", "it names the host 'nas'"),
+        ("file:///", "it names no folder"),
+        ("file:///a?b", "%3F"),
+    ],
+)
+def test_a_vault_url_that_is_no_folder_is_refused_with_the_reason(url: str, words: str) -> None:
+    assert words in problem(MINIMAL.replace("file:///srv/vault", url))
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ('name = "web-01"', "[system] name is missing; allowed: 1 to 64 letters"),
+        ('url = "file:///srv/vault"', "[vault] url is missing; allowed: a file:// URL"),
+        ('path = "/dev/vg0/data"', "[[volume]] 'data': path is missing; allowed: a path"),
+        ('name = "data"', "[[volume]] number 1: name is missing"),
+    ],
+)
+def test_a_missing_setting_is_named(missing: str, words: str) -> None:
+    assert words in problem(MINIMAL.replace(missing, ""))
+
+
+def test_missing_tables_are_all_named_at_once() -> None:
+    with pytest.raises(ConfigProblems) as caught:
+        parsed("")
+    assert [sentence.split(": ", 1)[1] for sentence in caught.value.problems] == [
+        "the table [system] is missing",
+        "the table [[volume]] is missing",
+        "the table [vault] is missing",
+    ]
+    assert "(and 2 more: see `forebay check-config`)" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a" * 65, "-a", "..", "a\\n", "é"])
+def test_a_volume_name_that_could_be_no_file_name_is_refused(name: str) -> None:
+    assert "name = " in problem(MINIMAL.replace('"data"', f'"{name}"'))
+
+
+@pytest.mark.parametrize("name", ["", " web", "web ", "a\\tb", "x" * 65, "a/b"])
+def test_a_system_name_is_plain_text(name: str) -> None:
+    assert "[system] name = " in problem(MINIMAL.replace('"web-01"', f'"{name}"'))
+
+
+def test_two_volumes_need_two_names() -> None:
+    again = '[[volume]]\nname = "{}"\npath = "/b"\n[vault]'
+    assert "two [[volume]] tables have the name 'data'" in problem(MINIMAL.replace("[vault]", again.format("data")))
+    assert "differs only in case" in problem(MINIMAL.replace("[vault]", again.format("Data")))
+
+
+def test_a_single_volume_table_is_told_how_to_be_written() -> None:
+    assert "written [[volume]]" in problem(MINIMAL.replace("[[volume]]", "[volume]"))
+    assert "system must be a table" in problem("system = 5\n" + MINIMAL.replace('[system]\nname = "web-01"', ""))
+
+
+@pytest.mark.parametrize(
+    ("vault", "cache", "state"),
+    [
+        ("/srv/vault", "/srv/vault/cache", "/s"),
+        ("/srv/cache/vault", "/srv/cache", "/s"),
+        ("/srv/x", "/srv/y/../x", "/s"),
+        ("/srv/vault", "/c", "/srv/vault/state"),
+        ("/s/vault", "/c", "/s"),
+        ("/srv/vault", "/s/cache", "/s"),
+    ],
+)
+def test_stores_and_state_inside_each_other_are_refused(vault: str, cache: str, state: str) -> None:
+    text = MINIMAL.replace("/srv/vault", vault).replace("[system]", f'[system]\nstate_dir = "{state}"')
+    assert "must not lie inside each other" in problem(text + f'[cache]\npath = "{cache}"\n')
+
+
+def test_a_name_that_only_begins_alike_is_not_inside() -> None:
+    assert parsed(MINIMAL + '[cache]\npath = "/srv/vault2"\n').cache is not None
+
+
+def test_memory_beyond_the_bound_is_refused_with_the_size_that_fits() -> None:
+    queue = '[queue]\nsize = "95 MiB"\n'
+    sentence = problem(MINIMAL + queue + '[cache]\npath = "/c"\n')
+    assert "351 MiB of memory; allowed: 350 MiB" in sentence
+    assert "a [queue] size of at most 94 MiB" in sentence
+    assert parsed(MINIMAL + queue).memory_bytes == 223 << 20
+    assert parsed(MINIMAL + queue + '[cache]\npath = "/c"\nenabled = false\n').memory_bytes == 223 << 20
+    assert parsed(MINIMAL + queue.replace("95", "94") + '[cache]\npath = "/c"\n').memory_bytes == 350 << 20
+
+
+def test_bad_toml_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "f.toml"
+    file.write_text("[system]\nname = \n")
+    with pytest.raises(ConfigError, match=r"f\.toml is not valid TOML: .*line 2"):
+        load_config(file)
+    file.write_text('[system]\nstate_dir = "C:\\ProgramData"\n')
+    with pytest.raises(ConfigError, match="write Windows paths in 'single quotes'"):
+        load_config(file)
+    file.write_bytes(b"[system]\nname = '\xff'\n")
+    with pytest.raises(ConfigError, match="line 2 is not UTF-8"):
+        load_config(file)
+    file.write_text("a = " + "[" * 5000)
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(file)
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    file = tmp_path / "f.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode())
+    assert load_config(file).source == file
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml cannot be read: No such file"):
+        load_config(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
+    (tmp_path / "big.toml").write_bytes(b"#" * (FILE_BYTES_MAX + 1))
+    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+        load_config(tmp_path / "big.toml")
+
+
+def test_a_vault_is_named_by_url_or_by_a_file_with_just_its_table(tmp_path: Path) -> None:
+    assert load_vault("file:///srv/vault").folder == Path("/srv/vault")
+    with pytest.raises(ConfigError, match="s3:// is not supported by this version yet"):
+        load_vault("s3://bucket")
+    file = tmp_path / "vault.toml"
+    file.write_text('[vault]\nurl = "file:///srv/v%20w"\n')
+    assert load_vault(str(file)).folder == Path("/srv/v w")
+    file.write_text(MINIMAL)
+    with pytest.raises(ConfigError, match="not allowed here: only a"):
+        load_vault(str(file))
+    file.write_text("")
+    with pytest.raises(ConfigError, match=r"the table \[vault\] is missing"):
+        load_vault(str(file))
+
+
+@pytest.mark.parametrize(
+    ("url", "folder"),
+    [
+        ("file:///C:/vault", "C:\\vault"),
+        ("file:///c:/a%20b/c", "c:\\a b\\c"),
+        ("FILE://localhost/D:/x", "D:\\x"),
+    ],
+)
+def test_a_file_url_names_a_folder_on_a_windows_drive(url: str, folder: str) -> None:
+    assert folder_of(url, windows=True) == folder
+
+
+@pytest.mark.parametrize("url", ["file:///vault", "file:///C:", "file:///C:/", "file:///1:/x", "file://srv/C:/x"])
+def test_a_file_url_without_a_drive_is_refused_on_windows(url: str) -> None:
+    with pytest.raises(ValueError, match="it names"):
+        folder_of(url, windows=True)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.text(max_size=200) | st.binary(max_size=200).map(lambda data: data.decode("latin-1")))
+def test_any_text_is_a_configuration_or_gets_a_sentence(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parsed(text)
+
+
+@given(
+    st.sampled_from(["system", "vault", "cache", "queue"]),
+    st.sampled_from(["name", "state_dir", "path", "size", "retries_max", "pack_size", "enabled", "share", "verify"]),
+    st.one_of(st.integers(), st.text(max_size=12), st.booleans(), st.floats(allow_nan=False, allow_infinity=False)),
+)
+def test_any_value_is_taken_within_its_bounds_or_gets_a_sentence(table: str, key: str, value: object) -> None:
+    if table == "system" and key == "name":
+        return  # a second one is no TOML at all
+    sentence = ""
+    memory = 0
+    try:
+        config = parsed(with_table(table, f"{key} = {json.dumps(value)}"))
+    except ConfigError as error:
+        sentence = str(error)
+    else:
+        memory = config.memory_bytes
+    assert sentence.startswith(str(SOURCE)) or 0 < memory <= 350 << 20
