@@ -66,9 +66,9 @@ class Certificate:
     number: int
     issued_ms: int
     signing_public: bytes
-    recovery_public: bytes
-    name_sealed: bytes
-    listing_sealed: bytes
+    recovery_public: bytes = field(repr=False)
+    name_sealed: bytes = field(repr=False)
+    listing_sealed: bytes = field(repr=False)
     data: bytes = field(repr=False)
     key: Ed25519PublicKey = field(repr=False, compare=False)
 
