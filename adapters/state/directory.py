@@ -1,0 +1,254 @@
+"""The state directory of one system: its lock, its incarnation, the journal of commits, and the ways to the rest.
+
+```
+lock, lock.pid       held by one session; the kernel lets go of it when the process dies
+incarnation          8 random bytes, made when the directory is first locked
+newest               the restore point the state ends with
+journal              the intent of a commit that may have happened
+sessions             sessions begun and not ended by a published root
+history.sqlite       sessions that ended, foreign packs opened once
+volumes/<hash>/      map, staged pages and missing-block bitmap of a volume (maps.py)
+index/<store id>/    mirror of a store's index fragments; index/<store id>.acks: acknowledged packs no fragment lists
+```
+Everything here can be rebuilt from vault and volumes. Maps hold keys of blocks: folders and files are the owner's
+alone.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import filelock
+import msgspec
+from blake3 import blake3
+
+from adapters.state.atomic import read_struct, write_struct
+from adapters.state.files import Disk, write_failed
+from adapters.state.fragments import AckFile, MirrorFolder
+from adapters.state.history import HistoryFile
+from adapters.state.maps import VolumeMap
+from engine.errors import SessionRunning, StateCorrupt
+from engine.state import Intent, Newest
+
+SESSIONS_MAX: Final = 1024  # the oldest are forgotten: their packs are then left to an abandon note
+NO_INCARNATION: Final = bytes(8)
+_INCARNATION_MAGIC: Final = b"FBINCA\x00\x01"
+_NEWEST_MAGIC: Final = b"FBNEWE\x00\x01"
+_JOURNAL_MAGIC: Final = b"FBJOUR\x00\x01"
+_SESSIONS_MAGIC: Final = b"FBSESS\x00\x01"
+
+
+class _Incarnation(msgspec.Struct, frozen=True):
+    value: bytes
+
+
+class _Sessions(msgspec.Struct, frozen=True):
+    ids: list[bytes]
+
+
+class StateDirectory:
+    """A state directory, locked for a session or opened to be looked at (implements `StateStore`).
+
+    Get one by `open`; close it, or use it in a `with` statement.
+    """
+
+    def __init__(self, path: Path, disk: Disk, lock: filelock.BaseFileLock | None) -> None:
+        self.path, self._disk, self._lock = path, disk, lock
+        self._guard = threading.Lock()
+        self._volumes: dict[str, VolumeMap] = {}
+        self._mirrors: dict[bytes, MirrorFolder] = {}
+        self._acks: dict[bytes, AckFile] = {}
+        self._history: HistoryFile | None = None
+        self._incarnation = self._load_incarnation()
+
+    @classmethod
+    def open(cls, path: Path | str, *, lock: bool = True, disk: Disk | None = None) -> StateDirectory:
+        """Open the state directory at `path`; with `lock` as the one session that may change it.
+
+        Without the lock nothing is created or changed, and a missing directory is an empty one.
+
+        Raises: SessionRunning (another process holds the lock), SessionAborted (it cannot be made or locked).
+        """
+        path, disk = Path(path), disk or Disk()
+        if not lock:
+            return cls(path, disk, None)
+        disk.make_folder(path)
+        held = _acquire(path)
+        try:
+            write_pid(path)
+            return cls(path, disk, held)
+        except BaseException:
+            held.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release everything, the lock last; safe to call twice."""
+        with self._guard:
+            for volume in self._volumes.values():
+                volume.close()
+            for acks in self._acks.values():
+                acks.close()
+            if self._history is not None:
+                self._history.close()
+            self._volumes, self._acks, self._history = {}, {}, None
+            if self._lock is not None:
+                (self.path / "lock.pid").unlink(missing_ok=True)
+                self._lock.release()
+                self._lock = None
+
+    @property
+    def incarnation(self) -> bytes:
+        """The random 8 bytes of this state directory; eight zeros: it was never used (only without the lock)."""
+        return self._incarnation
+
+    def renew_incarnation(self) -> bytes:
+        """Choose a new incarnation (the state was cloned or rolled back). Raises: SessionAborted."""
+        value = secrets.token_bytes(8)
+        write_struct(self.path / "incarnation", _INCARNATION_MAGIC, _Incarnation(value), self._disk)
+        self._incarnation = value
+        return value
+
+    def newest(self) -> Newest | None:
+        """Return the restore point this state ends with. Raises: StateCorrupt."""
+        return read_struct(self.path / "newest", _NEWEST_MAGIC, Newest, self._disk)
+
+    def set_newest(self, newest: Newest) -> None:
+        """Record, durably, the restore point this state ends with. Raises: SessionAborted."""
+        write_struct(self.path / "newest", _NEWEST_MAGIC, newest, self._disk)
+
+    def volume(self, name: str) -> VolumeMap:
+        """Return the state of the volume configured as `name`, opened once.
+
+        Raises: SessionAborted (an apply that a crash cut off could not be finished: the disk is full).
+        """
+        with self._guard:
+            if name not in self._volumes:
+                folder = self.path / "volumes" / blake3(name.encode()).hexdigest()[:16]
+                writable = self._lock is not None
+                self._volumes[name] = VolumeMap(
+                    folder, self._disk, writable=writable, keep_sealed=writable and self._is_intended(name)
+                )
+            return self._volumes[name]
+
+    def mirror(self, store: bytes) -> MirrorFolder:
+        """Return the index mirror of the store with this id."""
+        with self._guard:
+            if store not in self._mirrors:
+                folder = self.path / "index" / store.hex()
+                self._mirrors[store] = MirrorFolder(folder, self._disk, writable=self._lock is not None)
+            return self._mirrors[store]
+
+    def acks(self, store: bytes) -> AckFile:
+        """Return the log of acknowledged packs of the store with this id."""
+        with self._guard:
+            if store not in self._acks:
+                path = self.path / "index" / f"{store.hex()}.acks"
+                self._acks[store] = AckFile(path, self._disk, writable=self._lock is not None)
+            return self._acks[store]
+
+    @property
+    def history(self) -> HistoryFile:
+        """Sessions that ended and foreign packs opened once (implements `History`)."""
+        with self._guard:
+            if self._history is None:
+                self._history = HistoryFile(self.path / "history.sqlite", writable=self._lock is not None)
+            return self._history
+
+    def intent(self) -> Intent | None:
+        """Return the open intent, if a commit may have been interrupted. Raises: StateCorrupt."""
+        try:
+            return read_struct(self.path / "journal", _JOURNAL_MAGIC, Intent, self._disk)
+        except StateCorrupt as error:
+            raise StateCorrupt(f"{error}; whether the last commit happened is not known here any more") from error
+
+    def write_intent(self, intent: Intent) -> None:
+        """Make the intent durable. Raises: SessionAborted."""
+        write_struct(self.path / "journal", _JOURNAL_MAGIC, intent, self._disk)
+
+    def clear_intent(self) -> None:
+        """Remove the intent, durably. Raises: SessionAborted."""
+        self._disk.remove(self.path / "journal")
+        self._disk.sync_folder(self.path)
+
+    def open_sessions(self) -> list[bytes]:
+        """Return the ids (16 bytes) of sessions that were begun and not ended by a published root, oldest first.
+
+        Raises: StateCorrupt.
+        """
+        found = read_struct(self.path / "sessions", _SESSIONS_MAGIC, _Sessions, self._disk)
+        return found.ids if found else []
+
+    def begin_session(self, session: bytes) -> None:
+        """Record, durably, that a session has begun: it may leave packs behind.
+
+        Raises: StateCorrupt, SessionAborted.
+        """
+        ids = [known for known in self.open_sessions() if known != session]
+        self._write_sessions([*ids, session][-SESSIONS_MAX:])
+
+    def end_sessions(self) -> None:
+        """Forget all open sessions: a published root names them as ended. Raises: SessionAborted."""
+        self._write_sessions([])
+
+    def _write_sessions(self, ids: list[bytes]) -> None:
+        write_struct(self.path / "sessions", _SESSIONS_MAGIC, _Sessions(ids), self._disk)
+
+    def _load_incarnation(self) -> bytes:
+        try:
+            found = read_struct(self.path / "incarnation", _INCARNATION_MAGIC, _Incarnation, self._disk)
+        except StateCorrupt:
+            found = None  # a new one is what a state gets that is not known to be the one the newest root came from
+        if found is not None and len(found.value) == len(NO_INCARNATION):
+            return found.value
+        return self.renew_incarnation() if self._lock is not None else NO_INCARNATION
+
+    def _is_intended(self, name: str) -> bool:
+        """Tell whether an open intent may ask for what is staged of a volume."""
+        try:
+            intent = self.intent()
+        except StateCorrupt:
+            return False
+        return intent is not None and name in intent.heads
+
+
+def write_pid(path: Path) -> None:
+    """Note for others who holds the lock of the state directory at `path`; a courtesy, hence not synced."""
+    try:
+        (path / "lock.pid").write_text(str(os.getpid()), encoding="ascii")
+    except OSError as error:
+        raise write_failed(path / "lock.pid", error) from error
+
+
+def _acquire(path: Path) -> filelock.BaseFileLock:
+    # No soft lock where the file system has none: it would outlive a killed process.
+    lock = filelock.FileLock(path / "lock", mode=0o600, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise SessionRunning(
+            f"another session{_holder(path)} runs on the state directory {path}: wait for its end, or stop it"
+        ) from error
+    except OSError as error:
+        raise write_failed(path / "lock", error) from error
+    return lock
+
+
+def _holder(path: Path) -> str:
+    try:
+        text = (path / "lock.pid").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeError):
+        return ""
+    return f" (process {text})" if text.isdecimal() else ""

@@ -1,0 +1,173 @@
+"""History in SQLite: sessions that ended, and foreign packs opened once.
+
+Journal mode DELETE with `synchronous = FULL`: one short transaction a session, durable when it returns. WAL would
+add two files that a reader without the right to write cannot open, and wins nothing at this rate. Both tables are
+bounded. SQLite checks no content: each row of history carries a checksum of its own.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import xxhash
+
+from adapters.state.files import StateFile, read_failed
+from engine.errors import ForebayError, SessionAborted, StateCorrupt
+from engine.state import SessionRow
+
+SESSIONS_MAX: Final = 1000  # the newest are kept
+CHECKED_PACKS_MAX: Final = 1_000_000  # over all stores; the newest are kept
+_BUSY_S: Final = 10.0
+_ADVICE: Final = "remove it: only the list of past sessions is lost"
+_UNFINISHED: Final = ("SQLITE_READONLY_ROLLBACK", "SQLITE_READONLY_CANTINIT", "SQLITE_CANTOPEN")
+_SCHEMA: Final = (
+    "CREATE TABLE IF NOT EXISTS session (number INTEGER PRIMARY KEY, row BLOB NOT NULL, sum BLOB NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS checked_pack "
+    "(number INTEGER PRIMARY KEY, store BLOB NOT NULL, hash BLOB NOT NULL, UNIQUE (store, hash))",
+)
+
+
+class HistoryFile:
+    """The file `history.sqlite` (implements `History`); safe to call from several threads."""
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        self._path, self._writable = path, writable
+        self._lock = threading.Lock()
+        self._database: sqlite3.Connection | None = None
+
+    def add(self, row: SessionRow) -> None:
+        """Record a session; of more than 1,000 the oldest goes. Raises: StateCorrupt, SessionAborted."""
+        body = msgspec.msgpack.encode(row)
+        with self._opened() as database, database:
+            database.execute("INSERT INTO session (row, sum) VALUES (?, ?)", (body, _sum(body)))
+            database.execute(
+                "DELETE FROM session WHERE number <= (SELECT max(number) FROM session) - ?", (SESSIONS_MAX,)
+            )
+
+    def last(self, count: int) -> Sequence[SessionRow]:
+        """Return up to `count` sessions, newest first. Raises: StateCorrupt."""
+        with self._opened() as database:
+            found = database.execute("SELECT row, sum FROM session ORDER BY number DESC LIMIT ?", (count,)).fetchall()
+        return [self._row(body, checksum) for body, checksum in found]
+
+    def checked_packs(self, store: bytes) -> set[bytes]:
+        """Return the hashes (32 bytes) of foreign packs whose records this system has opened once."""
+        with self._opened() as database:
+            return {found for (found,) in database.execute("SELECT hash FROM checked_pack WHERE store = ?", (store,))}
+
+    def add_checked_packs(self, store: bytes, hashes: Sequence[bytes]) -> None:
+        """Remember foreign packs as opened once; of more than 1,000,000 the oldest go.
+
+        Raises: StateCorrupt, SessionAborted.
+        """
+        with self._opened() as database, database:
+            database.executemany(
+                "INSERT OR IGNORE INTO checked_pack (store, hash) VALUES (?, ?)", [(store, known) for known in hashes]
+            )
+            database.execute(
+                "DELETE FROM checked_pack WHERE number <= (SELECT max(number) FROM checked_pack) - ?",
+                (CHECKED_PACKS_MAX,),
+            )
+
+    def close(self) -> None:
+        """Release the file; it is opened again when used."""
+        with self._lock:
+            if self._database is not None:
+                self._database.close()
+            self._database = None
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """Hold the one connection, with SQLite's errors renamed."""
+        with self._lock:
+            try:
+                if self._database is None:
+                    self._database = self._connect()
+                yield self._database
+            except sqlite3.Error as error:
+                raise self._renamed(error) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self._writable:
+            return self._connect_to_look()
+        StateFile(self._path, writable=True).close()  # made here, so that it is the owner's alone
+        database = sqlite3.connect(self._path, timeout=_BUSY_S, check_same_thread=False)
+        try:
+            database.execute("PRAGMA journal_mode = DELETE")
+            database.execute("PRAGMA synchronous = FULL")
+            _make_tables(database)
+        except sqlite3.Error:
+            database.close()
+            raise
+        return database
+
+    def _connect_to_look(self) -> sqlite3.Connection:
+        if not self._path.exists():
+            database = sqlite3.connect(":memory:", check_same_thread=False)
+            _make_tables(database)
+            return database
+        database = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        try:
+            database.execute(f"PRAGMA busy_timeout = {int(_BUSY_S * 1000)}")
+            database.execute("SELECT count(*) FROM session").fetchone()
+        except sqlite3.Error as error:
+            database.close()
+            if error.sqlite_errorname not in _UNFINISHED:
+                raise
+            return self._rolled_back_copy()
+        return database
+
+    def _rolled_back_copy(self) -> sqlite3.Connection:
+        """Return a copy in memory: a crash left a transaction to roll back, and nothing may be changed here."""
+        memory = sqlite3.connect(":memory:", check_same_thread=False)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder) / self._path.name
+                for suffix in ("", "-journal"):
+                    shutil.copyfile(f"{self._path}{suffix}", f"{copy}{suffix}")
+                with closing(sqlite3.connect(copy)) as database:
+                    _make_tables(database)
+                    database.backup(memory)
+        except OSError as error:
+            memory.close()
+            raise read_failed(self._path, error) from error
+        except sqlite3.Error:
+            memory.close()
+            raise
+        return memory
+
+    def _row(self, body: bytes, checksum: bytes) -> SessionRow:
+        try:
+            if checksum == _sum(body):
+                return msgspec.msgpack.decode(body, type=SessionRow)
+        except (msgspec.MsgspecError, TypeError):
+            pass
+        raise StateCorrupt(f"{self._path} is damaged: a session's row does not match its checksum; {_ADVICE}")
+
+    def _renamed(self, error: sqlite3.Error) -> ForebayError:
+        name = getattr(error, "sqlite_errorname", "")
+        if name == "SQLITE_FULL":
+            return SessionAborted(f"the disk of the state directory is full: {self._path} could not be written")
+        if name in ("SQLITE_BUSY", "SQLITE_LOCKED"):
+            return SessionAborted(f"{self._path} is held by another program: let it close the file")
+        if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+            return SessionAborted(f"{self._path} could not be opened ({error}): check rights and disk there")
+        return StateCorrupt(f"{self._path} is damaged ({error}); {_ADVICE}")
+
+
+def _make_tables(database: sqlite3.Connection) -> None:
+    with database:
+        for statement in _SCHEMA:
+            database.execute(statement)
+
+
+def _sum(body: bytes) -> bytes:
+    return xxhash.xxh3_64_digest(body)
