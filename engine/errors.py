@@ -22,8 +22,13 @@ class SourceError(ForebayError):
     """
 
     def __init__(self, volume: str, offset: int, length: int, reason: str) -> None:
-        super().__init__(f"volume {volume!r}: reading {length} bytes at offset {offset} failed: {reason}")
+        what = f"reading {length} bytes at offset {offset} failed" if length else "it cannot be read"
+        super().__init__(f"volume {volume!r}: {what}: {reason}")
         self.volume, self.offset, self.length, self.reason = volume, offset, length, reason
+
+
+class SourceGone(SourceError):
+    """The volume as a whole is not there, or not any more: no bad range that could be skipped. `length` may be 0."""
 
 
 class StoreError(ForebayError):

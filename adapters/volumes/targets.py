@@ -1,0 +1,184 @@
+"""Files as restore targets: written sparse beside their final name, which they get only when all is there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from adapters.volumes.descriptor import next_data
+from engine.block import Bytes
+from engine.errors import RestoreError
+
+if sys.platform != "win32":
+    import fcntl
+
+PARTIAL_SUFFIX: Final = ".forebay-partial"
+ZERO_BYTES: Final = 1 << 20
+_ZEROS: Final = memoryview(bytes(ZERO_BYTES))
+
+if sys.platform == "win32":
+    _PARTIAL_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_BINARY | os.O_NOINHERIT
+else:
+    _PARTIAL_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class FileTarget:
+    """A RestoreTarget: the new file `path` of `size_bytes`.
+
+    It grows as `path` + ".forebay-partial" and gets its name at `finish`; until then a file that `path` leads to
+    stays as it is. A partial file that a killed restore left is written anew, one that is being written is refused.
+
+    Raises: RestoreError if `path` exists and `overwrite` is not given, is no file, or cannot be made.
+    """
+
+    def __init__(self, path: Path, size_bytes: int, overwrite: bool) -> None:
+        self._path, self._size_bytes, self._overwrite = path, size_bytes, overwrite
+        self._partial = path.with_name(path.name + PARTIAL_SUFFIX)
+        self._lock = threading.Lock()  # guards the descriptor's position and the mark
+        self._written_to = 0  # beyond it nothing but holes
+        self._fd = -1
+        self._check_path()
+        with restoring(f"{self._partial} cannot be made"):
+            self._fd = self._open_partial()
+            try:
+                os.ftruncate(self._fd, 0)
+                os.ftruncate(self._fd, size_bytes)
+            except OSError:
+                self.abandon()
+                raise
+
+    def _check_path(self) -> None:
+        path = self._path
+        if path.is_dir():
+            raise RestoreError(f"{path} is a folder: name a file in it, such as {path / 'volume.img'}")
+        if not path.parent.is_dir():
+            raise RestoreError(f"folder {path.parent} does not exist: make it, or choose another path")
+        if os.path.lexists(path):
+            if not self._overwrite:
+                raise RestoreError(f"{path} exists: choose another path, or give --overwrite to replace it")
+            if path.exists() and not path.is_file():
+                raise RestoreError(f"{path} is neither a file nor a block device: choose another path")
+
+    def _open_partial(self) -> int:
+        if sys.platform == "win32":
+            with suppress(FileNotFoundError):
+                os.unlink(self._partial)  # refused by the system while someone has it open
+            return os.open(self._partial, _PARTIAL_FLAGS)
+        else:  # noqa: RET505 - for the type checker, which sees one platform only
+            fd = os.open(self._partial, _PARTIAL_FLAGS, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(fd)
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise RestoreError(
+                        f"{self._partial} is being written by another restore: wait for its end"
+                    ) from error
+                raise
+            return fd
+
+    def write(self, offset: int, data: Bytes) -> None:
+        """See `RestoreTarget.write`; from any thread."""
+        self._check_range(offset, len(data))
+        with self._lock:
+            self._written_to = max(self._written_to, offset + len(data))
+        with restoring(f"writing {len(data)} bytes at offset {offset} of {self._partial} failed"):
+            write_fully(self._fd, self._lock, offset, data)
+
+    def zero(self, offset: int, length: int) -> None:
+        """See `RestoreTarget.zero`: a range nothing was written to stays a hole. From any thread."""
+        self._check_range(offset, length)
+        with restoring(f"zeroing {length} bytes at offset {offset} of {self._partial} failed"):
+            while length > 0:
+                with self._lock:
+                    stop = min(offset + length, self._written_to)
+                    data, hole = next_data(self._fd, offset, stop) if offset < stop else (stop, stop)
+                if data >= stop:
+                    return
+                write_zeros(self._fd, self._lock, data, hole - data)
+                offset, length = hole, offset + length - hole
+
+    def _check_range(self, offset: int, length: int) -> None:
+        assert 0 <= offset <= offset + length <= self._size_bytes, (offset, length, self._size_bytes)
+
+    def finish(self) -> None:
+        """See `RestoreTarget.finish`."""
+        with restoring(f"{self._partial} could not be finished as {self._path}"):
+            os.fsync(self._fd)
+            self._close()
+            if self._overwrite:
+                os.replace(self._partial, self._path)
+            else:
+                self._name_new()
+            sync_parent(self._path)
+
+    def _name_new(self) -> None:
+        try:
+            if sys.platform == "win32":
+                os.rename(self._partial, self._path)
+            else:
+                os.link(self._partial, self._path)  # unlike a rename it fails if the name exists
+                os.unlink(self._partial)
+        except FileExistsError as error:
+            raise RestoreError(
+                f"{self._path} came to exist during the restore; all data is in {self._partial}: rename it"
+            ) from error
+        except OSError:
+            if os.path.lexists(self._path) or not os.path.lexists(self._partial):
+                raise
+            os.rename(self._partial, self._path)  # a file system without links
+
+    def abandon(self) -> None:
+        """See `RestoreTarget.abandon`; after `finish` it does nothing."""
+        if self._fd >= 0:
+            self._close()
+            with suppress(OSError):
+                os.unlink(self._partial)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+
+@contextmanager
+def restoring(what: str) -> Iterator[None]:
+    """Raise RestoreError with the system's own words for any OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise RestoreError(f"{what}: {error.strerror or error}") from error
+
+
+def write_fully(fd: int, lock: threading.Lock, offset: int, data: Bytes) -> None:
+    """Write all of `data` at `offset`. Raises: OSError."""
+    view = memoryview(data).cast("B")
+    done = 0
+    while done < len(view):
+        if sys.platform == "win32":
+            with lock:
+                os.lseek(fd, offset + done, os.SEEK_SET)
+                done += os.write(fd, view[done:])
+        else:
+            done += os.pwrite(fd, view[done:], offset + done)
+
+
+def write_zeros(fd: int, lock: threading.Lock, offset: int, length: int) -> None:
+    """Write `length` zeros at `offset`. Raises: OSError."""
+    for start in range(offset, offset + length, ZERO_BYTES):
+        write_fully(fd, lock, start, _ZEROS[: min(ZERO_BYTES, offset + length - start)])
+
+
+def sync_parent(path: Path) -> None:
+    """Make the entry of `path` in its folder durable; Windows does so by itself. Raises: OSError."""
+    if sys.platform != "win32":
+        fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
