@@ -16,7 +16,7 @@ from engine.names import PackName
 
 PACK_ROW: Final = np.dtype([("writer", "u1", (16,)), ("hash", "u1", (32,)), ("size", "<u4"), ("kind", "<u4")])
 PACK_ROW_BYTES: Final = PACK_ROW.itemsize
-PACK_BYTES_MAX: Final = 80 << 20
+PACK_BYTES_MAX: Final = 80 << 20  # nothing larger is taken for a pack
 KINDS: Final = ("data", "page")
 
 PackRows: TypeAlias = npt.NDArray[np.void]  # dtype PACK_ROW, shape (n,)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,18 @@ class IdLeaf:
     zero_starts: Blocks
     zero_counts: Blocks
 
+    level: ClassVar[int] = 0
+
+    @property
+    def entries(self) -> int:
+        """The number of blocks named with an id."""
+        return len(self.blocks)
+
+    @property
+    def names_any(self) -> bool:
+        """Whether the leaf names anything: always, unless it was cut to a range."""
+        return bool(len(self.blocks) or len(self.zero_starts))
+
     @property
     def first_block(self) -> int:
         """The smallest block number named."""
@@ -86,6 +98,16 @@ class IdLeaf:
         entry = int(self.blocks[-1]) + 1 if len(self.blocks) else 0
         zero = int(self.zero_starts[-1]) + int(self.zero_counts[-1]) if len(self.zero_starts) else 0
         return max(entry, zero)
+
+    def clipped(self, first: int, stop: int) -> tuple[IdLeaf, slice]:
+        """Return what is named in [first, stop), and which of the leaf's entries that is."""
+        low, high = np.searchsorted(self.blocks, np.array([first, stop], np.uint64))
+        starts = np.maximum(self.zero_starts, np.uint64(first))
+        stops = np.minimum(self.zero_starts + self.zero_counts, np.uint64(stop))
+        inside = starts < stops
+        chosen = slice(int(low), int(high))
+        starts, stops = starts[inside], stops[inside]
+        return IdLeaf(self.blocks[chosen], self.ids[chosen], self.places[chosen], starts, stops - starts), chosen
 
     def fault(self) -> str | None:
         """Say what is wrong with the columns, or None."""
@@ -117,6 +139,18 @@ class KeyLeaf:
     first_block: int
     keys: Keys
 
+    level: ClassVar[int] = 0
+
+    @property
+    def entries(self) -> int:
+        """The number of keys."""
+        return len(self.keys)
+
+    @property
+    def stop_block(self) -> int:
+        """One more than the greatest block number the page itself shows."""
+        return self.first_block + 1
+
 
 @dataclass(frozen=True, slots=True)
 class Inner:
@@ -131,6 +165,11 @@ class Inner:
         return int(self.children["first"][0])
 
     @property
+    def stop_block(self) -> int:
+        """One more than the greatest block number, or ordinal, the page itself shows."""
+        return int(self.children["first"][-1]) + 1
+
+    @property
     def entries(self) -> int:
         """The number of entries in all leaves below."""
         return int(self.children["entries"].sum())
@@ -138,10 +177,22 @@ class Inner:
 
 @dataclass(frozen=True, slots=True)
 class TableLeaf:
-    """Rows of a run's pack table; `first_row` is the ordinal of the first one in the whole table."""
+    """Rows of a run's pack table; `first_block` is the ordinal of the first one in the whole table."""
 
-    first_row: int
+    first_block: int
     rows: PackRows
+
+    level: ClassVar[int] = 0
+
+    @property
+    def entries(self) -> int:
+        """The number of rows."""
+        return len(self.rows)
+
+    @property
+    def stop_block(self) -> int:
+        """One more than the ordinal of the last row."""
+        return self.first_block + len(self.rows)
 
 
 Page: TypeAlias = IdLeaf | KeyLeaf | Inner | TableLeaf
@@ -164,9 +215,9 @@ def encode(page: Page) -> bytes:
             assert 1 <= level <= LEVEL_MAX
             assert 1 <= len(children) <= INNER_CHILDREN
             return _HEADER.pack(_INNER, level, 0, len(children), page.first_block) + children.tobytes()
-        case TableLeaf(first_row, rows):
+        case TableLeaf(first, rows):
             assert 1 <= len(rows) <= TABLE_ROWS
-            return _HEADER.pack(_TABLE, 0, 0, len(rows), first_row) + rows.tobytes()
+            return _HEADER.pack(_TABLE, 0, 0, len(rows), first) + rows.tobytes()
 
 
 def decode(content: Bytes, where: str) -> Page:
