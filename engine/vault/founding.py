@@ -105,6 +105,8 @@ async def enrol(
     """
     name = check_name(name)
     marker = await read_format(vault, "vault", "write")
+    if pinned is not None:
+        check_vault(pinned, marker)
     founded = not await _slots_in(vault) and await _found(vault, name, passphrase, key_file, kdf, replace)
     problems: list[str] = []
     domains = await open_slots(vault, passphrase, key_file, problems)
@@ -179,6 +181,15 @@ async def adopt_cache(cache: ObjectStore, identity: Identity, known: Certificate
     await publish(cache, identity)
     foreign = await _slot_domains(cache) - {identity.domain}
     return Adoption(msgspec.structs.replace(identity, cache=marker.store), len(foreign))
+
+
+def check_vault(identity: Identity, marker: FormatObject) -> None:
+    """Return if `marker` is that of the vault this system is enrolled in. Raises: ConfigError."""
+    if marker.store != identity.vault:
+        raise ConfigError(
+            f"system {identity.name!r} is enrolled in vault {identity.vault.hex()}, but [vault] url leads to vault "
+            f"{marker.store.hex()}: check the url; to enrol this machine there, move its identity file away and keep it"
+        )
 
 
 def check_pin(identity: Identity, opened: OpenedDomain) -> None:
