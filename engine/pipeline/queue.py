@@ -254,7 +254,6 @@ class TransmissionQueue:
         self._held_bytes = 0
         turns, self._turns = self._turns, deque()
         for turn in turns:
-            turn.slots.clear()
             turn.admitted.set()
         for line in self._lines.values():
             line.slots.clear()

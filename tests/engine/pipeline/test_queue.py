@@ -255,6 +255,26 @@ def test_what_waits_to_be_put_at_the_close_is_still_delivered() -> None:
     run(scenario)
 
 
+def test_a_reader_waits_at_a_closed_queue_for_what_still_waits_to_be_put() -> None:
+    async def scenario() -> None:
+        queue = two_lanes(bytes_for(1))
+        got: list[int] = []
+
+        async def reader() -> None:
+            got.extend(await take(queue, "vault"))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(queue.put, [slot_of(1, CACHE), slot_of(2, VAULT)])
+            await settle()
+            queue.close()
+            group.start_soon(reader)
+            await settle()
+            assert await take(queue, "cache") == [1]
+        assert got == [2]
+
+    run(scenario)
+
+
 def test_a_put_cancelled_after_the_close_lets_the_readers_end() -> None:
     async def scenario() -> None:
         queue = two_lanes(bytes_for(1))
