@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import struct
@@ -16,6 +15,9 @@ from adapters.volumes import linux
 from adapters.volumes.targets import restoring, write_fully, write_zeros
 from engine.block import Bytes
 from engine.errors import RestoreError
+
+if sys.platform == "linux":
+    import fcntl
 
 assert sys.platform == "linux"
 
