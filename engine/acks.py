@@ -1,0 +1,69 @@
+"""What is remembered of a pack a store acknowledged until an index fragment lists it (entries of the ack log)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from engine.block import Ids, ids_from_bytes
+from engine.names import PackName
+from engine.pack import FinishedPack
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackAck:
+    """A pack without its bytes: see `FinishedPack` for the columns."""
+
+    name: PackName
+    ids: Ids
+    offsets: npt.NDArray[np.uint32]
+    lengths: npt.NDArray[np.uint32]
+    sources: tuple[tuple[int, PackName], ...] = ()
+
+    @classmethod
+    def of(cls, pack: FinishedPack) -> PackAck:
+        """Return what is to be remembered of a pack that was put."""
+        return cls(pack.name, pack.ids, pack.offsets, pack.lengths, pack.sources)
+
+    def encode(self) -> bytes:
+        """Return the entry for the ack log."""
+        name = self.name
+        return msgspec.msgpack.encode(
+            _Stored(
+                pack=str(name),
+                ids=self.ids.tobytes(),
+                offsets=self.offsets.astype("<u4").tobytes(),
+                lengths=self.lengths.astype("<u4").tobytes(),
+                sources=[(entry, str(source)) for entry, source in self.sources],
+            )
+        )
+
+    @classmethod
+    def decode(cls, entry: bytes) -> PackAck | None:
+        """Return what an entry says, or None if it is damaged: a pack not remembered is sent again, no more."""
+        try:
+            stored = msgspec.msgpack.decode(entry, type=_Stored)
+        except msgspec.MsgspecError:
+            return None
+        name = PackName.parse(stored.pack)
+        sources = [(position, PackName.parse(source)) for position, source in stored.sources]
+        count = len(stored.ids) // 16
+        columns_fit = len(stored.ids) == count * 16 and len(stored.offsets) == len(stored.lengths) == count * 4
+        if name is None or not columns_fit or count == 0:
+            return None
+        known = tuple((position, source) for position, source in sources if source is not None and position < count)
+        if len(known) != len(sources):
+            return None
+        offsets, lengths = np.frombuffer(stored.offsets, "<u4"), np.frombuffer(stored.lengths, "<u4")
+        return cls(name, ids_from_bytes(stored.ids), offsets, lengths, known)
+
+
+class _Stored(msgspec.Struct, frozen=True, kw_only=True):
+    pack: str
+    ids: bytes
+    offsets: bytes
+    lengths: bytes
+    sources: list[tuple[int, str]]

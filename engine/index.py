@@ -1,0 +1,270 @@
+"""The index of one pack store: where the record of an id lies, and which blocks are on their way to it.
+
+Look-ups run in worker threads, in batches, against a tuple of views that is replaced as a whole; only claims and
+changes take the lock. A claim is how each block is sent once: of all threads that find the store without an id,
+exactly one is told to send it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.acks import PackAck
+from engine.block import ID_BYTES, PLACE, Ids, Mask, Places, ids_from_bytes
+from engine.idfilter import IDS_MAX, IdFilter
+from engine.names import PackName
+from engine.pack import FinishedPack
+from engine.packtable import pack_name, rows_of
+from engine.view import PLACES_MAX, View, join_views, view_of_pack
+
+# The filter is built once so many ids have been asked for that building it pays, in ids held per id asked.
+_FILTER_PAYS: Final = 64
+# Packs of this session the filter has room for; more make it let more through.
+_FRESH_EXPECTED: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Views:
+    """What is looked up, replaced as a whole: `fresh` packs that no fragment lists yet, own and foreign views.
+
+    Views in `gated` need to be searched only for ids that `gate` lets through.
+    """
+
+    fresh: tuple[View, ...] = ()
+    own: tuple[View, ...] = ()
+    foreign: tuple[View, ...] = ()
+    gate: IdFilter | None = None
+    gated: frozenset[View] = frozenset()
+
+    def all(self) -> tuple[View, ...]:
+        """Return all views, own ones first."""
+        return (*self.fresh, *self.own, *self.foreign)
+
+
+class PackIndex:
+    """Thread-safe. `own_only`: look-ups see this system's own packs and nothing else (`share = "own"`)."""
+
+    def __init__(self, *, own_only: bool = False) -> None:
+        self._own_only = own_only
+        self._lock = threading.Lock()
+        self._views = _Views()
+        self._asked = 0
+        self._claimed: set[bytes] = set()
+        self._barred_packs: set[int] = set()
+        self._barred_writers: set[bytes] = set()
+        self._learnt: dict[int, list[PackName]] = {}
+
+    def lookup(self, ids: Ids) -> Places:
+        """Return where each id may be relied on to lie; length 0: nowhere.
+
+        Own packs come first; barred packs, and deltas of other systems, are passed over.
+        """
+        count = len(ids)
+        places = np.zeros(count, dtype=PLACE)
+        if not count:
+            return places
+        views = self._views
+        if views.gate is None:
+            self._weigh_filter(views, count)
+        _search(views, self._own_only, ids, places)
+        return places
+
+    def claim(self, ids: Ids) -> tuple[Places, Mask]:
+        """Look up ids and claim those that are neither there nor on their way.
+
+        Returns (places as `lookup`, mask of the ids this caller must now send). An id that stands several times in
+        `ids` is claimed at its first position only. A claim ends when a pack lists the id, or by `release`.
+        """
+        views = self._views
+        places = self.lookup(ids)
+        claimed: Mask = np.zeros(len(ids), dtype=np.bool_)
+        absent = np.flatnonzero(places["length"] == 0)
+        if not absent.size:
+            return places, claimed
+        raw = ids[absent].tobytes()
+        with self._lock:
+            if self._views is not views:
+                # A pack came in between: what it lists is claimed no longer, so it would be sent again.
+                late = np.zeros(len(absent), dtype=PLACE)
+                _search(self._views, True, ids[absent], late)
+                places[absent] = late
+            for position, row in enumerate(absent):
+                ident = raw[position * ID_BYTES : (position + 1) * ID_BYTES]
+                if not places["length"][row] and ident not in self._claimed:
+                    self._claimed.add(ident)
+                    claimed[row] = True
+        return places, claimed
+
+    def release(self, ids: Ids) -> None:
+        """End the claims on these ids, where there are any: they will not be sent after all."""
+        raw = ids.tobytes()
+        with self._lock:
+            self._claimed.difference_update(raw[at : at + ID_BYTES] for at in range(0, len(raw), ID_BYTES))
+
+    def release_all(self) -> None:
+        """End every claim."""
+        with self._lock:
+            self._claimed.clear()
+
+    def claims(self) -> int:
+        """Return how many ids are claimed."""
+        return len(self._claimed)
+
+    def add_pack(self, pack: FinishedPack | PackAck) -> None:
+        """List a pack the store has acknowledged; ends the claims on its ids."""
+        view = _view_of(pack)
+        raw = pack.ids.tobytes()
+        with self._lock:
+            views = self._views
+            if views.gate is not None:
+                views.gate.add(view.columns.lo, view.columns.hi)
+            fresh = [*views.fresh, view]
+            # Neighbours of like size are joined, so that there are few and each entry is copied few times.
+            while len(fresh) > 1 and len(fresh[-2]) <= 2 * len(fresh[-1]):
+                fresh[-2:] = [join_views(fresh[-2:])]
+            self._bar_in(fresh[-1:])
+            self._views = replace(
+                views, fresh=tuple(fresh), gated=views.gated.union(fresh) if views.gate else views.gated
+            )
+            self._claimed.difference_update(raw[at : at + ID_BYTES] for at in range(0, len(raw), ID_BYTES))
+
+    def install(self, own: Sequence[View], foreign: Sequence[View], unlisted: Iterable[PackAck] = ()) -> None:
+        """Replace all views: those of the mirror, and the packs that no fragment lists."""
+        fresh = [_view_of(pack) for pack in unlisted]
+        joined = [join_views(fresh)] if len(fresh) > 1 else fresh
+        with self._lock:
+            self._bar_in([*own, *foreign, *joined])
+            self._views, self._asked = _Views(tuple(joined), tuple(own), tuple(foreign)), 0
+
+    def bar(self, pack_keys: Iterable[int] = (), writers: Iterable[bytes] = ()) -> None:
+        """Rely on nothing in these packs, nor in any pack of these writers, for the rest of the session."""
+        with self._lock:
+            self._barred_packs.update(pack_keys)
+            self._barred_writers.update(writers)
+            self._bar_in(self._views.all())
+
+    def all_places(self, ident: bytes) -> Places:
+        """Return every known place of the id (16 bytes): own first, barred last, deltas included, none twice."""
+        (lo, hi) = ids_from_bytes(ident)[0]
+        found: list[Places] = []
+        barred: list[Places] = []
+        for view in self._views.all():
+            rows = view.rows_of(lo, hi)
+            if rows.size:
+                shut = view.barred(rows)
+                found.append(view.places(rows[~shut]))
+                barred.append(view.places(rows[shut]))
+        if not found:
+            return np.zeros(0, dtype=PLACE)
+        unique = dict.fromkeys(place.tobytes() for part in (*found, *barred) for place in part)
+        return np.frombuffer(b"".join(list(unique)[:PLACES_MAX]), dtype=PLACE)
+
+    def learn_packs(self, names: Iterable[PackName]) -> None:
+        """Make packs known by name that no fragment here lists, such as those of a restore point's pack table."""
+        with self._lock:
+            for name in names:
+                known = self._learnt.setdefault(name.key, [])
+                if name not in known:
+                    known.append(name)
+
+    def packs_of_key(self, key: int) -> list[PackName]:
+        """Return every pack known under this key: one, none, or several by a freak or forgery; own ones first."""
+        found: dict[PackName, None] = {}
+        views = self._views
+        for view in (*views.fresh, *views.own):
+            found.update((pack_name(row), None) for row in view.pack_rows(key))
+        found.update((name, None) for name in self._learnt.get(key, ()))
+        for view in views.foreign:
+            found.update((pack_name(row), None) for row in view.pack_rows(key))
+        return list(found)
+
+    def pack_name(self, key: int) -> PackName | None:
+        """Return the pack a place's key stands for, or None if it is unknown."""
+        packs = self.packs_of_key(key)
+        return packs[0] if packs else None
+
+    def pack_names(self, keys: npt.NDArray[np.uint64]) -> list[PackName | None]:
+        """Return, for each key, the pack it stands for or None."""
+        unique, inverse = np.unique(keys, return_inverse=True)
+        names: list[PackName | None] = [None] * len(unique)
+        for view in self._views.all():
+            for held in np.flatnonzero(view.holds_packs(unique)):
+                if names[held] is None:
+                    names[held] = pack_name(view.pack_rows(int(unique[held]))[0])
+        for position, name in enumerate(names):
+            if name is None:
+                names[position] = self.pack_name(int(unique[position]))
+        return [names[position] for position in inverse]
+
+    def writers_of(self, keys: npt.NDArray[np.uint64]) -> set[bytes]:
+        """Return the writers of the packs with these keys, as far as they are known."""
+        return {name.writer for name in self.pack_names(np.unique(keys)) if name is not None}
+
+    def count_packs(self, writers: set[bytes]) -> int:
+        """Return how many packs of these writers are known: what a listing of them has to go through at least."""
+        wanted = [np.frombuffer(writer, np.uint8) for writer in writers]
+        return sum(
+            int((view.rows["writer"] == writer).all(axis=1).sum()) for view in self._views.all() for writer in wanted
+        )
+
+    def _bar_in(self, views: Sequence[View]) -> None:
+        if self._barred_packs or self._barred_writers:
+            packs = np.fromiter(self._barred_packs, np.uint64, len(self._barred_packs))
+            for view in views:
+                view.bar_packs(packs)
+                view.bar_writers(self._barred_writers)
+
+    def _weigh_filter(self, views: _Views, count: int) -> None:
+        """Count what was asked, and build the filter when it pays; the one thread that does so works for all."""
+        with self._lock:
+            self._asked += count
+            held = sum(len(view) for view in views.all() if len(view) <= IDS_MAX)
+            if len(views.own) + len(views.foreign) < 2 or self._asked * _FILTER_PAYS < held:
+                return
+            self._asked = -(1 << 62)
+        gated: list[View] = []
+        room = IDS_MAX
+        for view in sorted((*views.own, *views.foreign), key=len):
+            room -= len(view)
+            if room >= 0:
+                gated.append(view)
+        gate = IdFilter(sum(len(view) for view in gated) + _FRESH_EXPECTED)
+        for view in gated:
+            gate.add(view.columns.lo, view.columns.hi)
+        with self._lock:
+            now = self._views
+            if now.own is not views.own or now.foreign is not views.foreign:
+                return
+            for view in now.fresh:
+                gate.add(view.columns.lo, view.columns.hi)
+            self._views = replace(now, gate=gate, gated=frozenset((*gated, *now.fresh)))
+
+
+def _view_of(pack: FinishedPack | PackAck) -> View:
+    return view_of_pack(pack.ids, pack.offsets, pack.lengths, rows_of([pack.name]))
+
+
+def _search(views: _Views, own_only: bool, ids: Ids, places: Places) -> None:
+    """Fill in `places` for the ids that are found."""
+    order = np.argsort(ids[:, 0])
+    lo, hi = np.ascontiguousarray(ids[order, 0]), np.ascontiguousarray(ids[order, 1])
+    absent = np.ones(len(order), np.bool_)
+    passed = absent if views.gate is None else views.gate.may_hold(lo, hi)
+    # Positions still to be looked for: in every view, and in gated ones.
+    every, likely = np.flatnonzero(absent), np.flatnonzero(passed)
+    for view in (*views.fresh, *views.own) if own_only else views.all():
+        asked = likely if view in views.gated else every
+        if not asked.size:
+            continue
+        which, rows = view.find(lo[asked], hi[asked])
+        if which.size:
+            found = asked[which]
+            places[order[found]] = view.places(rows)
+            absent[found] = False
+            every, likely = np.flatnonzero(absent), np.flatnonzero(absent & passed)
