@@ -7,7 +7,7 @@ known, the whole volume is compared, and the user is told why.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final
 
@@ -23,9 +23,10 @@ LINES_MAX: Final = 20_000_000
 GENERATION_CHARS_MAX: Final = 256
 EXTENTS_MAX: Final = 50_000  # more are rounded outwards to larger pieces until they are no more
 _CHUNK_LINES: Final = 100_000
+_INT64_MAX: Final = (1 << 63) - 1
 
 _Generation = Annotated[str, msgspec.Meta(min_length=1, max_length=GENERATION_CHARS_MAX)]
-_Bytes = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+_Bytes = Annotated[int, msgspec.Meta(ge=0, le=_INT64_MAX)]
 _Extents = npt.NDArray[np.int64]  # shape (n, 2): start, stop
 
 
@@ -37,7 +38,7 @@ class _Head(msgspec.Struct):
 
 class _Extent(msgspec.Struct):
     offset: _Bytes
-    length: Annotated[int, msgspec.Meta(ge=1, lt=1 << 63)]
+    length: Annotated[int, msgspec.Meta(ge=1, le=_INT64_MAX)]
 
 
 class _BadHints(Exception):
@@ -45,15 +46,18 @@ class _BadHints(Exception):
 
 
 class HintsTracker:
-    """A ChangeTracker over the hints file `path` of a volume of `volume_bytes`."""
+    """A ChangeTracker over the hints file `path` of a volume; `volume_bytes` tells its size at the time it is asked."""
 
-    def __init__(self, path: Path, volume_bytes: int) -> None:
+    def __init__(self, path: Path, volume_bytes: Callable[[], int]) -> None:
         self._path, self._volume_bytes = path, volume_bytes
         self._head_of = msgspec.json.Decoder(_Head).decode
         self._extent_of = msgspec.json.Decoder(_Extent).decode
 
     def changes(self, generation: str | None) -> Changes:
-        """See `ChangeTracker.changes`. Without a `generation` a missing file is no problem: it is yet to be made."""
+        """See `ChangeTracker.changes`. Without a `generation` a missing file is no problem: it is yet to be made.
+
+        Raises: SourceError if the volume's size cannot be told.
+        """
         try:
             if not stat.S_ISREG(self._path.stat().st_mode):
                 raise _BadHints("is no file")
@@ -86,16 +90,16 @@ class HintsTracker:
                 f" {generation!r}: the whole volume was compared"
             )
             return Changes(None, head.generation, problem)
-        merged, count = np.empty((0, 2), np.int64), 0
-        grain = 1
-        for extents in self._chunks(file):
+        volume_bytes = self._volume_bytes()
+        merged, count, grain = np.empty((0, 2), np.int64), 0, 1
+        for extents in self._chunks(file, volume_bytes):
             count += len(extents)
-            merged, grain = _merged(np.concatenate([merged, extents]), grain, self._volume_bytes)
+            merged, grain = _merged(np.concatenate([merged, extents]), grain, volume_bytes)
         if head.extents is not None and head.extents != count:
             raise _BadHints(f"has {count} extents and says it has {head.extents}")
         return Changes([(start, stop - start) for start, stop in merged.tolist()], head.generation)
 
-    def _chunks(self, file: BinaryIO) -> Iterator[_Extents]:
+    def _chunks(self, file: BinaryIO, volume_bytes: int) -> Iterator[_Extents]:
         """Yield the extents, checked, some at a time."""
         rows: list[tuple[int, int]] = []
         number = 1
@@ -108,8 +112,8 @@ class HintsTracker:
             except msgspec.MsgspecError as error:
                 raise _BadHints(f"has a wrong line {number} ({error})") from error
             stop = extent.offset + extent.length
-            if stop > self._volume_bytes:
-                raise _BadHints(f"reaches beyond the volume's {self._volume_bytes} bytes in line {number}")
+            if stop > volume_bytes:
+                raise _BadHints(f"reaches beyond the volume's {volume_bytes} bytes in line {number}")
             rows.append((extent.offset, stop))
             if len(rows) == _CHUNK_LINES:
                 yield np.array(rows, np.int64)

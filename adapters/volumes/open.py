@@ -31,6 +31,13 @@ def open_volume(name: str, path: Path) -> VolumeReader:
     return open_image(name, path)
 
 
+def volume_bytes(name: str, path: Path) -> int:
+    """Return the size of the volume now. Raises: SourceError."""
+    reader = open_volume(name, path)
+    reader.close()
+    return reader.size_bytes
+
+
 def open_target(path: Path, size_bytes: int, overwrite: bool) -> RestoreTarget:
     """Begin a restore of `size_bytes` to the device or new file `path`.
 
