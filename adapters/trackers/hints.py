@@ -15,13 +15,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from engine.block import BLOCK_BYTES
 from engine.ports import Changes
 
 LINE_BYTES_MAX: Final = 4096
 LINES_MAX: Final = 20_000_000
 GENERATION_CHARS_MAX: Final = 256
-EXTENTS_MAX: Final = 50_000  # more are rounded outwards to larger pieces until they are no more
+EXTENTS_MAX: Final = 200_000  # of more the smallest gaps are closed: some blocks are looked at in vain
 _CHUNK_LINES: Final = 100_000
 _INT64_MAX: Final = (1 << 63) - 1
 
@@ -91,10 +90,10 @@ class HintsTracker:
             )
             return Changes(None, head.generation, problem)
         volume_bytes = self._volume_bytes()
-        merged, count, grain = np.empty((0, 2), np.int64), 0, 1
+        merged, count = np.empty((0, 2), np.int64), 0
         for extents in self._chunks(file, volume_bytes):
             count += len(extents)
-            merged, grain = _merged(np.concatenate([merged, extents]), grain, volume_bytes)
+            merged = _merged(np.concatenate([merged, extents]))
         if head.extents is not None and head.extents != count:
             raise _BadHints(f"has {count} extents and says it has {head.extents}")
         return Changes([(start, stop - start) for start, stop in merged.tolist()], head.generation)
@@ -122,18 +121,15 @@ class HintsTracker:
             yield np.array(rows, np.int64)
 
 
-def _merged(extents: _Extents, grain: int, volume_bytes: int) -> tuple[_Extents, int]:
-    """Sort and merge extents; round them outwards to ever larger grains while they are more than EXTENTS_MAX."""
-    while True:
-        if grain > 1:
-            starts = extents[:, 0] // grain * grain
-            stops = np.minimum(-(-extents[:, 1] // grain) * grain, volume_bytes)
-            extents = np.stack([starts, stops], axis=1)
-        extents = extents[np.argsort(extents[:, 0], kind="stable")]
-        reached = np.maximum.accumulate(extents[:, 1])
-        opens = np.flatnonzero(np.concatenate([[True], extents[1:, 0] > reached[:-1]]))
-        closes = np.concatenate([opens[1:], [len(extents)]]) - 1
-        extents = np.stack([extents[opens, 0], reached[closes]], axis=1)
-        if len(extents) <= EXTENTS_MAX:
-            return extents, grain
-        grain = max(BLOCK_BYTES, grain * 2)
+def _merged(extents: _Extents) -> _Extents:
+    """Sort and merge extents (at least one), and close the smallest gaps while they are more than EXTENTS_MAX."""
+    extents = extents[np.argsort(extents[:, 0], kind="stable")]
+    reached = np.maximum.accumulate(extents[:, 1])
+    gaps = extents[1:, 0] - reached[:-1]
+    apart = gaps > 0
+    excess = int(np.count_nonzero(apart)) + 1 - EXTENTS_MAX
+    if excess > 0:
+        apart = gaps > np.partition(gaps[apart], excess - 1)[excess - 1]
+    opens = np.flatnonzero(np.concatenate([[True], apart]))
+    closes = np.concatenate([opens[1:], [len(extents)]]) - 1
+    return np.stack([extents[opens, 0], reached[closes]], axis=1)
