@@ -120,16 +120,22 @@ class QueuePolicy:
 
 @dataclass(frozen=True, slots=True)
 class LanePolicy:
-    """The bounds of one lane: size of its packs, and bytes of packs in flight, the open one included."""
+    """The bounds of one lane: size of its packs, and bytes of packs in flight, the open one included.
+
+    `unflushed_records_max`: records acknowledged but not flushed, whose ids must be remembered (16 bytes each)
+    and which one failed flush can cost: 4 MiB of ids, at most 16 GiB of blocks.
+    """
 
     pack_bytes: int = 16 * MIB
     in_flight_bytes_max: int = 128 * MIB
     puts_bound: int = 16
+    unflushed_records_max: int = 1 << 18
 
     def __post_init__(self) -> None:
         _within("pack_size in MiB", self.pack_bytes / MIB, 4, 64)
         _within("packs in flight in MiB", self.in_flight_bytes_max / MIB, self.pack_bytes / MIB, 128)
         _within("puts at once", self.puts_bound, 1, 16)
+        _within("records between two flushes", self.unflushed_records_max, 1, 1 << 20)
 
     @property
     def packs_max(self) -> int:

@@ -36,8 +36,6 @@ T = TypeVar("T")
 
 # Slots taken between two awaits: one batch.
 TAKE_SLOTS_MAX: Final = 64
-# Records acknowledged but not flushed: 4 MiB of ids, at most 16 GiB of blocks that one failed flush costs.
-UNFLUSHED_RECORDS_MAX: Final = 1 << 18
 # The skip timer looks at most this often per `skip_after`.
 _SKIP_LOOKS: Final = 20
 
@@ -209,6 +207,8 @@ class _Round:
         finally:
             self._packs_held -= 1
             self._room_made.set()
+        if self._failure is not None:
+            return
         if finished is None:
             self._drop(_split(pack.ids))
             return
@@ -217,7 +217,8 @@ class _Round:
         self._bytes_put += len(finished.data)
         self._unflushed += pack.ids
         self._lane.on_ack(finished)
-        if len(self._unflushed) >= UNFLUSHED_RECORDS_MAX * ID_BYTES and self._lane.gave_up is None:
+        unflushed_bytes_max = self._lane.policy.unflushed_records_max * ID_BYTES
+        if len(self._unflushed) >= unflushed_bytes_max and self._lane.gave_up is None:
             await self._flush()
 
     async def _stoppable(self, call: Coroutine[Any, Any, T]) -> T | None:
