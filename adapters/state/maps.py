@@ -28,7 +28,7 @@ from adapters.state.missing import MissingBitmap
 from adapters.state.pagefile import PAGE_BYTES, WORD_BYTES, PageFile, WordFile, allocate, check_pages, page_sums
 from adapters.state.staging import EVERY_PAGE, Staging, overlay
 from engine.block import blocks_in
-from engine.errors import StateCorrupt
+from engine.errors import SessionAborted, StateCorrupt
 from engine.state import ENTRY, PAGE_ENTRIES, Entries, Head, Masks, Pages
 
 HEAD_MAGIC: Final = b"FBHEAD\x00\x01"
@@ -160,8 +160,12 @@ class VolumeMap:
             seal = self._staging.seal
             if seal is None:
                 if self.head == head:
+                    self._staging.drop()
                     return
                 raise StateCorrupt(f"{self._folder} holds no finished set of changes for this restore point")
+            if base is not None and seal.number == base.seal:
+                self._close_apply()
+                return
             if seal.base != (base.seal if base else b""):
                 raise StateCorrupt(f"{self._folder} has lost the map its set of changes was made for")
             self._staging.check_totals()
@@ -171,7 +175,11 @@ class VolumeMap:
             standing = _Standing(head, 0, seal.number, tail)
             self._reserve(standing)
             standing = msgspec.structs.replace(standing, sums=self._total_after(standing))
-            write_struct(self._next_path, HEAD_MAGIC, standing, self._disk)
+            try:
+                write_struct(self._next_path, HEAD_MAGIC, standing, self._disk)
+            except SessionAborted:
+                self._disk.remove(self._next_path)
+                raise
             self._pending = standing
             self._finish()
 
@@ -314,6 +322,9 @@ class VolumeMap:
         self._check_total(standing)
         self._missing.cut(standing.blocks)
         self._disk.replace(self._next_path, self._head_path)
-        self._disk.sync_folder(self._folder)
         self._standing, self._pending = standing, None
+        self._close_apply()
+
+    def _close_apply(self) -> None:
+        self._disk.sync_folder(self._folder)
         self._staging.drop_applied()
