@@ -64,7 +64,7 @@ def ids_from_bytes(data: bytes) -> Ids:
 
 def id_bytes(ids: Ids, position: int) -> bytes:
     """Return the 16 bytes of the id at `position`."""
-    return ids[position].tobytes()
+    return bytes(ids[position].tobytes())
 
 
 def zero_mask(batch: Bytes) -> Mask:

@@ -61,6 +61,15 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     heads: dict[str, Head]
 
 
+class Newest(msgspec.Struct, frozen=True, kw_only=True):
+    """The restore point local state ends with, whichever volumes it has: what a clone or a rollback shows by."""
+
+    order: int
+    incarnation: bytes
+    root_hash: bytes
+    vault: bytes
+
+
 class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     """One row of history: a session that ended. `report` is the JSON document `backup --json` printed."""
 
@@ -174,6 +183,14 @@ class StateStore(Protocol):
 
     def renew_incarnation(self) -> bytes:
         """Choose a new incarnation (the state was cloned or rolled back). Raises: StateCorrupt."""
+        ...
+
+    def newest(self) -> Newest | None:
+        """Return the restore point this state ends with. Raises: StateCorrupt."""
+        ...
+
+    def set_newest(self, newest: Newest) -> None:
+        """Record, durably, the restore point this state ends with. Raises: StateCorrupt."""
         ...
 
     def volume(self, name: str) -> VolumeState:

@@ -1,0 +1,106 @@
+"""`forebay status`: the last sessions and how things stand; reads local state only, and answers at once."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapters.cli import frame
+
+if TYPE_CHECKING:
+    from adapters.config import Config
+    from engine.state import SessionRow
+
+
+@click.command(epilog=frame.examples("forebay status", "forebay status --last 50 --json"))
+@click.option("--last", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many sessions to show.")
+@frame.pass_context
+def command(context: frame.Context, last: int) -> int:
+    """Show the last sessions, the newest restore point and what is configured.
+
+    Reads local state only: whether vault and cache can be reached is what check-config tells. Exit code 1 if the last
+    session failed.
+    """
+    from adapters.state import identity as files
+    from adapters.state.directory import StateDirectory
+
+    config = context.config
+    identity = files.load(config.system.identity_file)
+    with StateDirectory.open(config.system.state_dir, lock=False) as state:
+        rows = list(state.history.last(last))
+        newest = state.newest()
+    document: dict[str, Any] = {
+        "system": identity.name,
+        "system_id": identity.system.hex(),
+        "vault": config.vault.url,
+        "cache": _cache(config),
+        "volumes": [volume.name for volume in config.volumes],
+        "newest_point": f"{newest.order:016x}-{newest.incarnation.hex()}" if newest is not None else None,
+        "sessions": [_session(row) for row in rows],
+    }
+    context.emit(document, _text(document))
+    return frame.FAILED if rows and rows[0].exit_code == frame.FAILED else frame.DONE
+
+
+def _cache(config: Config) -> dict[str, Any] | None:
+    if config.cache is None:
+        return None
+    return {"path": str(config.cache.path), "enabled": config.cache.enabled}
+
+
+def _session(row: SessionRow) -> dict[str, Any]:
+    report = json.loads(row.report)
+    volumes = report.get("volumes", {})
+    return {
+        "session": row.session,
+        "started": report.get("started"),
+        "seconds": report.get("seconds"),
+        "point": row.point,
+        "route": row.route,
+        "exit_code": row.exit_code,
+        "error": report.get("error"),
+        "problems": report.get("problems", []),
+        "cache": report.get("cache"),
+        "read_bytes": sum(volume["read_bytes"] for volume in volumes.values()),
+        "vault_bytes": sum(volume["vault_bytes"] for volume in volumes.values()) + report.get("metadata_bytes", 0),
+        "cache_bytes": sum(volume["cache_bytes"] for volume in volumes.values()),
+    }
+
+
+def _text(document: dict[str, Any]) -> str:
+    from adapters.cli.progress import bytes_text, time_text
+
+    cache = document["cache"]
+    where = "none" if cache is None else cache["path"] + ("" if cache["enabled"] else " (switched off)")
+    lines = [
+        f"System {document['system']}: {', '.join(document['volumes'])}",
+        f"  vault: {document['vault']}",
+        f"  cache: {where}",
+        f"  newest restore point: {document['newest_point'] or 'none yet'}",
+    ]
+    if not document["sessions"]:
+        lines.append("No session has run yet: 'forebay backup' runs one.")
+        return "\n".join(lines)
+    lines.append("Last sessions, newest first:")
+    for session in document["sessions"]:
+        started = datetime.fromisoformat(session["started"]).astimezone()
+        lines.append(
+            f"  {started:%Y-%m-%d %H:%M:%S}  {_outcome(session):<22} {time_text(session['seconds']):>10}  "
+            f"read {bytes_text(session['read_bytes'])}, vault {bytes_text(session['vault_bytes'])}, "
+            f"cache {bytes_text(session['cache_bytes'])}"
+        )
+        if session["error"]:
+            lines.append(f"      {session['error']}")
+        lines += [f"      - {problem}" for problem in session["problems"]]
+    return "\n".join(lines)
+
+
+def _outcome(session: dict[str, Any]) -> str:
+    if session["exit_code"] == frame.DONE:
+        return "done"
+    if session["exit_code"] == frame.SOMETHING_MISSING:
+        return "done, with problems"
+    return f"failed (exit {session['exit_code']})"

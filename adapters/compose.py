@@ -1,0 +1,108 @@
+"""Builds the engine out of a configuration and the adapters: the one place that knows all of them."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from functools import partial
+
+from adapters.clock import SystemClock
+from adapters.config import Config, Volume
+from adapters.state.directory import StateDirectory
+from adapters.stores.folder import FolderStore
+from adapters.trackers.compare import CompareTracker
+from adapters.trackers.hints import HintsTracker
+from adapters.version import VERSION
+from adapters.volumes.open import open_volume, volume_bytes
+from engine.errors import ConfigError
+from engine.pipeline.retry import FailedTry, RetryingStore
+from engine.pipeline.session import CacheSetup, Session, SessionSetup
+from engine.pipeline.volume import VolumeSource
+from engine.policy import CacheErrorPolicy, LanePolicy, QueuePolicy, RetryPolicy, SlowPolicy
+from engine.ports import ChangeTracker
+from engine.seal import Codec
+from engine.vault.identity import Identity
+
+WORKERS_MAX = 8
+
+
+def chosen_volumes(config: Config, names: Sequence[str]) -> list[Volume]:
+    """Return the configured volumes called `names`, all of them if none is named. Raises: ConfigError."""
+    known = {volume.name: volume for volume in config.volumes}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"there is no volume {name!r} in {config.source}; volumes: {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(names)] if names else list(config.volumes)
+
+
+def source_of(volume: Volume) -> VolumeSource:
+    """Return a configured volume as a session takes it."""
+    tracker: ChangeTracker = CompareTracker()
+    if volume.hints is not None:
+        tracker = HintsTracker(volume.hints, partial(volume_bytes, volume.name, volume.path))
+    return VolumeSource(
+        volume.name, partial(open_volume, volume.name, volume.path), tracker, volume.on_read_error == "skip"
+    )
+
+
+async def build_session(
+    config: Config, identity: Identity, state: StateDirectory, volumes: Sequence[Volume], *, full: bool
+) -> Session:
+    """Build a session over an open, locked state directory; what an earlier one left half-written is swept."""
+    clock = SystemClock()
+    owner = identity.system.hex()
+    folder = FolderStore(config.vault.folder, owner, "put", config.vault.connect_timeout_s)
+    await _swept(folder)
+    policy = RetryPolicy(retries_max=config.vault.retries_max, retry_within_s=config.vault.retry_within_s)
+    vault = RetryingStore(folder, policy, clock, random.Random(), partial(_log_retry, "vault"))
+    cache = None
+    if (settings := config.active_cache) is not None:
+        errors = CacheErrorPolicy(settings.on_error, settings.retries_max)
+        near = FolderStore(settings.path, owner, "flush")
+        await _swept(near)
+        objects = RetryingStore(near, errors.retry(), clock, random.Random(), partial(_log_retry, "cache"))
+        cache = CacheSetup(objects, errors, SlowPolicy(settings.on_slow, settings.skip_after_s))
+    return Session(
+        SessionSetup(
+            identity=identity,
+            state=state,
+            history=state.history,
+            clock=clock,
+            vault=vault,
+            cache=cache,
+            volumes=[source_of(volume) for volume in volumes],
+            version=VERSION,
+            codec=Codec[config.vault.compression.upper()],
+            paranoid=config.vault.paranoid,
+            own_only=config.vault.share == "own",
+            full=full,
+            queue=QueuePolicy(config.queue.size_bytes),
+            lane=LanePolicy(config.vault.pack_size_bytes),
+            workers=min(os.cpu_count() or 1, WORKERS_MAX),
+        )
+    )
+
+
+async def _swept(store: FolderStore) -> None:
+    from engine.errors import StoreError
+
+    try:
+        await store.sweep()
+    except StoreError:
+        # The session finds out for itself, and says it in the words that fit: a vault is not a cache.
+        return
+
+
+def _log_retry(store: str, failed: FailedTry) -> None:
+    import structlog
+
+    structlog.get_logger("retry").warning(
+        "store_call_failed",
+        component=store,
+        operation=failed.operation,
+        object=failed.name,
+        retry=failed.retry,
+        wait_s=round(failed.wait_s, 2),
+        error=str(failed.error),
+    )

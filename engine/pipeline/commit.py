@@ -1,0 +1,268 @@
+"""The commit: from staged blocks to a restore point (DESIGN.md §4).
+
+    places → reliance checked → run pages → index fragments → intent (synced) → root put → reliance checked again
+    → cache: copies, index → missing bits → map (synced) → newest point → intent removed
+
+A restore point exists once its root does. Everything before the root may be lost without harm, everything after it
+is done again from the intent by whoever comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import anyio
+import anyio.to_thread
+import msgspec
+import numpy as np
+import structlog
+from blake3 import blake3
+
+from engine.block import blocks_in
+from engine.errors import StoreError
+from engine.names import PointId
+from engine.note import NoteBody, NoteKind, seal_note
+from engine.pack import FinishedPack, PackBuilder
+from engine.pagestore import PageReader, PageWriter
+from engine.pipeline.newrun import RunMaker
+from engine.pipeline.parent import Parent
+from engine.pipeline.resolve import missing_from
+from engine.pipeline.stores import Side
+from engine.pipeline.volume import VolumeRun
+from engine.root import PreviousRoot, RootBody, VolumePoint, encode_volume, seal_root
+from engine.runs import envelope_info
+from engine.seal import Codec, Sealer
+from engine.state import Head, Intent, Newest, StateStore
+from engine.vault import hpke
+from engine.vault.identity import Identity
+
+log = structlog.get_logger("commit")
+
+
+@dataclass(slots=True)
+class CacheSide:
+    """The cache of a session: open, or not, and why it was given up. `store_id` None: not known in this session."""
+
+    side: Side | None = None
+    gave_up: StoreError | None = None
+
+    @property
+    def good(self) -> Side | None:
+        """The cache if everything it was to get so far lies in it."""
+        return self.side if self.gave_up is None else None
+
+
+@dataclass(slots=True)
+class Committer:
+    """Writes the restore point of one session; `put_root` may be called again after a round that sent blocks again."""
+
+    identity: Identity
+    state: StateStore
+    vault: Side
+    cache: CacheSide
+    parent: Parent
+    runs: Sequence[VolumeRun]
+    session: bytes
+    version: str
+    codec: Codec
+    pack_bytes: int
+    now_ms: int
+    metadata_bytes: int = 0
+    page_packs: list[FinishedPack] = field(default_factory=list)
+
+    async def put_root(self) -> tuple[PointId, bytes]:
+        """Write pages, index and root of what is staged; return the point and the root's bytes. The intent stays open.
+
+        Raises: StoreError, StateCorrupt, SessionAborted.
+        """
+        point = PointId(self.parent.next_order(self.now_ms), self.state.incarnation)
+        volumes = await self._volume_points()
+        self.metadata_bytes += await self.vault.packs.publish_index()
+        await self.vault.packs.flush()
+        await self.vault.recheck()
+        root = seal_root(
+            RootBody(
+                time=self.now_ms,
+                version=self.version,
+                session=self.session,
+                ended=await anyio.to_thread.run_sync(self.state.open_sessions),
+                previous=self.parent.previous,
+                volumes=volumes,
+            ),
+            domain=self.identity.domain,
+            system=self.identity.system,
+            point=point,
+            recovery_key_id=hpke.key_id(self.identity.recovery_public),
+            certificate=self.identity.certificate_number,
+            listing_key=self.identity.listing_key,
+            signer=self.identity.signer,
+        )
+        await anyio.to_thread.run_sync(self._open_intent, point, root, volumes)
+        await self.vault.objects.put(point.root(self.identity.system), root)
+        await self.vault.packs.flush()
+        self.metadata_bytes += len(root)
+        self.parent.newest = point
+        self.parent.previous = PreviousRoot(
+            order=point.order, incarnation=point.incarnation, hash=blake3(root).digest()
+        )
+        log.info("root_put", point=str(point), bytes=len(root))
+        return point, root
+
+    async def supersede(self, point: PointId, reason: str) -> tuple[str, bytes]:
+        """Say in a note that `point` does not count, and drop its intent; return the note's name and bytes.
+
+        Raises: StoreError.
+        """
+        # Without its intent an interruption here leaves a root that local state does not know: a fork, read whole.
+        await anyio.to_thread.run_sync(self.state.clear_intent)
+        name, data = self._note("superseded", point, reason)
+        await self.vault.objects.put(name, data)
+        return name, data
+
+    async def finish(self, point: PointId, root: bytes, more: Sequence[tuple[str, bytes]] = ()) -> None:
+        """Copy the point to the cache, note what the cache lacks, and move local state to it.
+
+        `more` are further objects for the cache (notes). Raises: StateCorrupt, SessionAborted.
+        """
+        await self._copy_to_cache([*more, (point.root(self.identity.system), root)])
+        await anyio.to_thread.run_sync(self._apply)
+        log.info("restore_point_committed", point=str(point))
+
+    async def _volume_points(self) -> list[VolumePoint]:
+        writer = PageWriter(
+            self._page_pack,
+            self._put_page_pack,
+            self.identity.keys.pages,
+            Sealer(Codec.ZSTD if self.codec is Codec.NONE else self.codec, self.identity.keys.pages),
+            self.vault.packs.index.lookup,
+            self.vault.packs.index.pack_name,
+        )
+        reader = PageReader(
+            self.vault.packs.read_records,
+            self.vault.packs.index.pack_name,
+            self.vault.packs.record_by_id,
+            self.identity.keys.pages,
+        )
+        points = []
+        for run in self.runs:
+            parent = run.parent()
+            maker = RunMaker(run.state, writer, reader, self.vault.packs.index.pack_names, self._seal_envelope)
+            descriptors = await maker.runs(parent.runs if parent else [])
+            size = run.reader.size_bytes
+            points.append(
+                VolumePoint(
+                    name=run.name,
+                    bytes=size,
+                    blocks=blocks_in(size),
+                    unreadable=run.unreadable_ranges(),
+                    runs=descriptors,
+                    figures={"changed": run.counts.changed, "vault_bytes": run.counts.vault_bytes},
+                )
+            )
+        await writer.close()
+        return points
+
+    def _page_pack(self) -> PackBuilder:
+        return PackBuilder(
+            "page", self.identity.keys, self.identity.system, self.session, self.identity.signer, self.pack_bytes
+        )
+
+    async def _put_page_pack(self, finished: FinishedPack) -> None:
+        await self.vault.packs.put_pack(finished)
+        self.metadata_bytes += len(finished.data)
+        if (cache := self.cache.good) is not None:
+            try:
+                await cache.packs.put_pack(finished)
+            except StoreError as error:
+                self._give_cache_up(error)
+
+    def _seal_envelope(self, run: bytes, key_tree: bytes) -> bytes:
+        info = envelope_info(self.identity.domain, self.identity.system, run)
+        return hpke.seal(self.identity.recovery_public, key_tree, info)
+
+    def _note(self, kind: NoteKind, point: PointId, text: str) -> tuple[str, bytes]:
+        return seal_note(
+            NoteBody(kind=kind, time=self.now_ms, text=text),
+            domain=self.identity.domain,
+            system=self.identity.system,
+            point=point,
+            certificate=self.identity.certificate_number,
+            listing_key=self.identity.listing_key,
+            signer=self.identity.signer,
+        )
+
+    def _open_intent(self, point: PointId, root: bytes, volumes: Sequence[VolumePoint]) -> None:
+        digest = blake3(root).digest()
+        for run in self.runs:
+            run.state.sync_staged()
+        heads = {
+            run.name: self._head(run, point, digest, volume) for run, volume in zip(self.runs, volumes, strict=True)
+        }
+        intent = Intent(root=point.root(self.identity.system), root_hash=digest, vault=self.vault.store_id, heads=heads)
+        self.state.write_intent(intent)
+
+    def _head(self, run: VolumeRun, point: PointId, digest: bytes, volume: VolumePoint) -> Head:
+        known = run.head.cache if run.head else None
+        return Head(
+            order=point.order,
+            incarnation=point.incarnation,
+            root_hash=digest,
+            vault=self.vault.store_id,
+            cache=self.cache.side.store_id if self.cache.side else known,
+            domain=self.identity.domain,
+            volume_bytes=run.reader.size_bytes,
+            generation=run.changes.generation,
+            point=encode_volume(volume),
+            missing_known=not run.missing_unknown or self.cache.good is not None,
+            unreadable=run.unreadable_blocks(),
+        )
+
+    async def _copy_to_cache(self, objects: Sequence[tuple[str, bytes]]) -> None:
+        """Make the cache hold the point's root, so that a restore runs with the vault gone."""
+        if (cache := self.cache.good) is None:
+            return
+        try:
+            await cache.packs.publish_index()
+            for name, data in objects:
+                await cache.objects.put(name, data)
+            await cache.packs.flush()
+        except StoreError as error:
+            self._give_cache_up(error)
+
+    def _give_cache_up(self, error: StoreError) -> None:
+        self.cache.gave_up = error
+        log.warning("cache_given_up", component="cache", error=str(error))
+
+    def _apply(self) -> None:
+        """Settle the missing bits, then move every map to the point (*sync*)."""
+        intent = self.state.intent()
+        assert intent is not None, "a commit without its intent"
+        index = self.cache.good.packs.index if self.cache.good else None
+        for run in self.runs:
+            pages = np.union1d(run.state.staged_pages(), self._pages_lacking(run))
+            head = intent.heads[run.name]
+            if not head.missing_known or (index is None and run.missing_unknown):
+                head = msgspec.structs.replace(head, missing_known=False)
+            else:
+                missing_from(run.state, index, pages)
+                run.state.sync_missing()
+            run.state.apply(head)
+        point = PointId.parse_root(intent.root)
+        assert point is not None
+        self.state.set_newest(
+            Newest(
+                order=point[1].order,
+                incarnation=point[1].incarnation,
+                root_hash=intent.root_hash,
+                vault=intent.vault,
+            )
+        )
+        self.state.clear_intent()
+        self.state.end_sessions()
+
+    def _pages_lacking(self, run: VolumeRun) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        stop = 1 << 40
+        if run.missing_unknown:
+            return run.state.used_pages(0, stop)
+        return run.state.missing_pages(0, stop)

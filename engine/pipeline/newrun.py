@@ -1,0 +1,159 @@
+"""The runs of a volume's new point: one run of what changed, merged with older ones where there are too many.
+
+A merged run is written from the map as it is now, so no key of an old block is needed, and what newer runs name
+is left out (DESIGN.md §5, Runs). What is written goes with what changed and what is merged, not with the map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import anyio.to_thread
+import numpy as np
+import numpy.typing as npt
+
+from engine.bits import any_along, rows_of
+from engine.block import BATCH_BLOCKS
+from engine.errors import StateCorrupt
+from engine.names import PackName
+from engine.packtable import PackRows
+from engine.packtable import rows_of as pack_rows
+from engine.page import Blocks, IdLeaf
+from engine.pagestore import PageReader, PageWriter
+from engine.pipeline.resolve import staged_chunks
+from engine.root import RunDescriptor
+from engine.runbuild import RunChunk
+from engine.runmerge import Covered, NamesBlocks, covered, plan_merge
+from engine.runs import RunReader, write_run
+from engine.state import VolumeState
+
+
+@dataclass(slots=True)
+class RunMaker:
+    """Writes the runs of one volume.
+
+    `name_packs` names packs by their keys (None: unknown to the index); `seal_envelope` seals the address of a key
+    tree to the recovery key.
+    """
+
+    state: VolumeState
+    writer: PageWriter
+    reader: PageReader
+    name_packs: Callable[[npt.NDArray[np.uint64]], Sequence[PackName | None]]
+    seal_envelope: Callable[[bytes, bytes], bytes]
+
+    async def runs(self, parent: Sequence[RunDescriptor]) -> list[RunDescriptor]:
+        """Return the runs of the new point, oldest first, all written. Raises: StoreError, StateCorrupt."""
+        staged = StagedRun(self.state)
+        changed = await anyio.to_thread.run_sync(staged.count)
+        if not changed and parent:
+            return list(parent)
+        merge = plan_merge([*(run.entries + run.zeros for run in parent), changed])
+        if merge is None:
+            return [*parent, await self._write(staged.chunks(base=not parent), [], base=not parent)]
+        start, stop = merge
+        merged, newer = parent[start:stop], parent[stop:]
+        readers: list[NamesBlocks] = [RunReader(self.reader, run) for run in merged]
+        shadowing: list[NamesBlocks] = [RunReader(self.reader, run) for run in newer]
+        # What is staged is the newest run: merged with the others, or laid over them.
+        takes_new = stop > len(parent)
+        (readers if takes_new else shadowing).append(staged)
+        chunks = self._merged(readers, shadowing, base=start == 0)
+        result = [*parent[:start], await self._write(chunks, merged, base=start == 0)]
+        if not takes_new:
+            result += [*newer, await self._write(staged.chunks(base=False), [], base=False)]
+        return result
+
+    async def _write(
+        self, chunks: Iterator[RunChunk] | AsyncIterator[RunChunk], merged: Sequence[RunDescriptor], *, base: bool
+    ) -> RunDescriptor:
+        keys: set[int] = set()
+        tables = [await RunReader(self.reader, run).table() for run in merged]
+
+        async def watched() -> AsyncIterator[RunChunk]:
+            async for chunk in _each(chunks):
+                keys.update(np.unique(chunk.places["pack"]).tolist())
+                yield chunk
+
+        def packs() -> PackRows:
+            wanted = np.array(sorted(keys), dtype=np.uint64)
+            found: list[PackName] = []
+            for key, name in zip(wanted.tolist(), self.name_packs(wanted), strict=True):
+                # A pack of a foreign writer may have left the mirror; the table of the run that named it has it.
+                named = name or next((known for table in tables if (known := table.find(key))), None)
+                if named is None:
+                    raise StateCorrupt(
+                        f"local state names a pack nobody knows ({key:016x}); run 'forebay backup --full'"
+                    )
+                found.append(named)
+            return pack_rows(found)
+
+        return await write_run(self.writer, watched(), base=base, packs=packs, seal_envelope=self.seal_envelope)
+
+    async def _merged(
+        self, readers: Sequence[NamesBlocks], shadowing: Sequence[NamesBlocks], *, base: bool
+    ) -> AsyncIterator[RunChunk]:
+        """Yield the present state of all blocks that count; where they are zero, extents (none in a base run)."""
+        async with aclosing(covered(readers, shadowing)) as parts:
+            async for part in parts:
+                yield await anyio.to_thread.run_sync(self._present, part, base)
+
+    def _present(self, part: Covered, base: bool) -> RunChunk:
+        numbers = part.blocks.astype(np.int64)
+        pages, row = np.unique(numbers // BATCH_BLOCKS, return_inverse=True)
+        entries = self.state.current(pages)[row, numbers % BATCH_BLOCKS]
+        none = part.zero_starts[:0]
+        zeros = (none, none) if base else (part.zero_starts, part.zero_counts)
+        return RunChunk(part.blocks, entries["ref"], entries["place"], *zeros)
+
+
+@dataclass(frozen=True, slots=True)
+class StagedRun:
+    """What a session has staged, seen as the run it will be: the newest of its volume."""
+
+    state: VolumeState
+
+    def count(self) -> int:
+        """Return how many blocks are staged (*sync*)."""
+        return sum(int(np.bitwise_count(masks).sum()) for _, masks, _ in staged_chunks(self.state))
+
+    def chunks(self, *, base: bool) -> Iterator[RunChunk]:
+        """Yield what is staged, ascending; zero blocks as extents, or not at all in a base run (*sync*)."""
+        for pages, masks, entries in staged_chunks(self.state):
+            rows = rows_of(masks)
+            page_of, bit_of = np.nonzero(rows)
+            numbers = pages[page_of] * BATCH_BLOCKS + bit_of
+            chosen = entries[rows]
+            full = any_along(chosen["ref"])
+            starts, counts = _extents(numbers[:0] if base else numbers[~full])
+            yield RunChunk(numbers[full].astype(np.uint64), chosen["ref"][full], chosen["place"][full], starts, counts)
+
+    async def leaves(self) -> AsyncGenerator[IdLeaf, None]:
+        """Yield what is staged as a run's leaves."""
+        for chunk in self.chunks(base=False):
+            leaf, _ = chunk.leaf()
+            if leaf.names_any:
+                yield leaf
+
+
+def _extents(numbers: npt.NDArray[np.int64]) -> tuple[Blocks, Blocks]:
+    """Return (starts, counts) of the runs of consecutive numbers."""
+    if not numbers.size:
+        none: Blocks = np.empty(0, dtype=np.uint64)
+        return none, none
+    cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
+    starts = numbers[np.concatenate(([0], cuts))]
+    counts = np.diff(np.concatenate(([0], cuts, [len(numbers)])))
+    return starts.astype(np.uint64), counts.astype(np.uint64)
+
+
+async def _each(chunks: Iterator[RunChunk] | AsyncIterator[RunChunk]) -> AsyncIterator[RunChunk]:
+    if isinstance(chunks, AsyncIterator):
+        async for chunk in chunks:
+            yield chunk
+        return
+    # Reading what is staged is file work: a hop for each chunk of 512 pages.
+    while (chunk_or_end := await anyio.to_thread.run_sync(next, chunks, None)) is not None:
+        yield chunk_or_end

@@ -1,0 +1,175 @@
+"""The parent of a session: what local state stands at, what the vault has, and whether the two belong together.
+
+Rules (DESIGN.md §4 Commit, §5 Domains and identity, Rollback):
+- An open intent is settled first: if its root lies in the vault with the intended bytes, the commit happened and
+  is finished here; otherwise it counts as not committed, and its staged changes are dropped.
+- The newest root of the system in the vault must be the one the newest map stands at. If it is not, the state was
+  cloned or restored from a copy, or another machine goes on with this system: local state counts as lost, and the
+  state directory gets a new incarnation. Forks are legal; nothing is ever overwritten.
+- A root the vault has lost or damaged is reported, and what relied on the lost one is compared again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from engine.errors import ObjectMissing, StateCorrupt
+from engine.names import PointId
+from engine.ports import ObjectStore
+from engine.root import PreviousRoot
+from engine.state import Head, Newest, StateStore, VolumeState
+
+ROOT_BYTES_MAX = 64 << 20
+
+
+@dataclass(slots=True)
+class Parent:
+    """What a session starts from.
+
+    `newest`: the greatest point of the system seen anywhere (None: there is none); `previous`: the root the new
+    one names as its predecessor; `recovered`: the point of a commit that was finished here, if one was;
+    `problems`: sentences for the user; `lost`: local state was there and counts as lost.
+    """
+
+    newest: PointId | None = None
+    previous: PreviousRoot | None = None
+    recovered: PointId | None = None
+    lost: bool = False
+    problems: list[str] = field(default_factory=list)
+
+    def next_order(self, clock_ms: int) -> int:
+        """Return the order of the next root: after everything seen, and not before the clock."""
+        return max(clock_ms, self.newest.order + 1 if self.newest else 0)
+
+
+def head_point(head: Head) -> PointId:
+    """Return the restore point a map stands at."""
+    return PointId(head.order, head.incarnation)
+
+
+async def settle_intent(state: StateStore, vault: ObjectStore, vault_id: bytes, parent: Parent) -> None:
+    """Finish or drop the commit an earlier session may have been interrupted in.
+
+    Raises: StoreUnavailable, StoreRejected (the vault could not be asked; the intent stays open).
+    """
+    try:
+        intent = state.intent()
+    except StateCorrupt as error:
+        # What it would have said can be found out by comparing: the maps are given up, not guessed at.
+        parent.problems.append(f"{error}; local state is rebuilt from vault and volumes")
+        parent.lost = True
+        state.clear_intent()
+        return
+    if intent is None:
+        return
+    committed = intent.vault == vault_id and await _root_hash(vault, intent.root) == intent.root_hash
+    for name, head in intent.heads.items():
+        volume = state.volume(name)
+        if committed:
+            point = head_point(head)
+            state.set_newest(
+                Newest(order=head.order, incarnation=head.incarnation, root_hash=intent.root_hash, vault=vault_id)
+            )
+            _count_staged_missing(volume)
+            volume.apply(head)
+            parent.recovered = point
+        else:
+            volume.discard_staged()
+    if committed:
+        state.end_sessions()
+    state.clear_intent()
+
+
+def _count_staged_missing(volume: VolumeState) -> None:
+    """Mark what an interrupted commit staged as missing from the cache: nobody saw its flush."""
+    pages = volume.staged_pages()
+    for start in range(0, len(pages), 1024):
+        part = pages[start : start + 1024]
+        masks, _ = volume.read_staged(part)
+        volume.set_missing(part, volume.missing(part) | masks)
+    volume.sync_missing()
+
+
+async def find_parent(
+    state: StateStore, names: Iterable[str], system: bytes, vault: ObjectStore, vault_id: bytes, domain: bytes
+) -> Parent:
+    """Settle what is open, compare local state with the vault, and return what the session starts from.
+
+    Raises: StoreUnavailable, StoreRejected.
+    """
+    parent = Parent()
+    await settle_intent(state, vault, vault_id, parent)
+    volumes = {name: state.volume(name) for name in names}
+    for volume in volumes.values():
+        volume.discard_staged()
+    for name, volume in volumes.items():
+        try:
+            head = volume.head
+        except StateCorrupt as error:
+            parent.problems.append(f"{error}; volume {name!r} is read and compared whole")
+            volume.forget()
+            continue
+        if head is not None and (head.vault, head.domain) != (vault_id, domain):
+            volume.forget()
+            parent.problems.append(
+                f"volume {name!r}: local state belongs to another vault or domain; the volume is read whole"
+            )
+    await _compare(parent, _newest(state, parent, vault_id), system, vault)
+    if parent.lost:
+        for volume in volumes.values():
+            volume.forget()
+        state.renew_incarnation()
+    return parent
+
+
+def _newest(state: StateStore, parent: Parent, vault_id: bytes) -> Newest | None:
+    try:
+        newest = state.newest()
+    except StateCorrupt as error:
+        parent.problems.append(f"{error}; local state counts as lost, everything is read again")
+        parent.lost = True
+        return None
+    return newest if newest is not None and newest.vault == vault_id else None
+
+
+async def _compare(parent: Parent, ours: Newest | None, system: bytes, vault: ObjectStore) -> None:
+    """Hold the point local state ends with against the newest root; sets newest, previous, lost, problems."""
+    newest: PointId | None = None
+    async for info in vault.list(f"root/{system.hex()}/"):
+        found = PointId.parse_root(info.name)
+        if found is not None and (newest is None or found[1] > newest):
+            newest = found[1]
+    mine = PointId(ours.order, ours.incarnation) if ours else None
+    parent.newest = max((point for point in (newest, mine) if point), default=None)
+    if newest is not None:
+        digest = await _root_hash(vault, newest.root(system))
+        parent.previous = PreviousRoot(order=newest.order, incarnation=newest.incarnation, hash=digest or bytes(32))
+        if ours is not None and newest == mine and digest != ours.root_hash:
+            parent.problems.append(
+                f"object {newest.root(system)} in the vault is not what was written there: "
+                "the restore point is damaged; the session goes on from local state"
+            )
+            parent.previous = PreviousRoot(order=ours.order, incarnation=ours.incarnation, hash=ours.root_hash)
+    if mine is not None and newest != mine:
+        parent.lost = True
+        if newest is None or newest < mine:
+            parent.problems.append(
+                f"the vault has lost restore point {mine}; everything is read and compared again, "
+                "and what the vault lacks is sent again"
+            )
+        else:
+            parent.problems.append(
+                f"local state ends at restore point {mine}, but the vault already has {newest}: this machine was "
+                "cloned or its state restored from a copy; local state counts as lost, everything is read again"
+            )
+
+
+async def _root_hash(vault: ObjectStore, name: str) -> bytes | None:
+    """Return the BLAKE3 of an object, None where it does not exist."""
+    try:
+        return bytes(blake3(await vault.get(name, 0, ROOT_BYTES_MAX)).digest())
+    except ObjectMissing:
+        return None

@@ -1,0 +1,131 @@
+"""Relying on others (DESIGN.md §5): a session vouches only for packs that are there and hold what they claim.
+
+- Every pack staged blocks rely on that this session did not write is checked for presence and size before the
+  root is put, and once more after it.
+- When this system first relies on a foreign pack, one of the records it relies on is read and opened: all such
+  packs up to 1,000 of a writer, then a random 1,000, and at most 256 MiB of reading a session.
+- A pack that fails is barred, and so is its writer; both are named. What relied on them is sent again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import ObjectMissing, StoreCorrupt
+from engine.names import PackName
+from engine.packstore import PackStore
+from engine.pipeline.resolve import samples
+from engine.seal import open_whole
+from engine.state import History, VolumeState
+
+PACKS_OF_WRITER_MAX: Final = 1000
+READ_BYTES_MAX: Final = 256 << 20
+NAMES_AT_ONCE: Final = 65536
+READS_AT_ONCE: Final = 8
+
+
+@dataclass(slots=True)
+class Reliance:
+    """The checks of one session over one vault."""
+
+    store: PackStore
+    history: History
+    blocks_subkey: bytes
+    generator: np.random.Generator
+    trust_history: bool = True
+    problems: list[str] = field(default_factory=list)
+    _read_bytes: int = 0
+
+    async def present(self, keys: npt.NDArray[np.uint64], written: frozenset[int]) -> bool:
+        """Tell whether all packs of `keys` but those of `written` are there; bar those that are not.
+
+        Raises: StoreUnavailable, StoreRejected.
+        """
+        good = True
+        for start in range(0, len(keys), NAMES_AT_ONCE):
+            names = self._names(keys[start : start + NAMES_AT_ONCE], written)
+            for name in sorted(await self.store.present(names)):
+                good = False
+                self.store.index.bar([name.key])
+                self.problems.append(
+                    f"object {name} is gone from the vault or has a wrong size; its blocks are sent again"
+                )
+        return good
+
+    async def honest(
+        self, volumes: Iterable[VolumeState], keys: npt.NDArray[np.uint64], written: frozenset[int]
+    ) -> bool:
+        """Open one record of each foreign pack relied on for the first time; bar packs and writers that cheat.
+
+        Raises: StoreUnavailable, StoreRejected, StateCorrupt.
+        """
+        foreign = await anyio.to_thread.run_sync(self._unchecked, keys, written)
+        if not foreign:
+            return True
+        wanted = np.array(sorted(foreign), dtype=np.uint64)
+        chosen: dict[int, tuple[bytes, npt.NDArray[np.void]]] = {}
+        for state in volumes:
+            chosen |= await anyio.to_thread.run_sync(samples, state, wanted, self.generator)
+        opened: list[bytes] = []
+        failed: list[PackName] = []
+        slots = anyio.CapacityLimiter(READS_AT_ONCE)
+
+        async def check(name: PackName, ref: bytes, place: npt.NDArray[np.void]) -> None:
+            async with slots:
+                length = int(place["length"])
+                if self._read_bytes + length > READ_BYTES_MAX:
+                    return
+                self._read_bytes += length
+                if await self._opens(name, ref, int(place["offset"]), length):
+                    opened.append(name.hash)
+                else:
+                    failed.append(name)
+
+        async with anyio.create_task_group() as group:
+            for key, (ref, place) in chosen.items():
+                group.start_soon(check, foreign[key], ref, place)
+        for name in failed:
+            self.store.index.bar([name.key], [name.writer])
+        if opened:
+            await anyio.to_thread.run_sync(self.history.add_checked_packs, self.store.store_id, opened)
+        return not failed
+
+    async def _opens(self, name: PackName, ref: bytes, offset: int, length: int) -> bool:
+        """Read and open one record; a problem names the pack and its writer."""
+        try:
+            (record,) = await self.store.read_records(name, [(offset, length)])
+            open_whole(ref, record, self.blocks_subkey, str(name))
+        except (StoreCorrupt, ObjectMissing) as error:
+            self.problems.append(
+                f"system {name.writer.hex()} offers blocks it does not have: {error}; nothing of its packs is relied "
+                "on in this session, the blocks are sent again"
+            )
+            return False
+        return True
+
+    def _names(self, keys: npt.NDArray[np.uint64], written: frozenset[int]) -> list[PackName]:
+        names = self.store.index.pack_names(keys)
+        return [name for name in names if name is not None and name.key not in written]
+
+    def _unchecked(self, keys: npt.NDArray[np.uint64], written: frozenset[int]) -> dict[int, PackName]:
+        """Return the foreign packs of which a record is to be opened now, by pack key."""
+        known = self.history.checked_packs(self.store.store_id) if self.trust_history else set()
+        by_writer: dict[bytes, list[PackName]] = defaultdict(list)
+        for name in self._names(keys, written):
+            if name.writer != self.store.writer and name.hash not in known:
+                by_writer[name.writer].append(name)
+        picked: dict[int, PackName] = {}
+        for names in by_writer.values():
+            if len(names) > PACKS_OF_WRITER_MAX:
+                at = self.generator.choice(len(names), PACKS_OF_WRITER_MAX, replace=False)
+                names = [names[i] for i in at.tolist()]
+            picked.update((name.key, name) for name in names)
+        return picked

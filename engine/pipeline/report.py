@@ -1,0 +1,78 @@
+"""What a session tells at its end: to `backup`, to history, to progress while it runs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+from engine.pipeline.producer import Counts
+
+Route: TypeAlias = Literal["VAULT", "ABORTED"]
+
+EXIT_DONE: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_MISSING: Final = 4
+
+
+class RouteChange(msgspec.Struct, frozen=True):
+    """The route taken from the moment `at` (RFC 3339, UTC) on."""
+
+    route: Route
+    at: str
+
+
+class VolumeReport(msgspec.Struct, kw_only=True):
+    """What happened to one volume; blocks are 64 KiB, `compared` says where changes were looked for."""
+
+    bytes: int = 0
+    compared: Literal["all", "hints"] = "all"
+    candidates: int = 0
+    read_bytes: int = 0
+    changed: int = 0
+    zero: int = 0
+    vault_blocks: int = 0
+    cache_blocks: int = 0
+    vault_bytes: int = 0
+    cache_bytes: int = 0
+    unreadable_bytes: int = 0
+    seconds: float = 0.0
+
+    def take(self, counts: Counts) -> None:
+        """Copy the producers' sums."""
+        for name in counts.__slots__:
+            setattr(self, name, getattr(counts, name))
+
+
+class SessionReport(msgspec.Struct, kw_only=True):
+    """The document of `backup --json`.
+
+    `point`: the new restore point, None if there is none; `route`: the last one; `problems`: sentences, also about
+    what did not keep the session from succeeding; `cache`: "ok", "given up", "away" or None without one;
+    `metadata_bytes`: what the vault got besides data packs.
+    """
+
+    session: str
+    point: str | None = None
+    route: Route = "VAULT"
+    route_history: list[RouteChange] = []
+    exit_code: int = EXIT_DONE
+    problems: list[str] = []
+    error: str | None = None
+    started: str = ""
+    seconds: float = 0.0
+    cache: str | None = None
+    metadata_bytes: int = 0
+    volumes: dict[str, VolumeReport] = {}
+
+    def change_route(self, route: Route, at_ms: int) -> None:
+        """Note that the route is `route` from `at_ms` on."""
+        self.route = route
+        self.route_history.append(RouteChange(route, iso_time(at_ms)))
+
+
+def iso_time(ms: int) -> str:
+    """Return milliseconds since 1970 UTC as RFC 3339."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

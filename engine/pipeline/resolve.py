@@ -1,0 +1,106 @@
+"""Places of staged blocks: once everything sent is acknowledged, each staged ref gets the place of its record.
+
+A block may have been claimed by another batch, deduplicated against an older pack, or its pack may have turned
+out to be unusable since: so places are looked up again here, in one pass over the staged pages, and what has no
+place comes back as work to send again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.bits import any_along, masks_of, rows_of
+from engine.block import Ids, Places, ids_of
+from engine.state import Entries, Masks, Pages, VolumeState
+
+CHUNK_PAGES = 512
+
+
+class Lookup(Protocol):
+    """The half of a store's index that answers where records are."""
+
+    def lookup(self, ids: Ids) -> Places:
+        """Return places in acknowledged, usable packs; length 0 where there is none."""
+        ...
+
+
+@dataclass(slots=True)
+class Resolved:
+    """`keys`: the pack keys staged blocks rely on, ascending; `pages`, `masks`: what has no place yet."""
+
+    keys: npt.NDArray[np.uint64]
+    pages: Pages
+    masks: Masks
+
+
+def staged_chunks(state: VolumeState) -> Iterator[tuple[Pages, Masks, Entries]]:
+    """Yield what is staged, ascending, in chunks of bounded size (*sync*). Raises: StateCorrupt."""
+    pages = state.staged_pages()
+    for start in range(0, len(pages), CHUNK_PAGES):
+        part = pages[start : start + CHUNK_PAGES]
+        masks, entries = state.read_staged(part)
+        yield part, masks, entries
+
+
+def resolve(state: VolumeState, index: Lookup) -> Resolved:
+    """Give every staged non-zero block its place (*sync*). Raises: StateCorrupt."""
+    keys: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
+    open_pages: list[Pages] = []
+    open_masks: list[Masks] = []
+    for pages, masks, entries in staged_chunks(state):
+        rows = rows_of(masks) & any_along(entries["ref"])
+        places = index.lookup(ids_of(entries["ref"][rows]))
+        moved = rows.copy()
+        moved[rows] = places != entries["place"][rows]
+        entries["place"][rows] = places
+        for position in np.flatnonzero(moved.any(axis=1)).tolist():
+            state.stage(int(pages[position]), int(masks[position]), entries[position])
+        keys = np.union1d(keys, places["pack"][places["length"] > 0])
+        absent = rows.copy()
+        absent[rows] = places["length"] == 0
+        lacking = masks_of(absent)
+        if lacking.any():
+            open_pages.append(pages[lacking > 0])
+            open_masks.append(lacking[lacking > 0])
+    if not open_pages:
+        return Resolved(keys, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64))
+    return Resolved(keys, np.concatenate(open_pages), np.concatenate(open_masks))
+
+
+def samples(
+    state: VolumeState, wanted: npt.NDArray[np.uint64], generator: np.random.Generator
+) -> dict[int, tuple[bytes, npt.NDArray[np.void]]]:
+    """Return, for each pack key of `wanted` that staged blocks rely on, one (ref, place), chosen at random (*sync*)."""
+    chosen: dict[int, tuple[bytes, npt.NDArray[np.void]]] = {}
+    for _, masks, entries in staged_chunks(state):
+        rows = rows_of(masks) & (entries["place"]["length"] > 0)
+        refs, places = entries["ref"][rows], entries["place"][rows]
+        hits = np.flatnonzero(np.isin(places["pack"], wanted))
+        generator.shuffle(hits)
+        packs, first = np.unique(places["pack"][hits], return_index=True)
+        for pack, at in zip(packs.tolist(), hits[first].tolist(), strict=True):
+            if pack not in chosen or generator.random() < 0.5:
+                chosen[pack] = (refs[at].tobytes(), places[at])
+    return chosen
+
+
+def missing_from(state: VolumeState, index: Lookup | None, pages: Pages) -> None:
+    """Set the missing bits of `pages` to what the cache's index lacks of their current blocks (*sync*).
+
+    `index` None: nothing is known to have arrived, so every non-zero staged block counts as missing.
+    """
+    for start in range(0, len(pages), CHUNK_PAGES):
+        part = pages[start : start + CHUNK_PAGES]
+        entries = state.current(part)
+        rows = any_along(entries["ref"])
+        if index is not None:
+            rows[rows] = index.lookup(ids_of(entries["ref"][rows]))["length"] == 0
+        else:
+            masks, _ = state.read_staged(part)
+            rows &= rows_of(masks | state.missing(part))
+        state.set_missing(part, masks_of(rows))

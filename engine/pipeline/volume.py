@@ -1,0 +1,151 @@
+"""One volume in one session: what it starts from, where its candidates are, and whether its hints are believed.
+
+Rules:
+- Without a map (first session, lost state, `--full`) everything is read and compared, and the run is a base run.
+- Hints count only for the generation the map was made at. A sample of 0.1 % of the blocks outside them, at least
+  10, is compared at every session; one difference turns the session into a full compare and is reported.
+- Blocks the cache is known to lack are candidates; where nothing is known of the cache, all blocks are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from engine.block import BLOCK_BYTES, blocks_in
+from engine.pipeline.candidates import CandidatePlan, Work, candidates
+from engine.pipeline.producer import Batch, Counts, Producer
+from engine.pipeline.report import VolumeReport
+from engine.ports import Changes, ChangeTracker, VolumeReader
+from engine.root import VolumePoint, decode_volume
+from engine.state import Head, VolumeState
+
+SAMPLE_SHARE: Final = 0.001
+SAMPLE_BLOCKS_MIN: Final = 10
+# 4 GiB of reading; the share of a volume of more than 64 TiB would be larger than a session can afford.
+SAMPLE_BLOCKS_MAX: Final = 65536
+SAMPLE_WHOLE_BLOCKS: Final = 1 << 20
+UNREADABLE_RANGES_MAX: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSource:
+    """A volume of the configuration; `open` raises SourceError or ConfigError."""
+
+    name: str
+    open: Callable[[], VolumeReader]
+    tracker: ChangeTracker
+    skip_unreadable: bool = False
+
+
+@dataclass(slots=True)
+class VolumeRun:
+    """A volume while a session runs."""
+
+    source: VolumeSource
+    state: VolumeState
+    reader: VolumeReader
+    head: Head | None
+    producer: Producer
+    changes: Changes
+    missing_unknown: bool
+    heal: bool
+    counts: Counts = field(default_factory=Counts)
+    report: VolumeReport = field(default_factory=VolumeReport)
+    unreadable: list[tuple[int, int]] = field(default_factory=list)
+    extents: list[tuple[int, int]] | None = None
+    position: int = 0  # bytes of the volume that were looked at so far
+
+    @property
+    def name(self) -> str:
+        """The configured name."""
+        return self.source.name
+
+    def parent(self) -> VolumePoint | None:
+        """Return the parent's volume point, None for a base run. Raises: StoreCorrupt."""
+        return None if self.head is None else decode_volume(self.head.point, f"local state of volume {self.name!r}")
+
+    def choose(self, generator: np.random.Generator) -> list[str]:
+        """Decide where candidates are, comparing the sample (*sync*); return problems.
+
+        Raises: SourceError, StateCorrupt.
+        """
+        problems = [self.changes.problem] if self.changes.problem else []
+        self.extents = self.changes.extents if self.head is not None else None
+        if self.extents is not None:
+            different = self.producer.differs(self._sample(generator))
+            if different:
+                problems.append(
+                    f"volume {self.name!r}: block {different[0]} changed outside the hints: they are not believed, "
+                    "everything was compared; check what writes them"
+                )
+                self.extents = None
+        self.report.bytes = self.reader.size_bytes
+        self.report.compared = "all" if self.extents is None else "hints"
+        return problems
+
+    def works(self) -> Iterator[Work]:
+        """Yield all work of the session's first round (*sync*). Raises: SourceError, StateCorrupt."""
+        plan = CandidatePlan(
+            volume_bytes=self.reader.size_bytes,
+            parent_bytes=self.head.volume_bytes if self.head else 0,
+            extents=self.extents,
+            missing_unknown=self.missing_unknown,
+            heal=self.heal,
+            unreadable=self.head.unreadable if self.head else [],
+        )
+        return candidates(self.reader, self.state, plan)
+
+    def took(self, batch: Batch) -> None:
+        """Add what a batch did to the sums."""
+        self.counts.add(batch.counts)
+        self.report.take(self.counts)
+        self.unreadable += batch.unreadable
+        self.report.unreadable_bytes = sum(length for _, length in self.unreadable)
+
+    def unreadable_ranges(self) -> list[tuple[int, int]]:
+        """Return what could not be read as merged, ascending (offset, length) pairs in bytes."""
+        merged: list[tuple[int, int]] = []
+        for offset, length in sorted(set(self.unreadable)):
+            if merged and offset <= merged[-1][0] + merged[-1][1]:
+                begin, _ = merged[-1]
+                merged[-1] = (begin, max(sum(merged[-1]), offset + length) - begin)
+            else:
+                merged.append((offset, length))
+        return merged
+
+    def unreadable_blocks(self) -> list[int]:
+        """Return the numbers of the blocks with unreadable ranges: candidates of the next session."""
+        blocks: set[int] = set()
+        for offset, length in self.unreadable:
+            blocks.update(range(offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES)))
+        return sorted(blocks)
+
+    def _sample(self, generator: np.random.Generator) -> list[int]:
+        """Choose blocks outside the hints, of those both the map and the volume have."""
+        assert self.head is not None
+        blocks = min(blocks_in(self.reader.size_bytes), blocks_in(self.head.volume_bytes))
+        # A short last block that grew is a candidate anyway, and differs rightly.
+        if self.reader.size_bytes != self.head.volume_bytes:
+            blocks = min(self.reader.size_bytes, self.head.volume_bytes) // BLOCK_BYTES
+        if not blocks:
+            return []
+        wanted = min(max(SAMPLE_BLOCKS_MIN, int(blocks * SAMPLE_SHARE)), SAMPLE_BLOCKS_MAX)
+        # Of a large volume, more than wanted are drawn at random: those that fall into the hints are dropped.
+        drawn = (
+            np.arange(blocks, dtype=np.int64)
+            if blocks <= SAMPLE_WHOLE_BLOCKS
+            else np.unique(generator.integers(0, blocks, size=4 * wanted, dtype=np.int64))
+        )
+        hinted = np.isin(drawn, np.array(self.head.unreadable, dtype=np.int64))
+        for offset, length in self.extents or ():
+            low, high = offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES)
+            hinted[np.searchsorted(drawn, low) : np.searchsorted(drawn, high)] = True
+        outside = drawn[~hinted]
+        if len(outside) > wanted:
+            outside = np.sort(generator.choice(outside, wanted, replace=False))
+        sample: list[int] = outside.tolist()
+        return sample
