@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -12,15 +11,16 @@ import click
 
 from adapters.cli import frame
 from adapters.cli.progress import bytes_text
-from engine.errors import ConfigError, StoreError
+from engine.errors import ConfigError, SourceError, StoreError
 
 if TYPE_CHECKING:
     from adapters.config import Config, Volume
+    from engine.vault.formatobject import FormatObject
+    from engine.vault.identity import Identity
 
 # Per block of 64 KiB: the map's entry of 64 bytes and its share of page checksums, index mirror and bitmap.
 STATE_SHARE: Final = 0.0013
-MARKER: Final = "format"
-MARKER_BYTES_MAX: Final = 4096
+SAMPLE_BYTES: Final = 4096
 
 
 @click.command(
@@ -56,12 +56,9 @@ def examine(config: Config) -> dict[str, Any]:
     """Return what `check-config --json` prints: the places, the sizes, and `problems`, a sentence for each."""
     problems: list[str] = []
     sizes = {volume.name: _volume_bytes(volume, problems) for volume in config.volumes}
-    _check_store("vault", config.vault.folder, problems)
-    cache = config.cache
-    if config.active_cache is not None:
-        _check_store("cache", config.active_cache.path, problems)
+    _check_stores(config, _identity(config, problems), problems)
     _check_state(config.system.state_dir, problems)
-    _check_identity(config.system.identity_file, problems)
+    cache = config.cache
     total = sum(size or 0 for size in sizes.values())
     return {
         "ok": not problems,
@@ -101,47 +98,48 @@ def _listed(problems: list[str]) -> str:
 
 def _volume_bytes(volume: Volume, problems: list[str]) -> int | None:
     """Return the size of a volume that can be opened and read, else note why not and return None."""
-    name, path = f"volume {volume.name!r}", volume.path
+    from adapters.volumes.open import open_volume
+
     if volume.hints is not None and not volume.hints.is_file():
-        problems.append(f"{name}: there is no hints file {volume.hints}: without it every session compares everything")
+        problems.append(
+            f"volume {volume.name!r}: there is no hints file {volume.hints}: sessions will compare everything"
+        )
     try:
-        if path.is_dir():
-            problems.append(f"{name}: {path} is a folder; a volume is a device or an image file")
-            return None
-        with path.open("rb", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            file.read(min(size, 512))
-            return size
-    except OSError as error:
-        problems.append(f"{name}: {path} cannot be read: {_reason(error)}")
+        reader = open_volume(volume.name, volume.path)
+        try:
+            reader.read_into(0, memoryview(bytearray(min(reader.size_bytes, SAMPLE_BYTES))))
+            return reader.size_bytes
+        finally:
+            reader.close()
+    except SourceError as error:
+        problems.append(_naming(volume.path, "", error))
         return None
 
 
-def _check_store(kind: Literal["vault", "cache"], folder: Path, problems: list[str]) -> None:
-    from engine.vault.formatobject import parse_format
+async def _store_in(kind: Literal["vault", "cache"], folder: Path, config: Config) -> FormatObject:
+    """Return the marker of the store in `folder`. Raises: StoreError."""
+    from adapters.stores.folder import FolderStore
+    from engine.vault.formatobject import read_format
 
-    marker = folder / MARKER
-    option = " --cache" if kind == "cache" else ""
-    try:
-        if not folder.is_dir():
-            problems.append(f"{kind}: there is no folder {folder}: mount it, or create it with forebay init{option}")
-            return
-        with marker.open("rb") as file:
-            found = parse_format(file.read(MARKER_BYTES_MAX + 1), "write")
-    except FileNotFoundError:
-        problems.append(f"{kind}: {folder} is no store yet: mount the right disk there, or run forebay init{option}")
-        return
-    except OSError as error:
-        problems.append(f"{kind}: {folder} cannot be read: {_reason(error)}")
-        return
-    except StoreError as error:
-        problems.append(f"{kind}: {folder}: {error}")
-        return
-    if found.kind != kind:
-        problems.append(f"{kind}: the store in {folder} is a {found.kind}, not a {kind}: name the right folder")
-        return
-    _check_writable(kind, folder, problems)
+    store = FolderStore(folder, "check", stall_timeout_s=config.vault.connect_timeout_s)
+    return await read_format(store, kind, "write")
+
+
+def _check_stores(config: Config, identity: Identity | None, problems: list[str]) -> None:
+    places: list[tuple[Literal["vault", "cache"], Path]] = [("vault", config.vault.folder)]
+    if config.active_cache is not None:
+        places.append(("cache", config.active_cache.path))
+    for kind, folder in places:
+        try:
+            found = frame.run_async(partial(_store_in, kind, folder, config))
+        except StoreError as error:
+            problems.append(_naming(folder, f"{kind}: ", error))
+            continue
+        expected = None if identity is None else identity.vault if kind == "vault" else identity.cache
+        if identity is not None and found.store != expected:
+            way = "run 'forebay init --cache' to adopt it" if kind == "cache" else "this system is not enrolled in it"
+            problems.append(f"{kind} {folder}: another store than the one init was run for: mount that one, or {way}")
+        _check_writable(kind, folder, problems)
 
 
 def _check_state(folder: Path, problems: list[str]) -> None:
@@ -163,17 +161,25 @@ def _check_writable(what: str, folder: Path, problems: list[str]) -> None:
         problems.append(f"{what}: {folder} cannot be written to: {_reason(error)}")
 
 
-def _check_identity(file: Path, problems: list[str]) -> None:
+def _identity(config: Config, problems: list[str]) -> Identity | None:
+    from adapters.state import identity as files
+
     try:
-        status = file.stat()
-    except FileNotFoundError:
-        problems.append(f"identity: there is no {file}: run forebay init to enrol this system")
-        return
-    except OSError as error:
-        problems.append(f"identity: {file} cannot be read: {_reason(error)}")
-        return
-    if os.name == "posix" and stat.S_IMODE(status.st_mode) & 0o077:
-        problems.append(f"identity: {file} is open to other users: run chmod 600 on it")
+        identity = files.load(config.system.identity_file)
+    except ConfigError as error:
+        problems.append(str(error))
+        return None
+    if identity.name != config.system.name:
+        problems.append(
+            f"identity file {config.system.identity_file} is of system {identity.name!r}, not of "
+            f"{config.system.name!r}: put the old [system] name back, or run forebay init with another identity_file"
+        )
+    return identity
+
+
+def _naming(path: Path, what: str, error: Exception) -> str:
+    """Return the error's sentence, with the path where it does not name it itself."""
+    return f"{what}{error}" if str(path) in str(error) else f"{what}{path}: {error}"
 
 
 def _reason(error: OSError) -> str:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,11 +20,6 @@ class House:
         self.config = folder / "forebay.toml"
         self.volume = folder / "data.img"
         self.volume.write_bytes(b"\1" * 1_000_000)
-        for kind in ("vault", "cache"):
-            (folder / kind).mkdir()
-            (folder / kind / "format").write_bytes(new_store(kind).encode())
-        (folder / "state").mkdir()
-        (folder / "state/identity").touch(0o600)
         self.config.write_text(
             "[system]\nname = 'web-01'\nstate_dir = 'state'\n[[volume]]\nname = 'data'\npath = 'data.img'\n"
             f"[vault]\nurl = '{(folder / 'vault').as_uri()}'\n[cache]\npath = 'cache'\n"
@@ -39,8 +36,19 @@ class House:
         return code, document["problems"]
 
 
+@pytest.fixture(scope="module")
+def enrolled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run init once: its passphrase takes a second of work on purpose."""
+    folder = tmp_path_factory.mktemp("enrolled")
+    house = House(folder)
+    passphrase = str(folder / "passphrase")
+    assert main.run(["--config", str(house.config), "init", "--generate", "--passphrase-file", passphrase]) == 0
+    return folder
+
+
 @pytest.fixture
-def house(tmp_path: Path) -> House:
+def house(enrolled: Path, tmp_path: Path) -> House:
+    shutil.copytree(enrolled, tmp_path, dirs_exist_ok=True)
     return House(tmp_path)
 
 
@@ -74,14 +82,16 @@ def test_every_place_that_is_wrong_is_named_at_once(house: House, capsys: pytest
     (house.folder / "state/identity").unlink()
     code, problems = house.check(capsys)
     assert code == 1
-    words = ["volume 'data'", "is no store yet", "is a vault, not a cache", "run forebay init to enrol"]
+    words = ["volume 'data'", "run 'forebay init' to enrol", "holds no Forebay store", "is a vault, not a cache"]
     assert [word for word, problem in zip(words, problems, strict=True) if word not in problem] == []
+    assert all(str(house.folder) in problem for problem in problems)
 
 
 def test_a_folder_that_is_not_there_is_away_and_not_created(house: House, capsys: pytest.CaptureFixture[str]) -> None:
     (house.folder / "vault").rename(house.folder / "gone")
-    _, problems = house.check(capsys)
-    assert problems == [f"vault: there is no folder {house.folder / 'vault'}: mount it, or create it with forebay init"]
+    code, problems = house.check(capsys)
+    assert (code, len(problems)) == (1, 1)
+    assert problems[0].startswith(f"vault: folder {house.folder / 'vault'} is not there: mount its disk")
     assert not (house.folder / "vault").exists()
 
 
@@ -106,7 +116,9 @@ def test_a_cache_that_is_switched_off_is_not_looked_at(house: House, capsys: pyt
 def test_a_folder_is_no_volume(house: House, capsys: pytest.CaptureFixture[str]) -> None:
     house.volume.unlink()
     house.volume.mkdir()
-    assert "is a folder; a volume is a device or an image file" in house.check(capsys)[1][0]
+    (problem,) = house.check(capsys)[1]
+    assert problem.startswith("volume 'data'")
+    assert str(house.volume) in problem
 
 
 def test_a_hints_file_that_is_not_there_is_told(house: House, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,8 +140,6 @@ def test_a_state_folder_that_cannot_be_is_told(house: House, capsys: pytest.Capt
 
 @pytest.mark.root
 def test_a_read_only_vault_is_told(house: House, capsys: pytest.CaptureFixture[str]) -> None:
-    import subprocess
-
     vault = str(house.folder / "vault")
     subprocess.run(["mount", "--bind", vault, vault], check=True)
     try:
@@ -137,3 +147,18 @@ def test_a_read_only_vault_is_told(house: House, capsys: pytest.CaptureFixture[s
         assert house.check(capsys)[1] == [f"vault: {vault} cannot be written to: Read-only file system"]
     finally:
         subprocess.run(["umount", vault], check=True)
+
+
+def test_an_identity_of_another_system_is_told(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    house.config.write_text(house.config.read_text().replace("web-01", "web-02"))
+    assert "is of system 'web-01', not of 'web-02'" in house.check(capsys)[1][0]
+
+
+def test_another_vault_and_another_cache_than_the_enrolled_ones_are_told(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (house.folder / "vault/format").write_bytes(new_store("vault").encode())
+    (house.folder / "cache/format").write_bytes(new_store("cache").encode())
+    vault, cache = house.check(capsys)[1]
+    assert "this system is not enrolled in it" in vault
+    assert "'forebay init --cache' to adopt it" in cache
