@@ -26,7 +26,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 IDLE_S: Final = 10.0
-# How long a cancelled or timed-out caller still waits for its thread to notice and clean up.
+# How long a cancelled caller still waits for its thread to notice and clean up.
 GRACE_S: Final = 1.0
 
 
@@ -134,15 +134,15 @@ class WatchedThreads:
                         f"{self._what} did not answer for {stall_timeout_s:g} s: check the disk or network behind it"
                     )
                 await asyncio.wait({task}, timeout=left_s)
+        except asyncio.CancelledError:
+            call.abandon()
+            with anyio.move_on_after(GRACE_S, shield=True):
+                await asyncio.wait({task})
+            raise
         finally:
             if not task.done():
-                await self._give_up(call, task)
+                call.abandon()
+                task.cancel()  # its outcome is nobody's any more
+            elif not task.cancelled():
+                task.exception()  # seen, also when the caller was cancelled: asyncio must not report it
         return task.result()
-
-    async def _give_up(self, call: Call, task: asyncio.Task[T]) -> None:
-        call.abandon()
-        with anyio.move_on_after(GRACE_S, shield=True):
-            await asyncio.wait({task})
-        # Whatever comes of it later is nobody's: mark it as seen, so that asyncio does not report it.
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        task.cancel()

@@ -1,0 +1,134 @@
+"""Calls that hang are given up in time, their threads left behind, bounded, and harmless when they wake up."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from adapters.stores.calls import Abandoned, Call, DaemonThreads, WatchedThreads
+from engine.errors import StoreUnavailable
+
+pytestmark = pytest.mark.anyio
+SOON_S = 0.05
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def test_a_call_returns_what_its_function_returns() -> None:
+    assert await WatchedThreads("folder x", 2).run(5, lambda call: threading.current_thread().daemon)
+
+
+async def test_a_call_raises_what_its_function_raises() -> None:
+    def fail(call: Call) -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await WatchedThreads("folder x", 2).run(5, fail)
+
+
+async def test_a_call_without_progress_is_given_up_and_its_thread_told() -> None:
+    wake, ended = threading.Event(), threading.Event()
+
+    def hang(call: Call) -> None:
+        wake.wait()
+        try:
+            call.progress()
+        except Abandoned:
+            ended.set()
+            raise
+
+    with pytest.raises(StoreUnavailable, match=r"folder x did not answer for 0\.05 s"):
+        await WatchedThreads("folder x", 2).run(SOON_S, hang)
+    wake.set()
+    assert await anyio.to_thread.run_sync(ended.wait, 10)
+
+
+async def test_progress_keeps_a_long_call_alive() -> None:
+    def crawl(call: Call) -> str:
+        waiting = threading.Event()
+        for _ in range(6):
+            waiting.wait(SOON_S)
+            call.progress()
+        return "done"
+
+    assert await WatchedThreads("folder x", 2).run(SOON_S * 4, crawl) == "done"
+
+
+async def test_a_cancelled_call_waits_until_its_thread_has_noticed() -> None:
+    begun, noticed = threading.Event(), list[bool]()
+
+    def work(call: Call) -> None:
+        begun.set()
+        try:
+            while True:
+                call.progress()
+        except Abandoned:
+            noticed.append(True)
+            raise
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(WatchedThreads("folder x", 2).run, 60, work)
+        await anyio.to_thread.run_sync(begun.wait)
+        group.cancel_scope.cancel()
+    assert noticed == [True]
+
+
+async def test_when_all_threads_hang_further_calls_are_unavailable_and_not_stuck() -> None:
+    wake, threads = threading.Event(), WatchedThreads("folder x", 2)
+    try:
+        for _ in range(4):
+            with pytest.raises(StoreUnavailable):
+                await threads.run(SOON_S, lambda call: wake.wait())
+    finally:
+        wake.set()
+    assert await threads.run(5, lambda call: "again") == "again"
+
+
+async def test_waiting_for_a_free_thread_is_bounded_too() -> None:
+    wake, threads = threading.Event(), WatchedThreads("folder x", 1)
+    outcomes: list[str] = []
+
+    async def run(name: str) -> None:
+        try:
+            await threads.run(SOON_S, lambda call: wake.wait())
+        except StoreUnavailable:
+            outcomes.append(name)
+
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(run, "first")
+            group.start_soon(run, "second")
+    finally:
+        wake.set()
+    assert sorted(outcomes) == ["first", "second"]
+
+
+def test_no_more_threads_run_than_allowed_and_all_jobs_are_done() -> None:
+    threads = DaemonThreads("test", 3)
+    lock, running, most = threading.Lock(), 0, 0
+
+    def job(number: int) -> int:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        threading.Event().wait(0.001)
+        with lock:
+            running -= 1
+        return number
+
+    futures: list[Future[int]] = [threads.submit(job, number) for number in range(100)]
+    assert [future.result(30) for future in futures] == list(range(100))
+    assert 1 <= most <= 3
+
+
+def test_a_pool_without_threads_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        DaemonThreads("test", 0)

@@ -1,0 +1,51 @@
+"""The memory store keeps the contract, with and without a barrier, and so does a faulty store without faults."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.errors import ObjectMissing
+from engine.ports import ObjectStore
+from tests.contract.object_store import PACK, GoAway, ObjectStoreContract
+from tests.fakes import FaultPlan, FaultyStore, MemoryStore
+
+
+class TestMemoryStore(ObjectStoreContract):
+    @pytest.fixture(params=[False, True], ids=["durable puts", "barrier"])
+    def memory(self, request: pytest.FixtureRequest) -> MemoryStore:
+        return MemoryStore(barrier=request.param)
+
+    @pytest.fixture
+    def store(self, memory: MemoryStore) -> ObjectStore:
+        return memory
+
+    @pytest.fixture
+    def go_away(self, memory: MemoryStore) -> GoAway:
+        async def leave() -> None:
+            memory.away = True
+
+        return leave
+
+
+class TestFaultyStoreWithoutFaults(TestMemoryStore):
+    @pytest.fixture
+    def store(self, memory: MemoryStore) -> ObjectStore:
+        return FaultyStore(memory, FaultPlan())
+
+
+class TestBarrier:
+    pytestmark = pytest.mark.anyio
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
+
+    async def test_a_power_cut_forgets_what_no_flush_made_durable(self) -> None:
+        store = MemoryStore(barrier=True)
+        await store.put("a/1", b"one")
+        await store.flush()
+        await store.put(PACK, b"hello")
+        store.power_cut()
+        assert await store.get("a/1") == b"one"
+        with pytest.raises(ObjectMissing):
+            await store.get(PACK)
