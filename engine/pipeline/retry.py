@@ -51,7 +51,7 @@ class _Window:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._running = 0
-        self._since = clock.monotonic()
+        self._since = 0.0
 
     def begin(self) -> None:
         if not self._running:

@@ -42,17 +42,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop whose time passes only when all tasks wait for it.
 
     `order`: shuffles the tasks that are ready, in each step. `steps` counts the steps of the loop (every task that
-    is ready runs once in a step); `at_step[n]` is called before step n.
+    is ready runs once in a step); `before_step` is called with the number of each, from 1.
     """
 
-    def __init__(
-        self, order: random.Random | None = None, at_step: dict[int, Callable[[], None]] | None = None
-    ) -> None:
+    def __init__(self, order: random.Random | None = None, before_step: Callable[[int], None] | None = None) -> None:
         selector = _VirtualSelector()
         selector.loop = self
         self.now = 0.0
         self.steps = 0
-        self._order, self._at_step = order, at_step or {}
+        self._order, self._before_step = order, before_step
         super().__init__(selector)
 
     def time(self) -> float:
@@ -60,8 +58,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _run_once(self) -> None:
         self.steps += 1
-        if self.steps in self._at_step:
-            self._at_step[self.steps]()
+        if self._before_step is not None:
+            self._before_step(self.steps)
         if self._order is not None:
             ready = list(self._ready)  # type: ignore[attr-defined]
             self._order.shuffle(ready)
@@ -73,18 +71,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 def run(
     scenario: Callable[[], Awaitable[T]],
     seed: int | None = None,
-    at_step: dict[int, Callable[[], None]] | None = None,
+    before_step: Callable[[int], None] | None = None,
 ) -> T:
     """Run a scenario in virtual time; tasks in the order they became ready, or in one `seed` chooses."""
-    loop = VirtualLoop(None if seed is None else random.Random(seed), at_step)
+    loop = VirtualLoop(None if seed is None else random.Random(seed), before_step)
     return anyio.run(scenario, backend_options={"loop_factory": lambda: loop})
-
-
-def steps_of(scenario: Callable[[], Awaitable[object]]) -> int:
-    """Return how many steps of the loop a scenario takes."""
-    loop = VirtualLoop()
-    anyio.run(scenario, backend_options={"loop_factory": lambda: loop})
-    return loop.steps
 
 
 async def settle() -> None:
