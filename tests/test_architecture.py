@@ -33,7 +33,7 @@ ENGINE_LIBRARIES = words(
 ONE_SYSTEM = words("fcntl grp msvcrt posix pty pwd resource termios tty winreg _winapi ctypes")
 ONE_SYSTEM_FILES = ("adapters/state/files.py", "adapters/stores/oscalls.py", "adapters/volumes/")
 # Who may import other families of adapters: the composition root and the commands, which compose.
-COMPOSERS = ("adapters/main.py", "adapters/cli/")
+COMPOSERS = ("adapters/main.py", "adapters/compose.py", "adapters/cli/")
 SHARED = frozenset({"version", "clock", "logs"})
 
 Offences = list[str]

@@ -101,7 +101,7 @@ class Context:
         """Send log events to stderr: all that matters where no terminal shows progress, else warnings only."""
         from adapters import logs
 
-        quiet = self.json or sys.stderr.isatty()
+        quiet = (self.json or sys.stderr.isatty()) and self.progress_mode != "lines"
         level = "debug" if self.verbose else "warning" if quiet else "info"
         logs.configure(level, "json" if self.log_format == "json" else "human")
 

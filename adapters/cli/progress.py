@@ -105,9 +105,14 @@ class Progress:
         """Show what `snapshot` gives, again and again, until cancelled: a task beside the work."""
         import anyio
 
-        while self._display is not None:
-            self.update(snapshot())
-            await anyio.sleep(min(self._display.every_s, 1.0))
+        if self._display is None:
+            return
+        try:
+            while True:
+                self.update(snapshot())
+                await anyio.sleep(min(self._display.every_s, 1.0))
+        finally:
+            self._last = snapshot()  # what is shown last is how things ended
 
     def _pace(self, now: float, snapshot: Snapshot) -> Pace:
         samples = self._samples

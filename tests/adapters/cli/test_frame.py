@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 import signal
+import sys
 from pathlib import Path
 
 import anyio
@@ -10,6 +12,7 @@ import click
 import numpy as np
 import pytest
 
+from adapters import logs
 from adapters.cli import frame
 from engine.errors import ConfigError, SessionAborted, SessionRunning, StoreCorrupt
 
@@ -158,3 +161,28 @@ def test_without_a_file_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("FOREBAY_PASSPHRASE", "")
     with pytest.raises(ConfigError, match="--passphrase-file FILE or set FOREBAY_PASSPHRASE"):
         frame.read_passphrase(None)
+
+
+@pytest.mark.parametrize(
+    ("json", "terminal", "lines", "verbose", "level"),
+    [
+        (False, False, False, False, "info"),
+        (False, True, False, False, "warning"),
+        (True, False, False, False, "warning"),
+        (True, False, True, False, "info"),
+        (True, True, False, True, "debug"),
+    ],
+)
+def test_logs_are_as_loud_as_nothing_else_is(
+    monkeypatch: pytest.MonkeyPatch, json: bool, terminal: bool, lines: bool, verbose: bool, level: str
+) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    configured: list[tuple[str, str]] = []
+    monkeypatch.setattr(logs, "configure", lambda level, shape: configured.append((level, shape)))
+    context = frame.Context()
+    context.json, context.verbose = json, verbose
+    context.progress_mode = "lines" if lines else "auto"
+    context.start_logs()
+    assert configured == [(level, "human")]

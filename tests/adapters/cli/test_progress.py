@@ -98,6 +98,23 @@ def test_watching_ends_with_its_task_group() -> None:
     assert recorder.shown[0][0] == Snapshot(5)
 
 
+def test_what_is_shown_last_is_how_things_ended() -> None:
+    recorder = Recorder()
+    done = 0
+
+    async def main() -> None:
+        nonlocal done
+        with Progress("backup", recorder) as progress:
+            async with anyio.create_task_group() as group:
+                group.start_soon(progress.watch, lambda: Snapshot(done))
+                await anyio.wait_all_tasks_blocked()
+                done = 9
+                group.cancel_scope.cancel()
+
+    anyio.run(main)
+    assert [shown.done_bytes for shown, _ in recorder.shown] == [0, 9]
+
+
 def test_silence_costs_nothing() -> None:
     assert display("none", "x") is None
     with Progress("backup", None) as progress:
