@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from engine.errors import ObjectMissing, StoreCorrupt
+from engine.errors import ObjectMissing, StoreCorrupt, StoreError
 from engine.names import certificate_name, parse_certificate
 from engine.ports import ObjectStore
 from engine.subkeys import SECRET_BYTES, DomainKeys
@@ -201,22 +201,27 @@ class Certificates:
             raise StoreCorrupt(prefix, f"it holds more than {CERTIFICATES_MAX} certificates")
         found: list[Certificate] = []
         problems: list[str] = []
-        limiter = anyio.CapacityLimiter(_READERS)
+        failed: list[StoreError] = []
 
-        async def read(name: str) -> None:
-            async with limiter:
+        async def read_all(mine: list[str]) -> None:
+            for name in mine:
                 try:
                     data = await objects.get(name, 0, CERTIFICATE_BYTES_MAX + 1)
                     found.append(parse_certificate_object(name, data, self._vault_public))
                 except ObjectMissing:
-                    return  # removed since it was listed
+                    continue  # removed since it was listed
                 except StoreCorrupt as error:
                     problems.append(str(error))
+                except StoreError as error:
+                    # Kept and raised below: out of a task group it would come as a group, which nobody catches.
+                    failed.append(error)
+                    return
 
-        for start in range(0, len(names), _READERS * 64):
-            async with anyio.create_task_group() as group:
-                for name in names[start : start + _READERS * 64]:
-                    group.start_soon(read, name)
+        async with anyio.create_task_group() as group:
+            for reader in range(min(_READERS, len(names))):
+                group.start_soon(read_all, names[reader::_READERS])
+        if failed:
+            raise failed[0]
         return Certificates(self.domain, self._vault_public, [*self.all(), *found], sorted(problems))
 
     def all(self) -> list[Certificate]:
