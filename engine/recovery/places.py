@@ -10,7 +10,15 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
-from engine.errors import FormatTooNew, ObjectMissing, StoreCorrupt, StoreError, StoreRejected, StoreUnavailable
+from engine.errors import (
+    ForebayError,
+    FormatTooNew,
+    ObjectMissing,
+    StoreCorrupt,
+    StoreError,
+    StoreRejected,
+    StoreUnavailable,
+)
 from engine.ports import ObjectInfo, ObjectStore
 
 CACHE: Final = "cache"
@@ -115,8 +123,16 @@ class Places:
 
     def require(self) -> None:
         """Raise the vault's reason, or else the cache's, if no place is left. Raises: StoreError."""
-        if not self.usable():
-            raise self._aside.get(VAULT) or next(iter(self._aside.values()))
+        if self.usable():
+            return
+        place = next((place for place in reversed(self._places) if place.name in self._aside), None)
+        assert place is not None, "a recovery needs at least one place"
+        error = self._aside[place.name]
+        if isinstance(error, StoreUnavailable):
+            raise StoreUnavailable(f"{place.title} is away: {error}") from error
+        if isinstance(error, StoreRejected):
+            raise StoreRejected(f"{place.title} cannot be used: {error}") from error
+        raise error
 
     async def listing(self, prefix: str) -> dict[str, list[ObjectInfo]]:
         """Return, per usable place, the objects under `prefix`; a place that fails is put aside.
@@ -152,6 +168,19 @@ class Places:
                 reading.failed[place.name] = error
                 self.put_aside(place, error)
         return reading
+
+
+def sole_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the one error a group of a recovery's tasks stands for; what is no expected error comes first."""
+    leaves: list[BaseException] = []
+    groups: list[BaseExceptionGroup[BaseException]] = [group]
+    while groups:
+        for error in groups.pop().exceptions:
+            if isinstance(error, BaseExceptionGroup):
+                groups.append(error)
+            else:
+                leaves.append(error)
+    return next((leaf for leaf in leaves if not isinstance(leaf, ForebayError)), leaves[0])
 
 
 async def _listed(place: Place, prefix: str) -> list[ObjectInfo]:

@@ -1,0 +1,283 @@
+"""Restore: a volume of a restore point, streamed in windows from every place that has it to a target.
+
+    runs of the volume, overlaid → window of refs → each content once, from the nearest place, checked against its
+    ref → written wherever the window needs it; zero ranges are skipped or zeroed
+
+Rules (DESIGN.md §2): the restore gives the exact bytes or says which blocks it could not give. A block that no place
+gives, or whose place in the block map cannot be read, is a hole: it reads as zeros, is listed by number, and the
+exit code is 1; everything else is still restored. Memory is that of one window of refs read ahead (2 MiB each) and
+of the jobs of `BlockSource`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+import numpy as np
+from anyio.streams.memory import MemoryObjectSendStream
+
+from engine.block import BLOCK_BYTES, Mask, Refs, block_length
+from engine.errors import StoreCorrupt
+from engine.names import PackName
+from engine.packtable import PackTable
+from engine.ports import Clock, RestoreTarget
+from engine.recovery.blocksource import BlockSource
+from engine.recovery.catalogue import Point
+from engine.recovery.pages import PlacesReader
+from engine.recovery.places import CACHE, VAULT, sole_error
+from engine.root import VolumePoint
+from engine.runs import RunReader, Window, overlay
+
+WINDOW_BLOCKS: Final = 32768
+LEAST_BLOCKS: Final = 1024  # what a page that cannot be read costs at most around it: the blocks of one leaf
+HOLES_MAX: Final = 65536  # ranges listed; more are counted
+
+EXIT_DONE: Final = 0
+EXIT_HOLES: Final = 1
+EXIT_UNREADABLE: Final = 4
+
+
+class RestoreReport(msgspec.Struct, kw_only=True):
+    """The document of `restore --json`.
+
+    `from_cache`, `from_vault`: bytes of content each gave; `holes`: [first block, count] of what could not be given;
+    `hole_blocks`: how many blocks that is, also where there are too many ranges to list; `problems`: sentences, also
+    about damage that was made good from another place.
+    """
+
+    point: str
+    system: str
+    volume: str
+    bytes: int
+    blocks: int
+    from_cache: int = 0
+    from_vault: int = 0
+    holes: list[tuple[int, int]] = []
+    hole_blocks: int = 0
+    problems: list[str] = []
+    seconds: float = 0.0
+    exit_code: int = EXIT_DONE
+
+
+@dataclass(slots=True)
+class _Holes:
+    """Ranges of blocks that could not be given, merged where they touch; bounded."""
+
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+    blocks: int = 0
+
+    def add(self, first: int, count: int) -> None:
+        """Add a range that begins after all before it."""
+        self.blocks += count
+        if self.ranges and sum(self.ranges[-1]) == first:
+            first, count = self.ranges[-1][0], self.ranges[-1][1] + count
+            self.ranges[-1] = first, count
+        elif len(self.ranges) < HOLES_MAX:
+            self.ranges.append((first, count))
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Blocks [first, first + count): their state, or None where the block map cannot be read."""
+
+    first: int
+    count: int
+    window: Window | None
+
+
+class Restore:
+    """One restore of the volume `name` of `point` to `target`; `run` once.
+
+    `source` gives the blocks; `clock` times it.
+    """
+
+    def __init__(
+        self,
+        point: Point,
+        name: str,
+        target: RestoreTarget,
+        source: BlockSource,
+        clock: Clock,
+    ) -> None:
+        self._point, self._target, self._source, self._clock = point, target, source, clock
+        self._volume: VolumePoint = point.volume(name)
+        self._holes = _Holes()
+        self._tables: list[PackTable] = []
+        self._from_bytes = self._to_bytes = self._given_before = 0
+
+    @property
+    def done_bytes(self) -> int:
+        """How much of the volume is done, for a progress display."""
+        return min(self._from_bytes + self._source.total_bytes - self._given_before, self._to_bytes)
+
+    async def run(self) -> RestoreReport:
+        """Restore everything that can be given, finish the target and return the report.
+
+        Raises: StoreError (no place is left), RestoreError (the target failed), ConfigError (without the recovery
+        key), StoreCorrupt (the envelopes do not open); the target is abandoned then.
+        """
+        started = self._clock.monotonic()
+        try:
+            await self._stream()
+            await anyio.to_thread.run_sync(self._target.finish)
+        except BaseExceptionGroup as group:
+            self._target.abandon()
+            raise sole_error(group) from group
+        except BaseException:
+            self._target.abandon()
+            raise
+        return self._report(self._clock.monotonic() - started)
+
+    async def _stream(self) -> None:
+        readers = await self._readers()
+        sender, receiver = anyio.create_memory_object_stream[_Piece](1)
+        async with anyio.create_task_group() as group, receiver:
+            group.start_soon(self._read_ahead, readers, sender)
+            async for piece in receiver:
+                self._from_bytes, self._given_before = piece.first * BLOCK_BYTES, self._source.total_bytes
+                self._to_bytes = min((piece.first + piece.count) * BLOCK_BYTES, self._volume.bytes)
+                await self._restore(piece)
+                self._from_bytes = self._to_bytes
+
+    async def _readers(self) -> list[RunReader]:
+        access, root = self._point.access, self._point.require_root()
+        pages = PlacesReader(self._source, access.keys(root).pages)
+        # Opening sixteen envelopes takes milliseconds each.
+        opened = await anyio.to_thread.run_sync(lambda: [access.open_envelope(root, run) for run in self._volume.runs])
+        readers = [RunReader(pages, run, key) for run, key in zip(self._volume.runs, opened, strict=True)]
+        for reader in readers:
+            try:
+                table = await reader.table()
+            except StoreCorrupt as error:
+                # What it would have named is looked up by id.
+                self._source.places.problems.add(str(error))
+                continue
+            self._tables.append(table)
+            for store in self._source.stores.values():
+                store.index.learn_packs(table.names())
+        return readers
+
+    async def _read_ahead(self, readers: Sequence[RunReader], sender: MemoryObjectSendStream[_Piece]) -> None:
+        async with sender:
+            for first in range(0, self._volume.blocks, WINDOW_BLOCKS):
+                stop = min(first + WINDOW_BLOCKS, self._volume.blocks)
+                async with aclosing(self._pieces(readers, first, stop)) as pieces:
+                    async for piece in pieces:
+                        await sender.send(piece)
+
+    async def _pieces(self, readers: Sequence[RunReader], first: int, stop: int) -> AsyncGenerator[_Piece, None]:
+        """Yield the state of [first, stop); where a page cannot be read, halve the range until it stands alone."""
+        ranges = [(first, stop)]
+        while ranges:
+            first, stop = ranges.pop()
+            try:
+                yield _Piece(first, stop - first, await overlay(readers, first, stop))
+            except StoreCorrupt as error:
+                if stop - first > LEAST_BLOCKS:
+                    middle = first + (stop - first) // 2 // LEAST_BLOCKS * LEAST_BLOCKS
+                    middle = middle if middle > first else first + LEAST_BLOCKS
+                    ranges += [(middle, stop), (first, middle)]
+                    continue
+                self._source.places.problems.add(str(error))
+                yield _Piece(first, stop - first, None)
+
+    async def _restore(self, piece: _Piece) -> None:
+        if piece.window is None:
+            await anyio.to_thread.run_sync(self._zero, piece.first, piece.first + piece.count)
+            self._holes.add(piece.first, piece.count)
+            return
+        refs = piece.window.refs
+        wanted = np.flatnonzero(refs.any(axis=1))
+        await anyio.to_thread.run_sync(self._zero_between, piece.first, piece.count, wanted)
+        if not len(wanted):
+            return
+        unique, first_at, groups = _distinct(refs, wanted)
+        failed = np.zeros(len(unique), np.bool_)
+
+        def take(position: int, content: bytes) -> None:
+            for row in groups(position).tolist():
+                block = piece.first + row
+                if len(content) != block_length(block, self._volume.bytes):
+                    failed[position] = True
+                    self._source.places.problems.add(
+                        f"the block map of restore point {self._point.id} is wrong: it gives block {block} of volume "
+                        f"{self._volume.name!r} a content of {len(content)} bytes"
+                    )
+                    return
+                self._target.write(block * BLOCK_BYTES, content)
+
+        missing = await self._source.give(unique, piece.window.places[first_at], self._resolve, take)
+        failed[missing] = True
+        if failed.any():
+            await self._note_holes(
+                piece, np.sort(np.concatenate([groups(at) for at in np.flatnonzero(failed).tolist()]))
+            )
+
+    async def _note_holes(self, piece: _Piece, rows: np.ndarray) -> None:
+        for start, stop in _ranges(rows):
+            self._holes.add(piece.first + start, stop - start)
+            await anyio.to_thread.run_sync(self._zero, piece.first + start, piece.first + stop)
+
+    def _zero_between(self, first: int, count: int, wanted: np.ndarray) -> None:
+        zero: Mask = np.ones(count, np.bool_)
+        zero[wanted] = False
+        for start, stop in _ranges(np.flatnonzero(zero)):
+            self._zero(first + start, first + stop)
+
+    def _zero(self, first: int, stop: int) -> None:
+        offset = first * BLOCK_BYTES
+        self._target.zero(offset, min(stop * BLOCK_BYTES, self._volume.bytes) - offset)
+
+    def _resolve(self, key: int) -> PackName | None:
+        return next((name for table in self._tables if (name := table.find(key)) is not None), None)
+
+    def _report(self, seconds: float) -> RestoreReport:
+        volume, holes = self._volume, self._holes
+        problems = [*self._point.problems, *self._source.places.problems.listed()]
+        unreadable = [
+            f"{length} bytes at offset {offset} of volume {volume.name!r} could not be read when the point was made: "
+            "what stands there now is not what stood there then"
+            for offset, length in volume.unreadable
+        ]
+        if holes.blocks:
+            problems.append(f"{holes.blocks} blocks of volume {volume.name!r} could not be given; they read as zeros")
+        return RestoreReport(
+            point=str(self._point.id),
+            system=self._point.access.name,
+            volume=volume.name,
+            bytes=volume.bytes,
+            blocks=volume.blocks,
+            from_cache=self._source.given_bytes.get(CACHE, 0),
+            from_vault=self._source.given_bytes.get(VAULT, 0),
+            holes=holes.ranges,
+            hole_blocks=holes.blocks,
+            problems=problems + unreadable,
+            seconds=round(seconds, 3),
+            exit_code=EXIT_HOLES if holes.blocks else EXIT_UNREADABLE if unreadable else EXIT_DONE,
+        )
+
+
+def _distinct(refs: Refs, wanted: np.ndarray) -> tuple[Refs, np.ndarray, Callable[[int], np.ndarray]]:
+    """Return the distinct refs among the rows `wanted`, a row of each, and a function to all rows of one of them."""
+    column = np.ascontiguousarray(refs[wanted]).view("V48").reshape(-1)
+    _, first, inverse = np.unique(column.view("S48"), return_index=True, return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    bounds = np.searchsorted(inverse[order], np.arange(len(first) + 1))
+    rows = wanted[order]
+    return refs[wanted[first]], wanted[first], lambda at: rows[bounds[at] : bounds[at + 1]]
+
+
+def _ranges(rows: np.ndarray) -> list[tuple[int, int]]:
+    """Return ascending numbers as half-open ranges."""
+    if not len(rows):
+        return []
+    breaks = np.flatnonzero(np.diff(rows) != 1)
+    starts = rows[np.concatenate(([0], breaks + 1))]
+    stops = rows[np.concatenate((breaks, [len(rows) - 1]))] + 1
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
