@@ -1,9 +1,10 @@
 """Pages: the nodes of a run's trees, at most 64 KiB of plaintext each (docs/FORMAT.md, "Pages").
 
 Four types: id leaves (block numbers, ids, places, zero extents), key leaves (the other 32 bytes of each ref),
-inner pages (children with their first block and the entries below them) and leaves of the pack table. All
-columns are NumPy views over the page's bytes. What is decoded was checked: counts against the length, orders,
-overlaps, bounds; what a page says about others is checked by the reader of the tree.
+inner pages (children with their first block and the entries below them) and leaves of the pack table. What is
+decoded was checked: counts against the length, orders, overlaps, bounds; what a page says about others is checked
+by the reader of the tree. Block numbers and offsets are stored as differences, which compress to almost nothing
+where blocks are neighbours: 5 bytes less for each block of a first backup.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import ClassVar, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from engine.block import ID_BYTES, KEY_BYTES, PLACE, REF_BYTES, Bytes, Ids, Places
+from engine.block import ID_BYTES, KEY_BYTES, LENGTH_MASK, PLACE, REF_BYTES, Bytes, Ids, Places
 from engine.errors import StoreCorrupt
 from engine.packtable import PACK_ROW, PACK_ROW_BYTES, PackRows, fault_in
 
@@ -204,9 +205,11 @@ def encode(page: Page) -> bytes:
         case IdLeaf(blocks, ids, places, starts, counts):
             fault = page.fault()
             assert fault is None, fault
+            first = page.first_block
             zeros = np.column_stack((starts, counts)).astype("<u8")
-            head = _HEADER.pack(_ID_LEAF, 0, 0, len(blocks), page.first_block) + _LEAF.pack(len(starts), 0)
-            columns = (zeros, blocks.astype("<u8"), ids.astype("<u8"), *(places[name] for name in PLACE.names or ()))
+            steps = np.diff(blocks, prepend=np.uint64(first)).astype("<u8")
+            columns = (zeros, steps, ids, places["pack"], _gaps(places), places["length"])
+            head = _HEADER.pack(_ID_LEAF, 0, 0, len(blocks), first) + _LEAF.pack(len(starts), 0)
             return head + b"".join(column.tobytes() for column in columns)
         case KeyLeaf(first_block, keys):
             assert len(keys) <= LEAF_ENTRIES
@@ -263,19 +266,38 @@ def _decode_id_leaf(content: Bytes, count: int, first: int, where: str) -> IdLea
         raise StoreCorrupt(where, "a page's count does not fit its length")
     zeros = np.frombuffer(content, "<u8", extents * 2, start).reshape(-1, 2)
     at = start + extents * 16
-    blocks = np.frombuffer(content, "<u8", count, at)
+    steps = np.frombuffer(content, "<u8", count, at)
     ids = np.frombuffer(content, "<u8", count * 2, at + count * 8).reshape(-1, 2)
     places = np.empty(count, PLACE)
     at += count * (8 + ID_BYTES)
     places["pack"] = np.frombuffer(content, "<u8", count, at)
-    places["offset"] = np.frombuffer(content, "<u4", count, at + count * 8)
     places["length"] = np.frombuffer(content, "<u4", count, at + count * 12)
+    places["offset"] = _offsets(np.frombuffer(content, "<u4", count, at + count * 8), places)
+    if bool((steps >= BLOCKS_MAX).any()):
+        raise StoreCorrupt(where, "the blocks of a leaf are not in ascending order")
+    blocks = np.uint64(first) + np.cumsum(steps, dtype=np.uint64)
     leaf = IdLeaf(blocks, ids, places, zeros[:, 0], zeros[:, 1])
     if fault := leaf.fault():
         raise StoreCorrupt(where, fault)
     if leaf.first_block != first:
         raise StoreCorrupt(where, "a page does not begin with the block it says")
     return leaf
+
+
+def _gaps(places: Places) -> npt.NDArray[np.uint32]:
+    """Return where records begin, counted from the end of the record before, modulo 2^32.
+
+    Neighbouring blocks mostly lie one after the other in a pack: then this is zero, and costs nothing.
+    """
+    gaps = places["offset"].astype("<u4")
+    gaps[1:] -= (places["offset"] + (places["length"] & np.uint32(LENGTH_MASK)))[:-1]
+    return gaps
+
+
+def _offsets(gaps: npt.NDArray[np.uint32], places: Places) -> npt.NDArray[np.uint32]:
+    steps = gaps.copy()
+    steps[1:] += (places["length"] & np.uint32(LENGTH_MASK))[:-1]
+    return np.cumsum(steps, dtype=np.uint32)
 
 
 def _decode_inner(content: Bytes, level: int, count: int, first: int, where: str) -> Inner:

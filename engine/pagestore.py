@@ -153,6 +153,8 @@ class PageWriter:
         return PageHandle(ref, self._ordinals[name], int(offset), int(length))
 
     async def _add(self, unplaced: PageHandle, record: bytes) -> PageHandle:
+        if known := self._open.get(unplaced.ref):
+            return known
         if self._builder is not None and not self._builder.room(len(record)):
             await self._finish()
         if self._builder is None:

@@ -30,7 +30,7 @@ def plan_merge(sizes: Sequence[int], runs_max: int = RUNS_MAX) -> tuple[int, int
 
     `sizes` (entries and extents, say) are oldest first. Among all ranges of neighbours whose merging leaves at most
     `runs_max` runs, the one with the smallest merged size in relation to the square of the number of runs that go; of
-    equal ones the newest, and of those the longest.
+    equal ones the newest, and of those the shortest.
     """
     fewest = len(sizes) - runs_max + 1
     if fewest < 2:
@@ -43,7 +43,7 @@ def plan_merge(sizes: Sequence[int], runs_max: int = RUNS_MAX) -> tuple[int, int
             size += sizes[start]
             worth = (stop - start - 1) ** 2
             difference = size * best_worth - best_size * worth
-            if best is None or difference < 0 or (difference == 0 and best[1] == stop):
+            if best is None or difference < 0:
                 best, best_size, best_worth = (start, stop), size, worth
     return best
 
