@@ -16,8 +16,8 @@ def walk(root: str, prefix: str, after: str) -> Iterator[ObjectInfo]:
     Whatever else lies there (temporary files, foreign names, broken links) is passed over; a folder of ours that
     cannot be read is an error: what is in it must not pass for absent. Raises: OSError.
     """
-    folder, _, start = prefix.rpartition("/")
-    if not folder or is_folder_name(folder):
+    folder, slash, start = prefix.rpartition("/")
+    if not slash or is_folder_name(folder):
         yield from _walk_folder(root, folder, start, after)
 
 

@@ -9,17 +9,16 @@ TMP: Final = "tmp"
 NAME_CHARS_MAX: Final = 400
 SEGMENTS_MAX: Final = 8
 
-_SEGMENT = re.compile(r"[a-z0-9-]{1,120}")
-_OBJECT = re.compile(rf"(?:{_SEGMENT.pattern}/){{0,{SEGMENTS_MAX - 1}}}{_SEGMENT.pattern}(?:\.[1-9])?")
+_SEGMENT: Final = "[a-z0-9-]{1,120}"
+_FOLDER: Final = re.compile(rf"(?!{TMP}(?:/|$)){_SEGMENT}(?:/{_SEGMENT}){{0,{SEGMENTS_MAX - 2}}}")
+_OBJECT: Final = re.compile(rf"(?!{TMP}/)(?:{_SEGMENT}/){{0,{SEGMENTS_MAX - 1}}}{_SEGMENT}(?:\.[1-9])?")
 
 
 def is_object_name(name: str) -> bool:
     """Tell whether `name` may be an object's: segments of `a-z 0-9 -`, `/` between, perhaps `.1` … `.9` at the end."""
-    return len(name) <= NAME_CHARS_MAX and not name.startswith(f"{TMP}/") and _OBJECT.fullmatch(name) is not None
+    return len(name) <= NAME_CHARS_MAX and _OBJECT.fullmatch(name) is not None
 
 
 def is_folder_name(name: str) -> bool:
-    """Tell whether a path of folders below the root may hold objects."""
-    return (
-        name != TMP and name.count("/") < SEGMENTS_MAX - 1 and _SEGMENT.fullmatch(name.rpartition("/")[2]) is not None
-    )
+    """Tell whether `name`, a path below the root, may be a folder that objects lie in."""
+    return len(name) <= NAME_CHARS_MAX and _FOLDER.fullmatch(name) is not None
