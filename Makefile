@@ -18,6 +18,7 @@ tools:
 # The demonstration: a volume backed up twice, both points restored and compared. VOLUME=path: with a volume of yours,
 # which is only read.
 run: $(READY)
+	bash deploy/tools.sh mkfs.ext4 debugfs e2fsck
 	$(BIN)/python deploy/demo.py $(if $(VOLUME),--volume "$(VOLUME)")
 
 test: $(READY) tools
@@ -32,6 +33,7 @@ check: $(READY) tools
 
 # The same data path over a larger volume (MIB=4096), with the time of every step.
 bench: $(READY)
+	bash deploy/tools.sh mkfs.ext4 debugfs e2fsck
 	$(BIN)/python deploy/demo.py --mib $(or $(MIB),2048)
 
 # Wheel and source archive in dist/, and the proof that the wheel works on its own.
