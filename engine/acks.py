@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -59,6 +60,23 @@ class PackAck:
             return None
         offsets, lengths = np.frombuffer(stored.offsets, "<u4"), np.frombuffer(stored.lengths, "<u4")
         return cls(name, ids_from_bytes(stored.ids), offsets, lengths, known)
+
+
+def encode_durable(count: int) -> bytes:
+    """Return the entry saying that the first `count` packs in the log are durable."""
+    return msgspec.msgpack.encode(count)
+
+
+def decode_log(entries: Sequence[bytes]) -> tuple[list[PackAck], list[PackAck]]:
+    """Return the packs in a log: (those known to be durable, those acknowledged after the last flush)."""
+    acks: list[PackAck | None] = []
+    durable = 0
+    for entry in entries:
+        try:
+            durable = max(durable, msgspec.msgpack.decode(entry, type=int))
+        except msgspec.MsgspecError:
+            acks.append(PackAck.decode(entry))
+    return [ack for ack in acks[:durable] if ack is not None], [ack for ack in acks[durable:] if ack is not None]
 
 
 class _Stored(msgspec.Struct, frozen=True, kw_only=True):

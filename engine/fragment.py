@@ -126,22 +126,39 @@ def encode_fragment(
 def open_fragment(name: FragmentName, data: Bytes, keys: DomainKeys | None, verifier: Verifier | None) -> Fragment:
     """Check every byte of a fragment read from a store and return it as a view over `data`.
 
-    `keys` and `verifier` None: for bytes that were checked before and lie in the local mirror since.
-    Raises: StoreCorrupt.
+    Without `keys` the MAC and without `verifier` the signature stay unchecked. Raises: StoreCorrupt.
     """
     where = str(name)
     view = memoryview(data)
     layout, domain = _read_header(name, view)
     checksum = blake3(view[: layout.trailer]).digest()
     check_trailer(INDEX_LABEL, view[layout.trailer :], checksum, domain, name.writer, keys, verifier, where)
-    columns, rows = layout.columns(view), layout.rows(view)
-    fault = fault_in(rows) or fault_in_columns(columns, rows, name.writer)
+    fragment = _fragment(name, layout, view)
+    fault = fault_in(fragment.rows) or fault_in_columns(fragment.columns, fragment.rows, name.writer)
     if fault is not None:
         raise StoreCorrupt(where, fault)
-    covers = _read_covers(name, view[layout.cover_list : layout.source_list])
-    sources = np.frombuffer(view[layout.source_list : layout.trailer], U32).reshape(-1, 2)
-    _check_sources(where, sources, columns, len(rows))
-    return Fragment(name, columns, rows, covers, sources, checksum)
+    _check_sources(where, fragment.sources, fragment.columns, len(fragment.rows))
+    return fragment
+
+
+def fragment_domain(data: Bytes) -> bytes:
+    """Return the domain (16 bytes) that a fragment's header names, unchecked."""
+    return bytes(memoryview(data)[16:32])
+
+
+def view_fragment(name: FragmentName, data: Bytes, domain: bytes) -> Fragment:
+    """Return a view over a fragment that was checked before it came into the local mirror; its structure is checked.
+
+    Raises: StoreCorrupt.
+    """
+    layout, of = _read_header(name, memoryview(data))
+    if of != domain:
+        raise StoreCorrupt(str(name), f"it belongs to another domain ({of.hex()})")
+    fragment = _fragment(name, layout, memoryview(data))
+    fault = fault_in(fragment.rows)
+    if fault is not None:
+        raise StoreCorrupt(str(name), fault)
+    return fragment
 
 
 def fault_in_columns(columns: Columns, rows: PackRows, writer: bytes) -> str | None:
@@ -189,6 +206,13 @@ def _read_header(name: FragmentName, data: memoryview) -> tuple[Layout, bytes]:
     return layout, domain
 
 
+def _fragment(name: FragmentName, layout: Layout, data: memoryview) -> Fragment:
+    covers = _read_covers(name, data[layout.cover_list : layout.source_list])
+    sources = np.frombuffer(data[layout.source_list : layout.trailer], U32).reshape(-1, 2)
+    checksum = bytes(data[layout.trailer : layout.trailer + CHECKSUM_BYTES])
+    return Fragment(name, layout.columns(data), layout.rows(data), covers, sources, checksum)
+
+
 def _read_covers(name: FragmentName, data: memoryview) -> tuple[FragmentName, ...]:
     where = str(name)
     covers = []
@@ -231,8 +255,3 @@ def _source_rows(packs: Sequence[PackAck], row_of: dict[bytes, int], order: Rows
         pairs.update((int(rank[base + entry]), row_of[source.hash]) for entry, source in pack.sources)
         base += len(pack.ids)
     return np.array(sorted(pairs), dtype=U32).reshape(-1, 2)
-
-
-def fragment_checksum(data: Bytes) -> bytes:
-    """Return the checksum a whole fragment carries, unchecked: tells two fragments of one name apart."""
-    return bytes(memoryview(data)[-TRAILER_BYTES:][:CHECKSUM_BYTES])

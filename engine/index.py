@@ -60,6 +60,11 @@ class PackIndex:
         self._barred_writers: set[bytes] = set()
         self._learnt: dict[int, list[PackName]] = {}
 
+    @property
+    def own_only(self) -> bool:
+        """Whether look-ups see own packs only."""
+        return self._own_only
+
     def lookup(self, ids: Ids) -> Places:
         """Return where each id may be relied on to lie; length 0: nowhere.
 
@@ -134,13 +139,13 @@ class PackIndex:
             )
             self._claimed.difference_update(raw[at : at + ID_BYTES] for at in range(0, len(raw), ID_BYTES))
 
-    def install(self, own: Sequence[View], foreign: Sequence[View], unlisted: Iterable[PackAck] = ()) -> None:
-        """Replace all views: those of the mirror, and the packs that no fragment lists."""
-        fresh = [_view_of(pack) for pack in unlisted]
-        joined = [join_views(fresh)] if len(fresh) > 1 else fresh
+    def install(self, own: Sequence[View], foreign: Sequence[View]) -> None:
+        """Replace the mirror's views; packs in memory that own views list leave memory."""
         with self._lock:
-            self._bar_in([*own, *foreign, *joined])
-            self._views, self._asked = _Views(tuple(joined), tuple(own), tuple(foreign)), 0
+            kept = [view.without_packs(*own) for view in self._views.fresh]
+            fresh = [view for view in kept if len(view)]
+            self._bar_in([*own, *foreign, *fresh])
+            self._views, self._asked = _Views(tuple(fresh), tuple(own), tuple(foreign)), 0
 
     def bar(self, pack_keys: Iterable[int] = (), writers: Iterable[bytes] = ()) -> None:
         """Rely on nothing in these packs, nor in any pack of these writers, for the rest of the session."""

@@ -161,6 +161,17 @@ class View:
         held: Mask = self._sorted_keys.take(at, mode="clip") == keys
         return held
 
+    def without_packs(self, *others: View) -> View:
+        """Return this view less the packs that `others` name; itself if they name none."""
+        listed: Mask = np.zeros(len(self.keys), np.bool_)
+        for other in others:
+            listed |= other.holds_packs(self.keys)
+        if not listed.any():
+            return self
+        row_map = (np.cumsum(~listed) - 1).astype(U32)
+        columns = self.columns.take(np.flatnonzero(~listed[self.columns.pack]))
+        return View(columns._replace(pack=row_map[columns.pack]), self.rows[~listed], self.own)
+
     def _usable(self, rows: Rows) -> Mask:
         pack = self.columns.pack[rows]
         usable: Mask = pack < len(self.keys)

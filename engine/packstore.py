@@ -1,0 +1,247 @@
+"""The pack store: packs and their index over one object store. Vault, cache and spool are each one of these.
+
+A pack that was put is remembered in the ack log, so that the next session knows it even if this one dies before
+it lists it in an index fragment. Where puts are durable only after a flush, packs that no flush followed are read
+back and hashed before a later session relies on them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import numpy as np
+from blake3 import blake3
+
+from engine.acks import PackAck, decode_log, encode_durable
+from engine.block import Bytes
+from engine.errors import ObjectMissing, StoreRejected
+from engine.fragment import encode_fragment, open_fragment
+from engine.index import PackIndex
+from engine.mirror import Mirror
+from engine.names import FragmentName, PackName
+from engine.opener import Opener, Resolve
+from engine.pack import FinishedPack, Signer
+from engine.packread import PackReads
+from engine.ports import AckLog, MirrorFiles, ObjectStore
+from engine.refresh import INDEX_BYTES_MAX, Members, Refresh
+from engine.subkeys import DomainKeys
+
+UNLISTED_ENTRIES_MAX: Final = 1 << 18  # acknowledged records without a fragment; at more, one is written
+READ_BACK_BYTES_MAX: Final = 1 << 30  # of packs an interrupted session did not flush; the rest is sent again
+SEQUENCES_TRIED_MAX: Final = 64
+
+
+class PackStore:
+    """One pack store of one system.
+
+    `writer` 16 bytes: this system; `incarnation` 8 bytes: of its state directory. `store_name` is what users call
+    the store. `index_max` bounds the bytes of other systems' fragments held locally. `durable_puts`: the object
+    store makes every put durable by itself. Methods raise StoreUnavailable and StoreRejected where they ask the
+    store, and SessionAborted where the state directory's disk is full.
+    """
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        index: PackIndex,
+        mirror: MirrorFiles,
+        acks: AckLog,
+        keys: DomainKeys,
+        verifier: Members,
+        writer: bytes,
+        incarnation: bytes,
+        signer: Signer,
+        store_name: str,
+        store_id: bytes = b"",
+        *,
+        index_max: int = INDEX_BYTES_MAX,
+        durable_puts: bool = False,
+    ) -> None:
+        self.objects, self.index = objects, index
+        self.writer, self.incarnation = writer, incarnation
+        self.store_name, self.store_id = store_name, store_id
+        self._mirror = Mirror(mirror, keys, writer)
+        self._acks, self._keys, self._verifier, self._signer = acks, keys, verifier, signer
+        self._index_max, self._durable_puts = index_max, durable_puts
+        self._reads = PackReads(objects, index)
+        self._opener = Opener(index, self._reads.read, keys)
+        # One refresh or fragment at a time; the thread lock keeps log, list and index in step.
+        self._busy = anyio.Lock()
+        self._ack_lock = threading.Lock()
+        self._unlisted: list[PackAck] = []
+        self._unlisted_entries = 0
+        self._durable = 0  # of the unlisted packs, how many from the start a flush has followed
+        self._recalled = False
+        self._sequence = 0
+
+    async def refresh(self, preferred: Collection[bytes] = ()) -> list[str]:
+        """Bring the index up to what the store lists; return what is wrong there, a sentence each.
+
+        `preferred`: writers (16 bytes each) whose fragments are always held, such as those the parent point relies
+        on. The first time, packs an interrupted session got acknowledged are recalled. Raises: StateCorrupt.
+        """
+        async with self._busy:
+            refresh = Refresh(
+                self.objects, self._mirror, self._keys, self._verifier, self.writer,
+                preferred, self.index.own_only, self._index_max,
+            )  # fmt: skip
+            await refresh.run()
+            mine = [
+                name.sequence
+                for name in {*refresh.listed, *self._mirror.held()}
+                if (name.writer, name.incarnation) == (self.writer, self.incarnation)
+            ]
+            self._sequence = max(mine, default=self._sequence)
+            own, foreign = self._mirror.views()
+            await anyio.to_thread.run_sync(self.index.install, own, foreign)
+            if not self._recalled:
+                await self._recall()
+                self._recalled = True
+            return refresh.problems
+
+    async def put_pack(self, finished: FinishedPack) -> None:
+        """Put a pack and list it in the index; acknowledged once this has returned, durable after `flush`."""
+        await self.objects.put(str(finished.name), finished.data)
+        await anyio.to_thread.run_sync(self._acknowledge, PackAck.of(finished))
+        if self._unlisted_entries > UNLISTED_ENTRIES_MAX:
+            async with self._busy:
+                if self._unlisted_entries > UNLISTED_ENTRIES_MAX:
+                    await self._publish()
+
+    async def flush(self) -> None:
+        """Return once everything put before is durable."""
+        barrier: Callable[[], Awaitable[None]] | None = getattr(self.objects, "flush", None)
+        count = len(self._unlisted)
+        if barrier is not None:
+            await barrier()
+        if count > self._durable and not self._durable_puts:
+            await anyio.to_thread.run_sync(self._mark_durable, self._unlisted[0].name, count)
+
+    async def publish_index(self) -> int:
+        """List all acknowledged packs in a new index fragment, after they are durable; return its size in bytes.
+
+        0: there was nothing to list.
+        """
+        async with self._busy:
+            return await self._publish()
+
+    async def read_records(self, pack: PackName, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return the records at (offset, length) of one pack, in the order asked for, by few coalesced requests.
+
+        Raises: ObjectMissing (the pack is gone, or has another size than its name says, which counts as gone),
+        StoreCorrupt (a range lies outside the pack).
+        """
+        return await self._reads.read(pack, ranges)
+
+    async def open_block(
+        self, ref: bytes, place: np.void | None = None, resolve: Resolve | None = None, *, subkey: bytes | None = None
+    ) -> bytes:
+        """Return the content of a block by its 48-byte ref, whole or delta, from `place` or wherever its id lies.
+
+        `resolve` names packs the index does not know; `subkey` is that of blocks if None.
+        Raises: StoreCorrupt naming the pack that should have held it, ObjectMissing.
+        """
+        return await self._opener.open(ref, place, resolve, subkey)
+
+    async def record_by_id(self, ident: bytes) -> bytes | None:
+        """Return a whole record with this id (16 bytes) from any place the index knows, or None; it is not opened."""
+        return await self._opener.record_by_id(ident)
+
+    async def present(self, names: Collection[PackName]) -> set[PackName]:
+        """Return those of `names` that are not there with the right size."""
+        return await self._reads.absent(names)
+
+    async def _publish(self) -> int:
+        packs = list(self._unlisted)
+        if not packs:
+            return 0
+        await self.flush()
+        name = await self._next_name()
+        data = await anyio.to_thread.run_sync(encode_fragment, name, packs, self._keys, self._signer)
+        await self.objects.put(str(name), data)
+        await self.flush()
+        await anyio.to_thread.run_sync(self._settle, name, data, packs)
+        return len(data)
+
+    async def _recall(self) -> None:
+        """Take up the packs of an interrupted session that no fragment lists."""
+        durable, volatile = decode_log(await anyio.to_thread.run_sync(self._acks.read))
+        own = self._mirror.views()[0]
+        if self._durable_puts:
+            durable, volatile = durable + volatile, []
+        room = READ_BACK_BYTES_MAX
+        for ack in volatile:
+            room -= ack.name.size
+            if room < 0:
+                break
+            if await self._reads_back(ack.name):
+                durable.append(ack)
+        kept = [ack for ack in durable if not any(view.pack_rows(ack.name.key).size for view in own)]
+        await anyio.to_thread.run_sync(self._take_up, kept)
+
+    async def _reads_back(self, name: PackName) -> bool:
+        try:
+            data = await self.objects.get(str(name), 0, name.size)
+        except ObjectMissing:
+            return False
+        return await anyio.to_thread.run_sync(lambda: blake3(data).digest() == name.hash)
+
+    async def _next_name(self) -> FragmentName:
+        # A name that is taken was put by this state directory's clone, or by a put whose answer was lost.
+        for _ in range(SEQUENCES_TRIED_MAX):
+            self._sequence += 1
+            name = FragmentName(self.writer, self.incarnation, self._sequence)
+            try:
+                await self.objects.stat(str(name))
+            except ObjectMissing:
+                return name
+        raise StoreRejected(
+            f"the {self.store_name} holds {SEQUENCES_TRIED_MAX} index fragments of this system that were not there "
+            "when the session began: another machine runs with a copy of its state; run 'forebay init' there"
+        )
+
+    def _acknowledge(self, ack: PackAck) -> None:
+        with self._ack_lock:
+            if any(known.name == ack.name for known in self._unlisted):
+                return
+            self._acks.append(ack.encode())
+            self._unlisted.append(ack)
+            self._unlisted_entries += len(ack.ids)
+            self.index.add_pack(ack)
+
+    def _mark_durable(self, first: PackName, count: int) -> None:
+        with self._ack_lock:
+            # A fragment published meanwhile has emptied the log the count was taken of.
+            if self._unlisted and self._unlisted[0].name == first and count > self._durable:
+                self._acks.append(encode_durable(count))
+                self._durable = count
+
+    def _settle(self, name: FragmentName, data: Bytes, packs: Sequence[PackAck]) -> None:
+        """Let a fragment that was put take the place of what the log and memory hold of `packs`."""
+        self._mirror.load()
+        self._mirror.add(bytes(data), open_fragment(name, data, self._keys, None))
+        self._mirror.compact()
+        with self._ack_lock:
+            rest = self._unlisted[len(packs) :]
+            self._rewrite_log(rest, 0)
+            self.index.install(*self._mirror.views())
+
+    def _take_up(self, packs: list[PackAck]) -> None:
+        with self._ack_lock:
+            if packs or self._acks.read():
+                self._rewrite_log(packs, len(packs))
+            for pack in packs:
+                self.index.add_pack(pack)
+
+    def _rewrite_log(self, packs: list[PackAck], durable: int) -> None:
+        self._acks.clear()
+        for pack in packs:
+            self._acks.append(pack.encode())
+        if durable:
+            self._acks.append(encode_durable(durable))
+        self._unlisted, self._durable = packs, durable
+        self._unlisted_entries = sum(len(pack.ids) for pack in packs)
