@@ -134,7 +134,7 @@ class VolumeMap:
         Raises: SessionAborted.
         """
         with self._lock:
-            if self._pending is None:
+            if self._pending is None or self.problem is not None:
                 self._staging.drop()
 
     def forget(self) -> None:
@@ -168,7 +168,6 @@ class VolumeMap:
                 return
             if seal.base != (base.seal if base else b""):
                 raise StateCorrupt(f"{self._folder} has lost the map its set of changes was made for")
-            self._staging.check_totals()
             if base is None:
                 self._start_anew()
             tail = self._tail(head)
@@ -215,12 +214,14 @@ class VolumeMap:
 
     def _recover(self, keep_sealed: bool) -> None:
         """Finish an apply that was cut off; drop what was staged and is not sealed, not wanted, or applied already."""
-        try:
-            if self._pending is not None and self.problem is None:
+        seal = self._staging.seal if self._staging.adds_up() else None
+        if self._pending is not None and self.problem is None:
+            try:
+                if seal is None:
+                    raise StateCorrupt(f"{self._next_path} has lost the set of changes it stands for")
                 self._finish()
-        except StateCorrupt as error:
-            self.problem = str(error)
-        seal = self._staging.seal
+            except StateCorrupt as error:
+                self.problem = str(error)
         if seal is not None and self._standing is not None and seal.number == self._standing.seal:
             self._staging.drop_applied()
         elif seal is None or not keep_sealed:

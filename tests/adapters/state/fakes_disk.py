@@ -54,6 +54,8 @@ class PlannedDisk(Disk):
     def replace(self, source: Path, target: Path) -> None:
         self.change()
         number = source.stat().st_ino
+        if target.exists():
+            self._bury(target)
         super().replace(source, target)
         self._note(target.parent, "drop", source.name, number)
         self._note(target.parent, "put", target.name, number, joined=True)
@@ -62,14 +64,18 @@ class PlannedDisk(Disk):
         if path.exists():
             self.change()
             self._note(path.parent, "drop", path.name, path.stat().st_ino)
-            graveyard = self.root.with_name(self.root.name + ".removed")
-            graveyard.mkdir(exist_ok=True)  # keeps the inode's number from being used again
-            path.rename(graveyard / f"{path.stat().st_ino}")
+            self._bury(path)
 
     def sync_folder(self, path: Path) -> None:
         self.change()
         self.durable[path] = {each.name: each.stat().st_ino for each in path.iterdir() if each.is_file()}
         self.pending[path] = []
+
+    def _bury(self, path: Path) -> None:
+        """Move a file aside: its content may come back, and its inode's number must not be used again."""
+        graveyard = self.root.with_name(self.root.name + ".removed")
+        graveyard.mkdir(exist_ok=True)
+        path.rename(graveyard / f"{path.stat().st_ino}")
 
     def _note(self, folder: Path, what: str, name: str, number: int, joined: bool = False) -> None:
         self.pending.setdefault(folder, []).append((what + ("+" if joined else ""), name, number))
