@@ -119,9 +119,12 @@ async def find_parent(
             )
     await _compare(parent, _newest(state, parent, vault_id), system, vault)
     if parent.lost:
-        for volume in volumes.values():
-            volume.forget()
         state.renew_incarnation()
+    for volume in volumes.values():
+        # A map of another incarnation is of a state that was lost, also if it was lost while another volume's
+        # session ran.
+        if volume.head is not None and volume.head.incarnation != state.incarnation:
+            volume.forget()
     return parent
 
 

@@ -31,11 +31,12 @@ from engine.pipeline.report import EXIT_FAILED, EXIT_MISSING, EXIT_USAGE, Sessio
 from engine.pipeline.resolve import Resolved, resolve
 from engine.pipeline.stores import Side, open_side
 from engine.pipeline.transmit import CACHE, VAULT, Transmitter, first_cause
-from engine.pipeline.volume import UNREADABLE_RANGES_MAX, VolumeRun, VolumeSource
+from engine.pipeline.volume import UNREADABLE_BYTES_MAX, UNREADABLE_RANGES_MAX, VolumeRun, VolumeSource
 from engine.policy import CacheErrorPolicy, LanePolicy, QueuePolicy, SlowPolicy
 from engine.ports import Clock, ObjectStore
 from engine.seal import Codec, Sealer
 from engine.state import History, SessionRow, StateStore
+from engine.vault.formatobject import read_format
 from engine.vault.identity import Identity
 
 log = structlog.get_logger("session")
@@ -131,20 +132,23 @@ class Session:
     async def _run(self) -> None:
         setup = self.setup
         names = [source.name for source in setup.volumes]
+        found = await read_format(setup.vault, "vault", "write")
+        self._same_vault(found.store)
+        # Before the index is opened: a cloned state gets its new incarnation here, and fragments carry it.
+        parent = await find_parent(
+            setup.state, names, setup.identity.system, setup.vault, found.store, setup.identity.domain
+        )
+        self.report.problems += parent.problems
         vault, problems = await open_side(
-            "vault",
+            found,
             setup.vault,
             setup.identity,
             setup.state,
             own_only=setup.own_only,
             distrust=setup.full,
-            remembered=self._same_vault,
+            durable_puts=True,
         )
         self.report.problems += problems
-        parent = await find_parent(
-            setup.state, names, setup.identity.system, setup.vault, vault.store_id, setup.identity.domain
-        )
-        self.report.problems += parent.problems
         await self._open_cache()
         await anyio.to_thread.run_sync(setup.state.begin_session, self.id)
         self.phase = "opening the volumes"
@@ -164,14 +168,15 @@ class Session:
             return
         self.report.cache = "ok"
         try:
+            found = await read_format(setup.cache.objects, "cache", "write")
             side, problems = await open_side(
-                "cache",
+                found,
                 setup.cache.objects,
                 setup.identity,
                 setup.state,
                 own_only=setup.own_only,
                 distrust=setup.full,
-                remembered=lambda _: None,
+                durable_puts=False,
             )
         except StoreError as error:
             self._cache.gave_up = error
@@ -348,6 +353,10 @@ class Session:
                     "the disk is failing: copy it to another one first"
                 )
             total = sum(length for _, length in ranges)
+            if total > UNREADABLE_BYTES_MAX:
+                raise SessionAborted(
+                    f"volume {run.name!r}: {total} bytes could not be read: the disk is failing, copy it first"
+                )
             shown = ", ".join(f"{length} bytes at {offset}" for offset, length in ranges[:8])
             more = f" and {len(ranges) - 8} more ranges" if len(ranges) > 8 else ""
             self.report.problems.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.errors import StoreRejected
@@ -41,22 +40,19 @@ class Side:
 
 
 async def open_side(
-    kind: StoreKind,
+    found: FormatObject,
     objects: ObjectStore,
     identity: Identity,
     state: StateStore,
     *,
     own_only: bool,
     distrust: bool,
-    remembered: Callable[[bytes], None],
+    durable_puts: bool,
 ) -> tuple[Side, list[str]]:
-    """Open a store for a session: format, certificates, index; return it and the problems found in it.
+    """Open the store that `found` is the format object of; return it and the problems found in it.
 
-    `distrust`: throw the local mirror away first. `remembered` is called with the store id before anything local
-    is used, and may refuse it. Raises: StoreError and what `remembered` raises.
+    `distrust`: throw the local mirror away first; `durable_puts`: the store is no `Barrier`. Raises: StoreError, StateCorrupt.
     """
-    found = await read_format(objects, kind, "write")
-    remembered(found.store)
     certificates = await Certificates.load(objects, identity.domain, identity.vault_public)
     mirror = state.mirror(found.store)
     if distrust:
@@ -73,8 +69,9 @@ async def open_side(
         identity.system,
         state.incarnation,
         identity.signer,
-        kind,
+        found.kind,
         found.store,
+        durable_puts=durable_puts,
     )
     problems = certificates.problems + await packs.refresh()
-    return Side(kind, found, objects, packs, certificates), problems
+    return Side(found.kind, found, objects, packs, certificates), problems

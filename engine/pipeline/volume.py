@@ -29,6 +29,7 @@ SAMPLE_BLOCKS_MIN: Final = 10
 SAMPLE_BLOCKS_MAX: Final = 65536
 SAMPLE_WHOLE_BLOCKS: Final = 1 << 20
 UNREADABLE_RANGES_MAX: Final = 1024
+UNREADABLE_BYTES_MAX: Final = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)

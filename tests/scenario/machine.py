@@ -79,7 +79,9 @@ class Machine:
         self.config.write_text("\n".join(parts), encoding="utf-8")
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "adapters.main", "--config", str(self.config), *arguments]
+        # --vault and --cache name places of their own, --config would name others.
+        config = [] if {"--vault"} & {*arguments} else ["--config", str(self.config)]
+        return [sys.executable, "-m", "adapters.main", *config, *arguments]
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **(extra or {})}
