@@ -62,10 +62,10 @@ class Demo:
         shown = " ".join(arguments)
         say(f"\n$ forebay {shown}")
         progress = "bar" if sys.stderr.isatty() else "lines"
-        command = [sys.executable, "-m", "adapters.main", "--config", str(self.folder / "forebay.toml")]
+        command = [str(Path(sys.executable).with_name("forebay")), "--json", "--progress", progress]
         done = subprocess.run(
-            [*command, "--json", "--progress", progress, *arguments],
-            cwd=Path(__file__).parents[1],
+            [*command, *arguments],
+            env=os.environ | {"FOREBAY_CONFIG": str(self.folder / "forebay.toml")},
             stdout=subprocess.PIPE,
             text=True,
             check=False,
@@ -93,8 +93,8 @@ class Demo:
         target = self.folder / name
         began = time.monotonic()
         self.forebay(
-            *("restore", point, "--volume", "data", "--to", str(target)),
-            *("--passphrase-file", str(self.folder / "passphrase")),
+            *("restore", point, "--volume", "data", "--to", near(target)),
+            *("--passphrase-file", near(self.folder / "passphrase")),
         )
         seconds = time.monotonic() - began
         difference = first_difference(target, expected, self.size)
@@ -131,7 +131,7 @@ def sample(folder: Path, mib: int) -> None:
     say("Making a sample volume: an ext4 filesystem with the files of this Python in it ...")
     volume = folder / "volume.img"
     count = make_sample(folder, volume, mib)
-    say(f"  {volume}: {amount(mib * MIB)}, {count} files")
+    say(f"  {near(volume)}: {amount(mib * MIB)}, {count} files")
     demo = prepare(folder, volume)
     demo.backup()
     before = keep_aside(volume, folder / "volume-before-changes.img")
@@ -172,15 +172,15 @@ def prepare(folder: Path, volume: Path) -> Demo:
     with volume.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
     demo = Demo(folder, volume, size)
-    demo.forebay("init", "--generate", "--passphrase-file", str(folder / "passphrase"))
-    say(f"  vault and cache are founded; the passphrase, needed for restores only, is in {folder / 'passphrase'}")
+    demo.forebay("init", "--generate", "--passphrase-file", near(folder / "passphrase"))
+    say(f"  vault and cache are founded; the passphrase, needed for restores only, is in {near(folder / 'passphrase')}")
     return demo
 
 
 def summary(demo: Demo, verdict: str) -> None:
     """Tell a newcomer what happened, in plain words and figures."""
     first, second = demo.backups
-    sent, plain = first["vault_bytes"] + second["vault_bytes"], 2 * demo.size
+    sent, plain = first["vault_bytes"] + second["vault_bytes"], first["read_bytes"] + second["read_bytes"]
     folder = demo.folder
     rows = [
         ("What was read", ""),
@@ -191,15 +191,15 @@ def summary(demo: Demo, verdict: str) -> None:
         ("  to the cache", f"{amount(first['cache_bytes'])}, then {amount(second['cache_bytes'])}"),
         ("", "all of it compressed and encrypted; each volume was read once for both"),
         ("What was saved", ""),
-        ("  two full copies", amount(plain)),
-        ("  the vault took", f"{amount(sent)}, that is {sent / max(1, plain):.1%} ({amount(plain - sent)} saved)"),
-        ("  the second point", f"{second['vault_bytes'] / max(1, demo.size):.2%} of a full copy"),
+        ("  two plain copies", f"{amount(plain)}, empty parts left out"),
+        ("  the vault took", f"{amount(sent)}, that is {sent / max(1, plain):.0%} of it"),
+        ("  the second point", f"{second['vault_bytes'] / max(1, second['read_bytes']):.1%} of a plain copy"),
         ("Where it lies", ""),
-        ("  the vault", f"{folder / 'vault'} ({amount(stored(folder / 'vault'))} with all it needs to know)"),
-        ("  the cache", f"{folder / 'cache'} ({amount(stored(folder / 'cache'))})"),
+        ("  the vault", f"{near(folder / 'vault')} ({amount(stored(folder / 'vault'))} with all it needs to know)"),
+        ("  the cache", f"{near(folder / 'cache')} ({amount(stored(folder / 'cache'))})"),
         (
             "  local state",
-            f"{folder / 'state'} ({amount(stored(folder / 'state'))}, can be rebuilt but for the identity)",
+            f"{near(folder / 'state')} ({amount(stored(folder / 'state'))}, can be rebuilt but for the identity)",
         ),
     ]
     say("\n" + "=" * 78)
@@ -207,7 +207,7 @@ def summary(demo: Demo, verdict: str) -> None:
         say(f"{name:<19}{text}".rstrip())
     say("=" * 78)
     say(f"{verdict}\n{time.monotonic() - demo.began:.0f} s in all. Look around:")
-    say(f"  .venv/bin/forebay --config {os.path.relpath(folder / 'forebay.toml')} points")
+    say(f"  export FOREBAY_CONFIG={near(folder / 'forebay.toml')}; .venv/bin/forebay points")
 
 
 def make_sample(folder: Path, volume: Path, mib: int) -> int:
@@ -303,6 +303,11 @@ def run(*command: str, why: str) -> str:
 def stored(folder: Path) -> int:
     """Return the bytes that all files below `folder` really take."""
     return int(run("du", "-s", "-B1", str(folder), why="its size is not known").split()[0])
+
+
+def near(path: Path) -> str:
+    """Return the path as it is written from here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def amount(count: float) -> str:
