@@ -419,7 +419,6 @@ def test_another_name_in_the_configuration_is_refused(machine: Machine, capsys: 
     assert "enrolled as 'web-01'" in said(capsys)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no mode bits")
 def test_an_identity_that_others_may_read_is_refused(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     machine.identity_file.chmod(0o644)
     assert machine.init() == frame.USAGE
@@ -499,7 +498,6 @@ MOMENTS = {
 }
 
 
-@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 @pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
 def test_killed_at_any_moment_and_repeated_it_is_done(
     tmp_path: Path, moment: str, capsys: pytest.CaptureFixture[str]
@@ -566,7 +564,6 @@ def offered(terminal: Terminal) -> str:
     return words
 
 
-@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
 def test_on_a_terminal_a_passphrase_is_offered_shown_once_and_asked_back(tmp_path: Path) -> None:
     one = Machine(tmp_path)
     terminal = Terminal(one)
@@ -583,7 +580,6 @@ def test_on_a_terminal_a_passphrase_is_offered_shown_once_and_asked_back(tmp_pat
     assert one.init("--replace") == 0
 
 
-@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
 def test_on_a_terminal_an_own_passphrase_is_typed_twice_and_never_shown(tmp_path: Path) -> None:
     one = Machine(tmp_path)
     terminal = Terminal(one)
@@ -597,7 +593,6 @@ def test_on_a_terminal_an_own_passphrase_is_typed_twice_and_never_shown(tmp_path
     assert one.init("--replace") == 0
 
 
-@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [

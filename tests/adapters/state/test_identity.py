@@ -12,8 +12,6 @@ from engine.errors import ConfigError, SessionAborted
 from engine.vault.identity import encode_identity
 from tests.engine.vault.fakes_vault import flips, identity
 
-posix = os.name == "posix"
-
 
 def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
     path = tmp_path / "state" / "identity"
@@ -31,10 +29,9 @@ def test_only_the_owner_may_read_it_whatever_the_umask(tmp_path: Path) -> None:
         files.stage(path, identity())
     finally:
         os.umask(before)
-    if posix:
-        for one in path.parent.iterdir():
-            assert stat.S_IMODE(one.stat().st_mode) == 0o600
-        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    for one in path.parent.iterdir():
+        assert stat.S_IMODE(one.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
 def test_a_leftover_with_wider_rights_does_not_pass_them_on(tmp_path: Path) -> None:
@@ -51,7 +48,6 @@ def test_a_missing_one_says_what_to_do(tmp_path: Path) -> None:
     assert str(tmp_path / "identity") in str(caught.value)
 
 
-@pytest.mark.skipif(not posix, reason="Windows has no mode bits")
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o610])
 def test_one_that_others_may_read_or_write_is_refused(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "identity"
