@@ -32,7 +32,7 @@ from engine.seal import RECORD_BYTES_MAX, RECORD_BYTES_MIN, open_whole
 READERS: Final = 16
 OPENERS: Final = 4
 JOB_BYTES: Final = 2 << 20
-GAP_BYTES: Final = 128 << 10
+GAP_BYTES: Final = 64 << 10
 PLACES_TRIED_MAX: Final = 8  # of one id in one store, besides the place its run names
 
 Positions: TypeAlias = npt.NDArray[np.intp]
@@ -53,13 +53,14 @@ class _Job:
 class BlockSource:
     """Blocks of one domain from `stores`, by place name; `given_bytes` counts what each of them gave, in content.
 
-    `subkey` is the domain's subkey of blocks.
+    `subkey` is the domain's subkey of blocks; `writers` (16 bytes each): whose index fragments are wanted most.
     """
 
     places: Stores
     stores: Mapping[str, PackStore]
     subkey: bytes
     given_bytes: dict[str, int] = field(default_factory=dict)
+    writers: set[bytes] = field(default_factory=set)
     _indexed: set[str] = field(default_factory=set)
     _opening: anyio.Lock = field(default_factory=anyio.Lock)
     _openers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(OPENERS))
@@ -119,7 +120,7 @@ class BlockSource:
                 return
             self._indexed.add(name)
             try:
-                for problem in await store.refresh():
+                for problem in await store.refresh(self.writers):
                     self.places.problems.add(f"{name}: {problem}")
             except (StoreUnavailable, StoreRejected) as error:
                 self._put_aside(name, error)

@@ -263,6 +263,8 @@ class Catalogue:
                     f"{place}: object {root_name} is damaged: it has {sizes[place]} bytes instead of {size}"
                 )
                 reading.failed[place] = StoreCorrupt(root_name, "its size is wrong")
+            if VAULT not in sizes and self._places.get(VAULT) is not None:
+                loaded.problems.append(f"object {root_name} is not in the vault; a copy of it is used")
             loaded.where = [place for place in loaded.where if place not in reading.failed]
         _apply(loaded, notes)
         return loaded

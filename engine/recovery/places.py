@@ -132,6 +132,10 @@ class Places:
             raise StoreUnavailable(f"{place.title} is away: {error}") from error
         if isinstance(error, StoreRejected):
             raise StoreRejected(f"{place.title} cannot be used: {error}") from error
+        if isinstance(error, StoreCorrupt):
+            raise StoreCorrupt(error.name, f"{error.reason} ({place.title})") from error
+        if isinstance(error, FormatTooNew):
+            raise FormatTooNew(f"{place.title}: {error}") from error
         raise error
 
     async def listing(self, prefix: str) -> dict[str, list[ObjectInfo]]:

@@ -159,8 +159,7 @@ class Restore:
                 self._source.places.problems.add(str(error))
                 continue
             self._tables.append(table)
-            for store in self._source.stores.values():
-                store.index.learn_packs(table.names())
+            self._source.writers |= {writer.tobytes() for writer in np.unique(table.rows["writer"], axis=0)}
         return readers
 
     async def _read_ahead(self, readers: Sequence[RunReader], sender: MemoryObjectSendStream[_Piece]) -> None:
