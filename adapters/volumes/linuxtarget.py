@@ -24,6 +24,7 @@ assert sys.platform == "linux"
 # From linux/fs.h. BLKDISCARD would not do: what a discarded range reads as is up to the device.
 _BLKZEROOUT: Final = 0x127F
 _BLKSSZGET: Final = 0x1268
+_BLKROGET: Final = 0x125E
 _ZEROOUT_BYTES: Final = 256 << 20  # zeroed by one call, so that a slow disk can still be interrupted
 _NO_ZEROOUT: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL})
 
@@ -49,7 +50,7 @@ class DeviceTarget:
                 raise RestoreError(f"{path} is in use ({use}): release it, then restore again")
             self._fd = self._open()
         try:
-            self._check_size()
+            self._check_device()
         except BaseException:
             self.abandon()
             raise
@@ -62,14 +63,21 @@ class DeviceTarget:
                 raise RestoreError(f"{self._path} is in use by the system: unmount or release it first") from error
             raise
 
-    def _check_size(self) -> None:
-        with restoring(f"the size of {self._path} cannot be read"):
+    def _check_device(self) -> None:
+        with restoring(f"{self._path} does not tell its size"):
             device_bytes = os.lseek(self._fd, 0, os.SEEK_END)
-            (self._sector_bytes,) = struct.unpack("i", fcntl.ioctl(self._fd, _BLKSSZGET, bytes(4)))
+            self._sector_bytes = self._number(_BLKSSZGET)
+            read_only = self._number(_BLKROGET)
+        if read_only:  # the system says so at the first write only
+            raise RestoreError(f"{self._path} is read-only: make it writable, or restore to another device")
         if device_bytes < self._size_bytes:
             raise RestoreError(
                 f"{self._path} has {device_bytes} bytes and the volume {self._size_bytes}: restore to a larger device"
             )
+
+    def _number(self, request: int) -> int:
+        (number,) = struct.unpack("i", fcntl.ioctl(self._fd, request, bytes(4)))
+        return int(number)
 
     def write(self, offset: int, data: Bytes) -> None:
         """See `RestoreTarget.write`; from any thread."""
