@@ -114,11 +114,13 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
-        folder = fresh(arguments.folder.absolute())
+        folder = arguments.folder.absolute()
         if arguments.volume is None:
-            sample(folder, max(64, arguments.mib))
+            find_tools()
+            sample(fresh(folder), max(64, arguments.mib))
         else:
-            yours(folder, arguments.volume.absolute())
+            check_volume(folder, arguments.volume)
+            yours(fresh(folder), arguments.volume.absolute())
     except Stop as stop:
         print(f"demo: {stop}", file=sys.stderr)
         return 1
@@ -127,7 +129,6 @@ def main() -> int:
 
 def sample(folder: Path, mib: int) -> None:
     """Show it on a sample volume that changes between the backups."""
-    find_tools()
     say("Making a sample volume: an ext4 filesystem with the files of this Python in it ...")
     volume = folder / "volume.img"
     count = make_sample(folder, volume, mib)
@@ -148,8 +149,6 @@ def sample(folder: Path, mib: int) -> None:
 
 def yours(folder: Path, volume: Path) -> None:
     """Show it on a volume of the user's, which is only read."""
-    if not (volume.is_file() or volume.is_block_device()):
-        raise Stop(f"{volume} is no image file and no block device")
     demo = prepare(folder, volume)
     free = shutil.disk_usage(folder).free
     if free < 4 * demo.size:
@@ -163,6 +162,18 @@ def yours(folder: Path, volume: Path) -> None:
     demo.restore(demo.backups[0]["point"], "restored-first.img", volume)
     demo.restore("latest", "restored-second.img", volume)
     summary(demo, "Both points were restored and compared with your volume: every byte is as it is there.")
+
+
+def check_volume(folder: Path, volume: Path) -> None:
+    """Refuse what is no volume, and what lies where everything is about to be removed."""
+    if not (volume.is_file() or volume.is_block_device()):
+        raise Stop(f"{volume} is no image file and no block device")
+    if volume.resolve().is_relative_to(folder.resolve()):
+        raise Stop(f"{volume} lies in {folder}, which is made anew: move it elsewhere, or name another --folder")
+    try:
+        volume.open("rb").close()
+    except OSError as error:
+        raise Stop(f"{volume} cannot be read: {error.strerror}") from None
 
 
 def prepare(folder: Path, volume: Path) -> Demo:
