@@ -21,7 +21,7 @@ LINE_BYTES_MAX: Final = 4096
 LINES_MAX: Final = 20_000_000
 GENERATION_CHARS_MAX: Final = 256
 EXTENTS_MAX: Final = 200_000  # of more the smallest gaps are closed: some blocks are looked at in vain
-_CHUNK_LINES: Final = 100_000
+CHUNK_LINES: Final = 100_000
 _INT64_MAX: Final = (1 << 63) - 1
 
 _Generation = Annotated[str, msgspec.Meta(min_length=1, max_length=GENERATION_CHARS_MAX)]
@@ -79,7 +79,7 @@ class HintsTracker:
     def _read(self, file: BinaryIO, generation: str | None) -> Changes:
         try:
             head = self._head_of(file.readline(LINE_BYTES_MAX))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise _BadHints(f"has a wrong first line ({error})") from error
         if generation is None:
             return Changes(None, head.generation)
@@ -108,13 +108,13 @@ class HintsTracker:
                 raise _BadHints(f"has more than {LINES_MAX} lines")
             try:
                 extent = self._extent_of(line)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise _BadHints(f"has a wrong line {number} ({error})") from error
             stop = extent.offset + extent.length
             if stop > volume_bytes:
                 raise _BadHints(f"reaches beyond the volume's {volume_bytes} bytes in line {number}")
             rows.append((extent.offset, stop))
-            if len(rows) == _CHUNK_LINES:
+            if len(rows) == CHUNK_LINES:
                 yield np.array(rows, np.int64)
                 rows.clear()
         if rows:
