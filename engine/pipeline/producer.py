@@ -154,12 +154,21 @@ class Producer:
             pages, where = np.unique(numbers // BATCH_BLOCKS, return_inverse=True)
             rows = np.zeros((len(pages), BATCH_BLOCKS), dtype=np.bool_)
             rows[where, numbers % BATCH_BLOCKS] = True
+            # A hole is not read: it differs if the map has something for it.
+            data = np.zeros_like(rows)
+            data[where, numbers % BATCH_BLOCKS] = [self._has_data(number) for number in numbers.tolist()]
             none = np.zeros(len(pages), dtype=np.uint64)
-            found = self._read(Work(pages, masks_of(rows), none, none), Counts())
-            differing = any_along(self.state.current(pages)["ref"][found.rows] != found.refs)
-            page_of, bit_of = np.nonzero(found.rows)
-            changed += (pages[page_of[differing]] * BATCH_BLOCKS + bit_of[differing]).tolist()
+            found = self._read(Work(pages, masks_of(data), none, none), Counts())
+            current = self.state.current(pages)["ref"]
+            differing = rows & ~data & any_along(current)
+            differing[found.rows] = any_along(current[found.rows] != found.refs)
+            page_of, bit_of = np.nonzero(differing)
+            changed += (pages[page_of] * BATCH_BLOCKS + bit_of).tolist()
         return changed
+
+    def _has_data(self, block: int) -> bool:
+        start = block * BLOCK_BYTES
+        return any(True for _ in self.reader.data_extents(start, min(start + BLOCK_BYTES, self._volume_bytes)))
 
     def _read(self, work: Work, counts: Counts) -> _Read:
         rows = rows_of(work.read)
