@@ -19,13 +19,16 @@ _TEMPORARY: Final = ".new"
 T = TypeVar("T")
 
 
-def write_atomic(path: Path, data: Bytes, disk: Disk | None = None) -> None:
+def write_atomic(path: Path, data: Bytes, disk: Disk | None = None, temporary: Path | None = None) -> None:
     """Replace `path` by a file of `data` in one step, durably: a reader sees the old bytes or the new ones.
+
+    `temporary`: what it is called until it is whole (`path` with ".new" appended), in the same folder; a crash may
+    leave it behind.
 
     Raises: SessionAborted (the old file stands).
     """
     disk = disk or Disk()
-    temporary = path.with_name(path.name + _TEMPORARY)
+    temporary = temporary or path.with_name(path.name + _TEMPORARY)
     try:
         file = disk.open(temporary, writable=True)
         try:

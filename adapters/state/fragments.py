@@ -23,6 +23,7 @@ ENTRY_BYTES_MAX: Final = 64 << 20
 NAME_LENGTH_MAX: Final = 200
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]*(?:[./][a-z0-9][a-z0-9-]*)*")
 _NEW: Final = ".new-"
+_NEW_COPY: Final = ".new-+"  # never a file that may still be mapped: cutting that would end the process
 
 
 class MirrorFolder:
@@ -89,7 +90,7 @@ class MirrorFolder:
         with self._lock:
             mapped, view = self._made.pop(name, (None, None))
         if mapped is None or view is not data:
-            write_atomic(self._path(name), data, self._disk)
+            write_atomic(self._path(name), data, self._disk, self._path(name, _NEW_COPY))
             return
         path = self._path(name, _NEW)
         try:
@@ -101,7 +102,7 @@ class MirrorFolder:
             mapped.close()
         except BufferError:
             # Someone still looks into the map, and Windows renames no mapped file: publish a copy instead.
-            write_atomic(self._path(name), bytes(mapped), self._disk)
+            write_atomic(self._path(name), bytes(mapped), self._disk, self._path(name, _NEW_COPY))
             return
         file = self._disk.open(path, writable=True)
         try:
