@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -507,7 +506,7 @@ def test_killed_at_any_moment_and_repeated_it_is_done(
     process = subprocess.Popen(command(one), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not appears.exists():
         pass
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert appears.exists()
     assert one.init() == 0, said(capsys)

@@ -488,6 +488,18 @@ def test_another_vault_key_than_the_pinned_one_is_noticed_with_and_without_passp
         run(lambda: publish(vault, identity))
 
 
+def test_a_valid_certificate_of_another_key_under_ones_own_name_is_noticed() -> None:
+    # Whoever holds an enrolment key and may overwrite objects can sign a number 1, also for a system that has one.
+    vault = empty_vault()
+    identity = join(vault).identity
+    [opened] = run(lambda: open_slots(vault, PASSPHRASE, None))
+    enroller = replace(opened, vault_private=None, recovery_private=None)
+    intruder = certify(enroller, system=identity.system)
+    vault.objects[intruder.object_name] = intruder.data
+    with pytest.raises(ConfigError, match="do not back up to it"):
+        run(lambda: check_enrolment(vault, identity))
+
+
 def test_the_pin_holds_for_its_own_domain_only() -> None:
     identity = join(empty_vault()).identity
     check_pin(identity, other_domain())
