@@ -28,7 +28,7 @@ check: $(READY) tools
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
-	$(BIN)/mypy --platform win32
+	$(BIN)/mypy --platform win32 engine adapters
 	$(PYTEST)
 
 # The same data path over a larger volume (MIB=4096), with the time of every step.
