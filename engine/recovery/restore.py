@@ -192,7 +192,7 @@ class Restore:
             self._holes.add(piece.first, piece.count)
             return
         refs = piece.window.refs
-        wanted = np.flatnonzero(refs.any(axis=1))
+        wanted = np.flatnonzero(refs.view("<u8").any(axis=1))
         await anyio.to_thread.run_sync(self._zero_between, piece.first, piece.count, wanted)
         if not len(wanted):
             return
