@@ -164,8 +164,10 @@ class StoreSink:
         self.flushed = 0  # packs of `acknowledged` that a flush followed
         self.running = 0
         self.running_most = 0
+        self.before_put: Callable[[], None] = lambda: None
 
     async def put_pack(self, finished: FinishedPack) -> None:
+        self.before_put()
         self.running += 1
         self.running_most = max(self.running_most, self.running)
         try:

@@ -14,6 +14,7 @@ from engine.pipeline.lane import Lane, LaneResult
 from engine.pipeline.queue import QueueAborted, TransmissionQueue
 from engine.policy import MIB, CacheErrorPolicy, LanePolicy, SlowPolicy
 from tests.engine.pipeline.fakes_pipeline import (
+    KEYS,
     LoopClock,
     StoreSink,
     at_once,
@@ -194,6 +195,7 @@ def test_an_error_of_the_vault_ends_its_lane_and_aborts_the_queue() -> None:
             await bench.queue.get("cache", 1)
         assert aborted.value.error is caught.value
         assert bench.sink.running == 0
+        assert ("flush", "") not in bench.store.calls
 
     run(scenario)
 
@@ -201,8 +203,9 @@ def test_an_error_of_the_vault_ends_its_lane_and_aborts_the_queue() -> None:
 def test_an_error_of_the_vaults_lane_wakes_it_from_whatever_it_waits_for() -> None:
     async def at_the_bound_of_packs() -> None:
         fail = anyio.Event()
-        plan = FaultPlan().fail("put", 1)
+        plan = FaultPlan()
         plan.stall("put", 1, until=fail)
+        plan.fail("put", 1)
         plan.stall("put", 2, until=anyio.Event())
         bench = Bench(plan)
         await bench.queue.put([slot_of(number, VAULT) for number in range(30)])
@@ -210,8 +213,9 @@ def test_an_error_of_the_vaults_lane_wakes_it_from_whatever_it_waits_for() -> No
 
     async def at_an_empty_queue() -> None:
         fail = anyio.Event()
-        plan = FaultPlan().fail("put", 1)
+        plan = FaultPlan()
         plan.stall("put", 1, until=fail)
+        plan.fail("put", 1)
         bench = Bench(plan)
         await bench.queue.put([slot_of(number, VAULT) for number in range(PACK_RECORDS + 1)])
         await expect_failure(bench, fail)
@@ -481,27 +485,22 @@ def test_a_bug_below_the_lane_is_neither_swallowed_nor_taken_for_an_error_of_the
     run(scenario)
 
 
-def test_packs_are_finished_in_worker_threads_one_at_a_time() -> None:
+def test_packs_are_finished_in_worker_threads() -> None:
     threads: list[int] = []
-    running: list[int] = []
 
     def sign(message: bytes) -> bytes:
-        running.append(1)
-        assert len(running) == 1
         threads.append(threading.get_ident())
-        running.pop()
         return bytes(64)
 
     async def scenario() -> Sequence[int]:
         bench = Bench()
-        opened = new_pack(PACK_RECORDS)
-
-        def open_pack() -> PackBuilder:
-            builder = opened()
-            builder._signer = sign
-            return builder
-
-        lane = Lane("vault", bench.sink, open_pack, LanePolicy(pack_bytes=4 * MIB), LoopClock())
+        lane = Lane(
+            "vault",
+            bench.sink,
+            lambda: PackBuilder("data", KEYS, bytes(16), bytes(16), sign, 64 + 3 * 64),
+            LanePolicy(pack_bytes=4 * MIB),
+            LoopClock(),
+        )
         await bench.feed(30, VAULT)
         await lane.run(bench.queue)
         return bench.sink.numbers
@@ -509,6 +508,137 @@ def test_packs_are_finished_in_worker_threads_one_at_a_time() -> None:
     assert sorted(anyio.run(scenario)) == list(range(30))
     assert len(threads) == 10
     assert threading.get_ident() not in threads
+
+
+def test_packs_are_finished_one_at_a_time_because_finishing_copies_them() -> None:
+    running = most = 0
+
+    async def slowly(work: Callable[[], FinishedPack]) -> FinishedPack:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await anyio.sleep(1)
+        running -= 1
+        return work()
+
+    async def scenario() -> None:
+        bench = Bench()
+        policy = LanePolicy(pack_bytes=4 * MIB)
+        lane = Lane("vault", bench.sink, new_pack(PACK_RECORDS), policy, LoopClock(), in_thread=slowly)
+        await bench.feed(30, VAULT)
+        await lane.run(bench.queue)
+        assert sorted(bench.sink.numbers) == list(range(30))
+
+    run(scenario)
+    assert most == 1
+
+
+class Stubborn(StoreSink):
+    """From put number `stubborn_from` on, puts cannot be stopped and end when `let_go` is set: threads that hang."""
+
+    def __init__(self, bench: Bench, stubborn_from: int) -> None:
+        super().__init__(bench.store)
+        self.stubborn_from, self.begun = stubborn_from, 0
+        self.let_go = anyio.Event()
+
+    async def put_pack(self, finished: FinishedPack) -> None:
+        self.begun += 1
+        if self.begun >= self.stubborn_from:
+            with anyio.CancelScope(shield=True):
+                await self.let_go.wait()
+            return
+        await super().put_pack(finished)
+
+
+def test_a_flush_that_fails_frees_a_lane_all_of_whose_packs_hang() -> None:
+    async def scenario() -> None:
+        fail = anyio.Event()
+        plan = FaultPlan()
+        plan.stall("flush", 1, until=fail)
+        plan.fail("flush", 1)
+        bench = Bench(plan, slots_max=4)
+        sink = bench.sink = Stubborn(bench, stubborn_from=2)
+        seen: list[int] = []
+        policy = LanePolicy(pack_bytes=64 * MIB, unflushed_records_max=PACK_RECORDS)
+        async with anyio.create_task_group() as group:
+            group.start_soon(bench.lane("cache", WARN, policy).run, bench.queue)
+            group.start_soon(take_all, bench.queue, "vault", seen)
+            group.start_soon(bench.feed, 50)
+            await settle()
+            assert len(seen) == 3 * PACK_RECORDS + 4
+            fail.set()
+            await settle()
+            assert seen == list(range(50))
+            sink.let_go.set()
+        assert sorted(bench.dropped) == list(range(50))
+
+    run(scenario)
+
+
+def test_everyone_learns_of_the_vaults_error_before_its_last_put_ends() -> None:
+    async def scenario() -> None:
+        fail = anyio.Event()
+        plan = FaultPlan()
+        plan.stall("put", 1, until=fail)
+        plan.fail("put", 1)
+        bench = Bench(plan)
+        sink = bench.sink = Stubborn(bench, stubborn_from=2)
+
+        async def lane() -> None:
+            with pytest.raises(StoreUnavailable):
+                await bench.lane().run(bench.queue)
+
+        await bench.queue.put([slot_of(number, VAULT) for number in range(30)])
+        async with anyio.create_task_group() as group:
+            group.start_soon(lane)
+            await settle()
+            assert sink.begun == 2
+            fail.set()
+            await settle()
+            with pytest.raises(QueueAborted):
+                await bench.queue.get("cache", 1)
+            sink.let_go.set()
+
+    run(scenario)
+
+
+def test_the_reason_given_is_the_first_error() -> None:
+    async def scenario() -> None:
+        fail = anyio.Event()
+        plan = FaultPlan()
+        for call in (1, 2):
+            plan.stall("put", call, until=fail)
+            plan.fail("put", call, error=lambda call=call: StoreUnavailable(f"error {call}"))  # type: ignore[misc]
+        bench = Bench(plan)
+        async with anyio.create_task_group() as group:
+            group.start_soon(bench.feed, 6, CACHE)
+            lane = bench.lane("cache", WARN)
+            group.start_soon(lane.run, bench.queue)
+            await settle()
+            fail.set()
+        assert str(lane.gave_up) == "error 1"
+
+    run(scenario)
+
+
+def test_a_slot_is_skipped_when_it_is_due_and_not_a_whole_period_later() -> None:
+    async def scenario() -> None:
+        plan = FaultPlan()
+        for call in (1, 2):
+            plan.stall("put", call, until=anyio.Event())
+        bench = Bench(plan)
+        async with anyio.create_task_group() as group:
+            group.start_soon(bench.lane("cache", WARN, slow=SlowPolicy("skip", 10)).run, bench.queue)
+            await bench.queue.put([slot_of(number, CACHE) for number in range(2 * PACK_RECORDS)])
+            await anyio.sleep(3)
+            await bench.queue.put([slot_of(100, CACHE)])
+            await anyio.sleep(9.9)
+            assert bench.dropped == []
+            await anyio.sleep(0.2)
+            assert bench.dropped == [100]
+            group.cancel_scope.cancel()
+
+    run(scenario)
 
 
 def test_every_error_a_store_may_raise_gives_the_cache_up() -> None:

@@ -172,6 +172,11 @@ class Case:
         ]
         self.scopes: dict[str, list[anyio.CancelScope]] = {}
 
+        sinks[1].before_put = self.cache_is_not_given_up
+
+    def cache_is_not_given_up(self) -> None:
+        assert self.lanes[1].gave_up is None, "a put begins after the lane was given up"
+
     def never(self, ids: list[bytes]) -> None:
         raise AssertionError("the vault's lane dropped records")
 
