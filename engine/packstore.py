@@ -115,11 +115,11 @@ class PackStore:
     async def flush(self) -> None:
         """Return once everything put before is durable."""
         barrier: Callable[[], Awaitable[None]] | None = getattr(self.objects, "flush", None)
-        count = len(self._unlisted)
+        before = list(self._unlisted)
         if barrier is not None:
             await barrier()
-        if count > self._durable and not self._durable_puts:
-            await anyio.to_thread.run_sync(self._mark_durable, self._unlisted[0].name, count)
+        if len(before) > self._durable and not self._durable_puts:
+            await anyio.to_thread.run_sync(self._mark_durable, before[0].name, len(before))
 
     async def publish_index(self) -> int:
         """List all acknowledged packs in a new index fragment, after they are durable; return its size in bytes.
