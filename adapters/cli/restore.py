@@ -148,5 +148,6 @@ def _text(report: RestoreReport, to: Path) -> str:
     if report.holes:
         shown = [f"{first}" if count == 1 else f"{first}-{first + count - 1}" for first, count in report.holes]
         more = f" and {len(shown) - HOLES_SHOWN} more ranges" if len(shown) > HOLES_SHOWN else ""
-        lines.append(f"NOT RESTORED: {report.hole_blocks} blocks of 64 KiB: {', '.join(shown[:HOLES_SHOWN])}{more}")
+        blocks = "1 block" if report.hole_blocks == 1 else f"{report.hole_blocks} blocks"
+        lines.append(f"NOT RESTORED: {blocks} of 64 KiB: {', '.join(shown[:HOLES_SHOWN])}{more}")
     return "\n".join([*lines, *problem_lines(report.problems)])

@@ -245,7 +245,9 @@ class Restore:
             for offset, length in volume.unreadable
         ]
         if holes.blocks:
-            problems.append(f"{holes.blocks} blocks of volume {volume.name!r} could not be given; they read as zeros")
+            problems.append(
+                f"blocks of volume {volume.name!r} that could not be given, and read as zeros: {holes.blocks}"
+            )
         return RestoreReport(
             point=str(self._point.id),
             system=self._point.access.name,
