@@ -36,7 +36,9 @@ from engine.policy import CacheErrorPolicy, LanePolicy, QueuePolicy, SlowPolicy
 from engine.ports import Clock, ObjectStore
 from engine.seal import Codec, Sealer
 from engine.state import History, SessionRow, StateStore
-from engine.vault.formatobject import read_format
+from engine.vault.certificate import Certificates
+from engine.vault.formatobject import FormatObject, read_format
+from engine.vault.founding import check_enrolment
 from engine.vault.identity import Identity
 
 log = structlog.get_logger("session")
@@ -139,17 +141,9 @@ class Session:
             setup.state, names, setup.identity.system, setup.vault, found.store, setup.identity.domain
         )
         self.report.problems += parent.problems
-        vault, problems = await open_side(
-            found,
-            setup.vault,
-            setup.identity,
-            setup.state,
-            own_only=setup.own_only,
-            distrust=setup.full,
-            durable_puts=True,
-        )
-        self.report.problems += problems
-        await self._open_cache()
+        certificates = await check_enrolment(setup.vault, setup.identity)
+        vault = await self._open_side(found, setup.vault, certificates, durable_puts=True)
+        await self._open_cache(certificates)
         await anyio.to_thread.run_sync(setup.state.begin_session, self.id)
         self.phase = "opening the volumes"
         await self._open_volumes(vault, parent)
@@ -162,28 +156,34 @@ class Session:
                 "or run 'forebay init' to enrol in this one"
             )
 
-    async def _open_cache(self) -> None:
+    async def _open_side(
+        self, found: FormatObject, objects: ObjectStore, certificates: Certificates, *, durable_puts: bool
+    ) -> Side:
+        setup = self.setup
+        side, problems = await open_side(
+            found,
+            objects,
+            setup.identity,
+            setup.state,
+            certificates,
+            own_only=setup.own_only,
+            distrust=setup.full,
+            durable_puts=durable_puts,
+        )
+        self.report.problems += problems
+        return side
+
+    async def _open_cache(self, certificates: Certificates) -> None:
         setup = self.setup
         if setup.cache is None:
             return
         self.report.cache = "ok"
         try:
             found = await read_format(setup.cache.objects, "cache", "write")
-            side, problems = await open_side(
-                found,
-                setup.cache.objects,
-                setup.identity,
-                setup.state,
-                own_only=setup.own_only,
-                distrust=setup.full,
-                durable_puts=False,
-            )
+            self._cache.side = await self._open_side(found, setup.cache.objects, certificates, durable_puts=False)
         except StoreError as error:
             self._cache.gave_up = error
             self._cache_failed("away", error)
-            return
-        self._cache.side = side
-        self.report.problems += problems
 
     def _cache_failed(self, state: str, error: StoreError) -> None:
         """Count a cache error as `on_error` says. Raises: SessionAborted."""

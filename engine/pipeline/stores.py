@@ -44,6 +44,7 @@ async def open_side(
     objects: ObjectStore,
     identity: Identity,
     state: StateStore,
+    certificates: Certificates,
     *,
     own_only: bool,
     distrust: bool,
@@ -51,9 +52,9 @@ async def open_side(
 ) -> tuple[Side, list[str]]:
     """Open the store that `found` is the format object of; return it and the problems found in it.
 
-    `distrust`: throw the local mirror away first; `durable_puts`: the store is no `Barrier`. Raises: StoreError, StateCorrupt.
+    `certificates` are those of the vault, for the cache too: they say who is enrolled. `distrust`:
+    throw the local mirror away first; `durable_puts`: the store is no `Barrier`. Raises: StoreError, StateCorrupt.
     """
-    certificates = await Certificates.load(objects, identity.domain, identity.vault_public)
     mirror = state.mirror(found.store)
     if distrust:
         for name in mirror.names():

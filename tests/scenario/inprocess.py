@@ -1,0 +1,50 @@
+"""Sessions of a `Machine` in this process: the same composition as the command line, without its start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+
+from adapters.compose import build_session, chosen_volumes
+from adapters.config import load_config
+from adapters.state import identity as files
+from adapters.state.directory import StateDirectory
+from adapters.stores.folder import FolderStore
+from engine.pipeline.report import SessionReport
+from engine.root import Root, open_root
+from engine.vault.certificate import Certificates
+from tests.scenario.machine import Machine
+
+
+def backup(machine: Machine, *, full: bool = False) -> SessionReport:
+    """Run one session and return its report."""
+    machine.write_config()
+    config = load_config(machine.config)
+    identity = files.load(config.system.identity_file)
+
+    async def main() -> SessionReport:
+        with StateDirectory.open(config.system.state_dir) as state:
+            session = await build_session(config, identity, state, chosen_volumes(config, ()), full=full)
+            return await session.run()
+
+    return anyio.run(main)
+
+
+def newest_root(machine: Machine) -> Root:
+    """Open the newest root in the vault with what the agent holds."""
+    identity = files.load(load_config(machine.config).system.identity_file)
+
+    async def main() -> Root:
+        store = FolderStore(machine.vault, "test")
+        certificates = await Certificates.load(store, identity.domain, identity.vault_public)
+        names = [info.name async for info in store.list(f"root/{identity.system.hex()}/")]
+        data = await store.get(max(names))
+        return open_root(max(names), data, identity.listing_key, certificates.verify_number)
+
+    return anyio.run(main)
+
+
+def stored_bytes(folder: Path, *kinds: str) -> int:
+    """Return the bytes of all objects of the kinds ("data", "page", …) in a store's folder."""
+    return sum(path.stat().st_size for kind in kinds for path in (folder / kind).rglob("*") if path.is_file())
