@@ -57,7 +57,7 @@ class VolumeMap:
 
     Opened `writable`, it finishes an apply that a crash cut off, and drops what was staged by a session that died,
     unless that is sealed and `keep_sealed`: an open intent may ask for it. `problem` says in a sentence why the map
-    counts as lost (`head` is None then), or is None.
+    counts as lost (it reads as empty then, and `head` raises), or is None.
     """
 
     def __init__(self, folder: Path, disk: Disk, *, writable: bool, keep_sealed: bool = True) -> None:
@@ -79,8 +79,10 @@ class VolumeMap:
 
     @property
     def head(self) -> Head | None:
-        """What the map stands at; None: there is no map (never was, or it was lost: see `problem`)."""
-        return self._standing.head if self._standing and self.problem is None else None
+        """What the map stands at; None: there is no map. Raises: StateCorrupt (it is damaged; until `forget`)."""
+        if self.problem is not None:
+            raise StateCorrupt(self.problem)
+        return self._standing.head if self._standing else None
 
     def read(self, pages: Pages) -> Entries:
         """Return the map's entries of `pages`, checksums checked. Raises: StateCorrupt."""
@@ -159,7 +161,7 @@ class VolumeMap:
             base = self._settled()
             seal = self._staging.seal
             if seal is None:
-                if self.head == head:
+                if base is not None and base.head == head:
                     self._staging.drop()
                     return
                 raise StateCorrupt(f"{self._folder} holds no finished set of changes for this restore point")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.state.files import Disk, StateFile
@@ -167,6 +167,20 @@ def test_a_torn_tail_is_dropped_and_appending_goes_on_after_it(tmp_path: Path) -
         assert again.read() == log(tmp_path).read() == [*kept, b"three", b"four"]
 
 
+def test_entries_behind_a_damaged_one_do_not_come_back(tmp_path: Path) -> None:
+    acks = log(tmp_path)
+    for entry in (b"one", b"two", b"six"):
+        acks.append(entry)
+    acks.close()
+    path = tmp_path / "index" / "log.acks"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 3 - 1] ^= 1
+    path.write_bytes(raw)
+    again = log(tmp_path)
+    again.append(b"new")
+    assert again.read() == [b"new"]
+
+
 class HalfWriting(StateFile):
     """A file whose second write gets half of its bytes to the disk before that is full."""
 
@@ -198,6 +212,7 @@ def test_a_disk_that_fills_up_within_an_entry_loses_that_entry_only(tmp_path: Pa
     assert acks.read() == log(tmp_path).read() == [b"one", b"three"]
 
 
+@settings(deadline=None)  # files on a busy machine
 @given(
     entries=st.lists(st.binary(max_size=40), max_size=6),
     damage=st.one_of(

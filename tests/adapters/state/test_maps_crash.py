@@ -167,8 +167,8 @@ def test_a_begun_apply_whose_changes_are_damaged_counts_as_a_lost_map(tmp_path: 
     raw[-1] ^= 1
     (tmp_path / name).write_bytes(raw)
     again = VolumeMap(tmp_path, Disk(), writable=True)
-    assert again.head is None
-    assert str(tmp_path) in str(again.problem)
+    with pytest.raises(StateCorrupt, match=str(tmp_path)):
+        print(again.head)
     with pytest.raises(StateCorrupt):
         again.apply(head_of(2, 700))
     again.discard_staged()
