@@ -356,6 +356,11 @@ def test_a_listing_gives_every_row_with_its_prefix_and_position_and_stalls_are_b
         assert [info async for info in stage(memory).list("z")] == []
         with pytest.raises(StoreUnavailable, match="list of q: the store moved nothing"):
             await listed(stage(Hanging(), RetryPolicy(retries_max=0)), "q")
+        began, hanging = anyio.current_time(), Hanging()
+        hanging.objects = {"q/1": b""}
+        with pytest.raises(StoreUnavailable, match="list of q: the store moved nothing"):
+            await listed(stage(hanging), "q")
+        assert anyio.current_time() == began + 30
 
     run(scenario)
 
