@@ -23,6 +23,7 @@ from typing import Any
 
 MIB = 1 << 20
 STEP_BYTES = 4 * MIB
+FILLER_BYTES = 16 * MIB
 MARKER = "made-by-forebay-demo"
 E2FS = ("mkfs.ext4", "debugfs", "e2fsck")
 
@@ -121,7 +122,7 @@ def main() -> int:
         else:
             check_volume(folder, arguments.volume)
             yours(fresh(folder), arguments.volume.absolute())
-    except Stop as stop:
+    except (Stop, OSError) as stop:
         print(f"demo: {stop}", file=sys.stderr)
         return 1
     return 0
@@ -237,6 +238,10 @@ def make_sample(folder: Path, volume: Path, mib: int) -> int:
         count += 1
         if left < 64 * 1024:
             break
+    # A large sample (make bench) is filled up with what does not compress.
+    for number in range(left // FILLER_BYTES):
+        (root / f"filler-{number}.bin").write_bytes(os.urandom(FILLER_BYTES))
+        count += 1
     (root / "notes.txt").write_text("This line will change.\n", encoding="utf-8")
     run("mkfs.ext4", "-q", "-F", "-d", str(root), str(volume), f"{mib}M", why="the sample volume could not be made")
     return count + 1
@@ -244,7 +249,8 @@ def make_sample(folder: Path, volume: Path, mib: int) -> int:
 
 def library_files() -> Iterable[Path]:
     """Return the files of Python's own library, in an order that is always the same."""
-    return (path for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*")) if path.is_file())
+    paths = sorted(Path(sysconfig.get_path("stdlib")).rglob("*"))
+    return (path for path in paths if path.is_file() and "site-packages" not in path.parts)
 
 
 def change_sample(folder: Path, volume: Path) -> None:

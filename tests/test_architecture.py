@@ -36,21 +36,24 @@ ONE_SYSTEM_FILES = ("adapters/state/files.py", "adapters/stores/oscalls.py", "ad
 COMPOSERS = ("adapters/main.py", "adapters/compose.py", "adapters/cli/")
 SHARED = frozenset({"version", "clock", "logs"})
 
-Offences = list[str]
+Module = tuple[str, str, ast.Module]
 
 
 @cache
-def modules(*folders: str) -> tuple[tuple[str, str, ast.Module], ...]:
-    """Return (path from the root, text, syntax tree) of every module below `folders`."""
+def modules_in(folder: str) -> tuple[Module, ...]:
+    """Return (path from the root, text, syntax tree) of every module below `folder`."""
     found = []
-    for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            text = path.read_text(encoding="utf-8")
-            found.append((path.relative_to(ROOT).as_posix(), text, ast.parse(text)))
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        found.append((path.relative_to(ROOT).as_posix(), text, ast.parse(text)))
     return tuple(found)
 
 
-def product() -> tuple[tuple[str, str, ast.Module], ...]:
+def modules(*folders: str) -> list[Module]:
+    return [module for folder in folders for module in modules_in(folder)]
+
+
+def product() -> list[Module]:
     return modules("engine", "adapters")
 
 
