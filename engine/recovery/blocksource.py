@@ -134,7 +134,12 @@ class BlockSource:
     async def _by_id(self, name: str, store: PackStore, refs: Refs, open_: Positions, take: Take) -> Positions:
         """Try every place the store's index knows, one after the other, until each block is given."""
         await self._open_index(name, store)
-        known = {int(at): store.index.all_places(refs[at, :ID_BYTES].tobytes())[:PLACES_TRIED_MAX] for at in open_}
+
+        def look_up() -> dict[int, Places]:
+            idents = ((at, refs[at, :ID_BYTES].tobytes()) for at in open_.tolist())
+            return {at: store.index.all_places(ident)[:PLACES_TRIED_MAX] for at, ident in idents}
+
+        known = await anyio.to_thread.run_sync(look_up)
         for turn in range(PLACES_TRIED_MAX):
             trying = np.array([at for at in open_.tolist() if len(known[at]) > turn], dtype=np.intp)
             if not len(trying) or self._store(name) is None:

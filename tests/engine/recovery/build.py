@@ -36,6 +36,7 @@ from engine.vault.certificate import Certificate, issue
 from engine.vault.formatobject import StoreKind, new_store
 from engine.vault.identity import Identity
 from engine.vault.slots import KdfCost, OpenedDomain, found
+from tests.engine.fakes_delta import SourceBlock, encode_delta, map_of, pieces
 from tests.fakes import FakeClock, MemoryStore
 
 PASSPHRASE = "correct horse battery staple"
@@ -102,12 +103,17 @@ class Side:
     objects: MemoryStore
     places: dict[bytes, tuple[PackName, int, int]] = field(default_factory=dict)
     unlisted: list[FinishedPack] = field(default_factory=list)
+    sources: dict[bytes, PackName] = field(default_factory=dict)  # of a delta's id: the pack of its source
 
     async def put(self, pack: FinishedPack) -> None:
         await self.objects.put(str(pack.name), pack.data)
         self.unlisted.append(pack)
         for ident, offset, length in zip(pack.ids, pack.offsets, pack.lengths, strict=True):
             self.places[ident.tobytes()] = pack.name, int(offset), int(length)
+
+    def place(self, ref: bytes) -> np.void:
+        found: np.void = self.lookup(np.frombuffer(ref[:16], "<u8").reshape(1, 2))[0]
+        return found
 
     def lookup(self, ids: Ids) -> Places:
         places = np.zeros(len(ids), PLACE)
@@ -121,9 +127,16 @@ class Side:
 
 
 class World:
-    """A vault, and a cache if wanted, with systems that back up into them."""
+    """A vault, and a cache if wanted, with systems that back up into them.
 
-    def __init__(self, *, cache: bool = True, pack_bytes: int = 300_000, codec: Codec = Codec.NONE) -> None:
+    `delta`: a block that shares parts with the one it takes the place of goes to the vault as a delta of that one.
+    """
+
+    def __init__(
+        self, *, cache: bool = True, pack_bytes: int = 300_000, codec: Codec = Codec.NONE, delta: bool = False
+    ) -> None:
+        self.delta = delta
+        self.contents: dict[bytes, bytes] = {}
         self.opened, self.slot = domain()
         self.keys = self.opened.keys
         self.pack_bytes, self.codec = pack_bytes, codec
@@ -223,8 +236,10 @@ class World:
             if any(block):
                 new[number] = ref_of(self.keys.blocks, block)
                 blocks[new[number]] = block
+        self.contents |= blocks
+        before = {ref: old[number] for number, ref in new.items() if number in old and self.delta}
         for side in self.sides if copy else [self.vault]:
-            await self._send(system, session, side, blocks)
+            await self._send(system, session, side, blocks, before if side is self.vault else {})
         changed = sorted(number for number, ref in new.items() if old.get(number) != ref)
         zeros = sorted(set(old) - set(new))
         if changed or zeros or not runs:
@@ -232,19 +247,33 @@ class World:
         system.maps[name], system.sizes[name], system.runs[name] = new, len(content), runs
         return runs
 
-    async def _send(self, system: System, session: bytes, side: Side, blocks: Mapping[bytes, bytes]) -> None:
+    async def _send(
+        self, system: System, session: bytes, side: Side, blocks: Mapping[bytes, bytes], before: Mapping[bytes, bytes]
+    ) -> None:
         sealer = Sealer(self.codec, self.keys.blocks)
         builder = self._builder(system, session, "data")
         for ref, block in blocks.items():
             if ref[:16] in side.places:
                 continue
-            record = sealer.seal(ref, block)
+            record = self._delta(side, block, before.get(ref)) or sealer.seal(ref, block)
             if not builder.room(len(record)):
                 await side.put(builder.finish())
                 builder = self._builder(system, session, "data")
-            builder.add(record)
+            source = side.places[before[ref][:16]][0] if record[16] else None
+            builder.add(record, [source] if source else [])
+            if source:
+                side.sources[ref[:16]] = source
         if builder.count:
             await side.put(builder.finish())
+
+    def _delta(self, side: Side, block: bytes, before: bytes | None) -> bytes | None:
+        if before is None or before[:16] not in side.places or before[:16] in side.sources:
+            return None
+        old = pieces(self.contents[before])
+        same = {at: 0 for at, part in enumerate(pieces(block)) if at < len(old) and part == old[at]}
+        if not same:
+            return None
+        return encode_delta(self.keys.blocks, block, [SourceBlock(before, side.place(before))], map_of(block, same))
 
     def _builder(self, system: System, session: bytes, kind: str) -> PackBuilder:
         return PackBuilder(kind, self.keys, system.id, session, system.signing.sign, self.pack_bytes)
@@ -284,6 +313,7 @@ class World:
             np.ones(len(extents), np.uint64),
         )
         packs = {self.vault.places[ref[:16]][0] for ref in chosen}
+        packs |= {self.vault.sources[ref[:16]] for ref in chosen if ref[:16] in self.vault.sources}
         return await write_run(
             writer,
             [chunk],

@@ -72,7 +72,7 @@ async def _checked(place: Place) -> None:
 
 
 async def scene(*, cache: bool) -> Scene:
-    world = World(cache=cache, pack_bytes=150_000)
+    world = World(cache=cache, pack_bytes=150_000, delta=True)
     system, other = world.system(), world.system("db-02")
     random = np.random.default_rng(7)
     content = bytearray(random.bytes(6 * BLOCK_BYTES))
@@ -81,17 +81,16 @@ async def scene(*, cache: bool) -> Scene:
     point = await world.backup(system, {"data": bytes(content)})
     for block in (4, 1):
         content[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] = random.bytes(BLOCK_BYTES)
+        if block == 1:
+            content[5 * BLOCK_BYTES + 100] ^= 1  # a change in one part: the vault gets a delta
         point = await world.backup(system, {"data": bytes(content)})
+    assert list(world.vault.sources) == [system.maps["data"][5][:16]]
     places, _ = world.places()
     return Scene(world, system, point, bytes(content), await open_access(places))
 
 
 def offsets(size: int, steps: int) -> Iterator[int]:
-    yield from sorted({*range(min(16, size)), *range(max(0, size - 16), size), *range(0, size, max(1, size // steps))})
-
-
-def needed(scene: Scene, store: MemoryStore) -> list[str]:
-    return sorted(store.objects)
+    yield from sorted({*range(min(12, size)), *range(max(0, size - 6), size), *range(0, size, max(1, size // steps))})
 
 
 async def hurt(scene: Scene, store: MemoryStore, name: str, damaged: bytes | None) -> tuple[bytes | None, str]:

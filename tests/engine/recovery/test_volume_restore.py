@@ -211,6 +211,41 @@ async def test_blocks_another_system_wrote_need_no_index() -> None:
     assert done.mirrors[VAULT].files == {}
 
 
+async def deltas(world: World) -> tuple[System, bytes]:
+    """Back up three blocks, then change a part of the first two: the vault gets these as deltas."""
+    system = world.system()
+    content = bytearray(volume(1, 2, 3))
+    await world.backup(system, {"data": bytes(content)})
+    for at in (5000, BLOCK_BYTES):
+        content[at] ^= 0xFF
+    await world.backup(system, {"data": bytes(content)})
+    assert len(world.vault.sources) == 2
+    return system, bytes(content)
+
+
+async def test_deltas_are_opened_by_places_alone() -> None:
+    world = World(cache=False, delta=True)
+    _, content = await deltas(world)
+    done = await restore(world)
+    assert done.content == content
+    assert done.report.from_vault == len(content)
+    assert done.mirrors[VAULT].files == {}
+
+
+async def test_a_delta_whose_source_is_gone_is_a_hole_or_comes_from_the_cache() -> None:
+    world = World(delta=True, pack_bytes=70_000)
+    system, content = await deltas(world)
+    source = str(world.vault.sources[system.maps["data"][0][:16]])
+    del world.vault.objects.objects[source]
+    done = await restore(world, only=(VAULT,))
+    assert done.report.exit_code == 1
+    assert done.report.holes == [(0, 1)]
+    assert source in "\n".join(done.report.problems)
+    assert done.content == bytes(BLOCK_BYTES) + content[BLOCK_BYTES:]
+    done = await restore(world)
+    assert (done.content, done.report.from_vault) == (content, 0)
+
+
 @pytest.mark.parametrize("only", [(CACHE,), (VAULT,)])
 async def test_each_place_alone_is_enough(only: tuple[str, ...]) -> None:
     world = World()
