@@ -117,6 +117,8 @@ class OpenRoot:
 def opened(root: str) -> Iterator[OpenRoot]:
     """Open the root folder for one operation."""
     if sys.platform == "win32":
+        if not stat.S_ISDIR(os.stat(root).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), root)
         yield OpenRoot(root, None)
     else:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)

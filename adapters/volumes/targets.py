@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from adapters.volumes.descriptor import next_data
+from adapters.volumes.sparse import make_hole
 from engine.block import Bytes
 from engine.errors import RestoreError
 
@@ -23,6 +24,7 @@ ZERO_BYTES: Final = 1 << 20
 _ZEROS: Final = memoryview(bytes(ZERO_BYTES))
 
 if sys.platform == "win32":
+    _ERROR_SHARING_VIOLATION: Final = 32
     _PARTIAL_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_BINARY | os.O_NOINHERIT
 else:
     _PARTIAL_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -47,8 +49,7 @@ class FileTarget:
         with restoring(f"{self._partial} cannot be made"):
             self._fd = self._open_partial()
             try:
-                os.ftruncate(self._fd, 0)
-                os.ftruncate(self._fd, size_bytes)
+                make_hole(self._fd, size_bytes)
             except OSError:
                 self.abandon()
                 raise
@@ -66,9 +67,15 @@ class FileTarget:
                 raise RestoreError(f"{path} is neither a file nor a block device: choose another path")
 
     def _open_partial(self) -> int:
+        taken = RestoreError(f"{self._partial} is being written by another restore: wait for its end")
         if sys.platform == "win32":
-            with suppress(FileNotFoundError):
-                os.unlink(self._partial)  # refused by the system while someone has it open
+            try:
+                with suppress(FileNotFoundError):
+                    os.unlink(self._partial)
+            except PermissionError as error:
+                if error.winerror == _ERROR_SHARING_VIOLATION:
+                    raise taken from error
+                raise
             return os.open(self._partial, _PARTIAL_FLAGS)
         else:  # noqa: RET505 - for the type checker, which sees one platform only
             fd = os.open(self._partial, _PARTIAL_FLAGS, 0o600)
@@ -77,9 +84,7 @@ class FileTarget:
             except OSError as error:
                 os.close(fd)
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise RestoreError(
-                        f"{self._partial} is being written by another restore: wait for its end"
-                    ) from error
+                    raise taken from error
                 raise
             return fd
 
