@@ -110,12 +110,12 @@ class SlowPolicy:
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
-    """The bound of the transmission queue. With two lanes' packs in flight (2 x 128 MiB) it stays below 350 MiB."""
+    """The bound of the transmission queue; with the packs in flight of the lanes there are it stays below 350 MiB."""
 
     bytes_max: int = 64 * MIB
 
     def __post_init__(self) -> None:
-        _within("queue size in MiB", self.bytes_max / MIB, 8, 94)
+        _within("queue size in MiB", self.bytes_max / MIB, 8, 222)
 
 
 @dataclass(frozen=True, slots=True)
