@@ -43,6 +43,7 @@ from engine.state import ENTRY, Entries, VolumeState
 
 VAULT_LANE: Final = 1
 CACHE_LANE: Final = 2
+BUFFER_ALIGNMENT: Final = 4096  # of batch buffers: devices can then be read straight into them
 CHECK_EVERY: Final = 64  # one sealed block in 64 is opened again before it travels
 
 
@@ -252,7 +253,9 @@ class Producer:
     def _buffer(self) -> memoryview:
         buffer: memoryview | None = getattr(self._buffers, "view", None)
         if buffer is None:
-            buffer = self._buffers.view = memoryview(bytearray(BATCH_BYTES))
+            room = np.empty(BATCH_BYTES + BUFFER_ALIGNMENT, dtype=np.uint8)
+            start = -int(room.__array_interface__["data"][0]) % BUFFER_ALIGNMENT
+            buffer = self._buffers.view = room.data[start : start + BATCH_BYTES]
         return buffer
 
 
