@@ -38,10 +38,12 @@ def command(context: frame.Context, names: tuple[str, ...], full: bool) -> int:
 async def _backup(context: frame.Context, names: tuple[str, ...], full: bool) -> int:
     import anyio
 
+    from adapters.allocator import keep_freed_memory
     from adapters.compose import build_session, chosen_volumes
     from adapters.state import identity as files
     from adapters.state.directory import StateDirectory
 
+    keep_freed_memory()
     config = context.config
     volumes = chosen_volumes(config, names)
     identity = files.load(config.system.identity_file)

@@ -36,7 +36,7 @@ def test_the_defaults_are_those_the_documents_promise() -> None:
         (lambda: SlowPolicy("hurry"), "on_slow is 'hurry'; it must be one of: wait, skip"),  # type: ignore[arg-type]
         (lambda: SlowPolicy(skip_after_s=0), "skip_after"),
         (lambda: QueuePolicy(8 * MIB - 1), "queue size in MiB"),
-        (lambda: QueuePolicy(94 * MIB + 1), "queue size in MiB"),
+        (lambda: QueuePolicy(222 * MIB + 1), "queue size in MiB"),
         (lambda: LanePolicy(4 * MIB - 1), "pack_size in MiB"),
         (lambda: LanePolicy(64 * MIB + 1), "pack_size in MiB"),
         (lambda: LanePolicy(16 * MIB, 16 * MIB - 1), "packs in flight"),
