@@ -61,12 +61,13 @@ async def _points(context: frame.Context, request: Request, system: str | None, 
         found, gone = await _of_system(recovery, access)
         points += found
         lost += gone
-    shown = [point for point in points if superseded or point.state != "superseded"]
-    hidden = len(points) - len(shown)
+    standing = [point for point in points if not point.removed]
+    shown = [point for point in standing if superseded or point.state != "superseded"]
+    hidden = len(standing) - len(shown)
     problems = recovery.problems.listed()
     missing = any(recovery.places.is_aside(name) for name in ("vault", "cache"))
     document = {
-        "points": [_document(point) for point in shown if not point.removed],
+        "points": [_document(point) for point in shown],
         "lost": [_lost_document(one) for one in lost],
         "problems": problems,
         "exit_code": frame.SOMETHING_MISSING if missing else frame.DONE,

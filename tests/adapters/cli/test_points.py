@@ -3,8 +3,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import anyio
 import pytest
 
+from engine.names import PointId
+from engine.note import NoteBody, NoteKind
 from engine.vault.formatobject import new_store
 from tests.adapters.cli.recovery_site import Site, build, lines, newer, run
 
@@ -171,6 +174,33 @@ def test_without_an_identity_one_is_told_to_run_init(site: Site, capsys: pytest.
     ran = run(capsys, "--config", site.config, "points")
     assert ran.code == 2
     assert "run 'forebay init'" in ran.err
+
+
+async def _note(site: Site, point: PointId, kind: NoteKind) -> None:
+    name = await site.world.note(site.system, point, NoteBody(kind=kind, time=1, text="told by a test"))
+    path = site.vault / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(site.world.vault.objects.objects[name])
+
+
+def test_superseded_points_are_shown_when_asked_for_and_removed_ones_never(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anyio.run(_note, site, site.points[0], "superseded")
+    anyio.run(_note, site, site.points[1], "removed")
+    anyio.run(_note, site, site.points[2], "held")
+    ran = run(capsys, "--config", site.config, "points", "--json")
+    assert [(point["id"], point["held"]) for point in ran.document["points"]] == [(str(site.points[2]), True)]
+    assert "(1 superseded, not shown: see --superseded)" in run(capsys, "--config", site.config, "points").out
+    ran = run(capsys, "--config", site.config, "points", "--superseded", "--json")
+    assert [point["state"] for point in ran.document["points"]] == ["ok", "superseded"]
+
+
+def test_an_incomplete_point_names_its_holes(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    anyio.run(_note, site, site.points[1], "incomplete")
+    ran = run(capsys, "--config", site.config, "points", "--json")
+    assert ran.document["points"][1]["state"] == "incomplete"
+    assert ran.document["points"][1]["problems"] == ["incomplete: told by a test"]
 
 
 def test_nothing_is_written_anywhere(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
