@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import re
@@ -18,6 +17,9 @@ import numpy as np
 
 from adapters.volumes.descriptor import DescriptorVolume, not_a_volume, open_source
 from engine.errors import SourceGone
+
+if sys.platform == "linux":
+    import fcntl
 
 assert sys.platform == "linux"
 
