@@ -81,6 +81,7 @@ class Transmitter:
                     for work in found:
                         await in_flight.acquire()
                         group.start_soon(one, run, work)
+            run.position = run.reader.size_bytes
             run.report.seconds += self.clock.monotonic() - started
 
         async with anyio.create_task_group() as producers:
