@@ -21,7 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.block import DELTA_FLAG, ID_BYTES, LENGTH_MASK, Places, Refs, ids_of
-from engine.errors import FormatTooNew, ObjectMissing, StateCorrupt, StoreCorrupt, StoreRejected, StoreUnavailable
+from engine.errors import (
+    FormatTooNew,
+    ObjectMissing,
+    SessionAborted,
+    StateCorrupt,
+    StoreCorrupt,
+    StoreRejected,
+    StoreUnavailable,
+)
 from engine.names import PackName
 from engine.packstore import PackStore
 from engine.pagestore import Resolve
@@ -101,6 +109,9 @@ class BlockSource:
             except (StoreUnavailable, StoreRejected) as error:
                 self._put_aside(name, error)
                 continue
+            except (StoreCorrupt, ObjectMissing) as error:
+                self.places.problems.add(f"{name}: {error}")
+                continue
             if record is not None:
                 return record
         return None
@@ -124,8 +135,9 @@ class BlockSource:
                     self.places.problems.add(f"{name}: {problem}")
             except (StoreUnavailable, StoreRejected) as error:
                 self._put_aside(name, error)
-            except (StoreCorrupt, FormatTooNew, StateCorrupt) as error:
-                self.places.problems.add(f"{name}: {error}")
+            except (StoreCorrupt, FormatTooNew, StateCorrupt, SessionAborted) as error:
+                # A mirror that cannot be kept (a full disk) costs the way by id, not the restore.
+                self.places.problems.add(f"the index of the {name} cannot be used: {error}")
 
     async def _lookup(self, name: str, store: PackStore, refs: Refs) -> Places:
         await self._open_index(name, store)

@@ -189,6 +189,10 @@ class Catalogue:
                         f"the newest restore point {point.id} was superseded by one that is not in "
                         f"{self._searched()}; to restore it nevertheless, name it"
                     )
+                if self._places.is_aside(VAULT) and newest != point.id:
+                    self._places.problems.add(
+                        f"restore point {point.id} is the latest the cache has; the vault may hold a newer one"
+                    )
                 return point
         if volume is not None and known:
             raise ConfigError(

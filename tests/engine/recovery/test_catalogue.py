@@ -168,6 +168,18 @@ async def test_latest_never_falls_back_behind_what_local_state_knows() -> None:
         await find(world, "latest", newest=newest_of(system))
 
 
+async def test_a_latest_of_the_cache_alone_is_said_to_be_one_unless_local_state_knows_better() -> None:
+    world = World()
+    system, points = await three(world)
+    world.vault.objects.away = True
+    for newest, said in ((None, 1), (newest_of(system), 0)):
+        places, access = await opened(world)
+        catalogue = Catalogue(places, newest)
+        found = await catalogue.find(await catalogue.names(access), "latest", "data")
+        assert found.id == points[2]
+        assert sum("may hold a newer one" in problem for problem in places.problems.listed()) == said
+
+
 async def test_a_removed_point_is_no_latest_and_not_lost() -> None:
     world = World()
     system, points = await three(world)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.block import BLOCK_BYTES, blocks_in
-from engine.errors import ConfigError, RestoreError, StoreUnavailable
+from engine.errors import ConfigError, RestoreError, SessionAborted, StoreUnavailable
 from engine.note import NoteBody
 from engine.recovery.catalogue import Point
 from engine.recovery.places import CACHE, VAULT, Place, Places, Problems
@@ -341,6 +341,28 @@ async def test_a_page_pack_the_cache_has_no_copy_of_is_no_problem() -> None:
     done = await restore(world)
     assert done.content == content
     assert done.report.problems == []
+
+
+class FullMirror(MemoryMirror):
+    """A mirror on a full disk."""
+
+    def publish(self, name: str, data: memoryview | bytes) -> None:
+        raise SessionAborted("no space left on the disk of the mirror")
+
+
+async def test_a_full_disk_under_the_mirror_costs_the_way_by_id_only() -> None:
+    world = World()
+    system = world.system()
+    content = volume(1, 2, 3)
+    await world.backup(system, {"data": content})
+    places, _ = world.places()
+    point = await find(places, (await open_access(places)).only())
+    target = MemoryTarget(len(content))
+    source = open_source(places, point, lambda _: FullMirror())
+    report = await Restore(point, "data", target, source, FakeClock()).run()
+    assert target.content == content
+    assert (report.exit_code, report.from_vault) == (0, len(content))
+    assert "the index of the cache cannot be used: no space left" in report.problems[0]
 
 
 async def test_ranges_the_backup_could_not_read_are_named() -> None:
