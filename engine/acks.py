@@ -47,7 +47,7 @@ class PackAck:
         """Return what an entry says, or None if it is damaged: a pack not remembered is sent again, no more."""
         try:
             stored = msgspec.msgpack.decode(entry, type=_Stored)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
         name = PackName.parse(stored.pack)
         sources = [(position, PackName.parse(source)) for position, source in stored.sources]
@@ -74,7 +74,7 @@ def decode_log(entries: Sequence[bytes]) -> tuple[list[PackAck], list[PackAck]]:
     for entry in entries:
         try:
             durable = max(durable, msgspec.msgpack.decode(entry, type=int))
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             acks.append(PackAck.decode(entry))
     return [ack for ack in acks[:durable] if ack is not None], [ack for ack in acks[durable:] if ack is not None]
 

@@ -65,7 +65,7 @@ def read_struct(path: Path, magic: bytes, type_: type[T], disk: Disk | None = No
         raise StateCorrupt(f"{path} is damaged: its checksum does not match")
     try:
         return msgspec.msgpack.decode(body, type=type_)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateCorrupt(f"{path} cannot be understood ({error}): another version may have written it") from error
 
 

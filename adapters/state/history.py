@@ -148,7 +148,7 @@ class HistoryFile:
         try:
             if checksum == _sum(body):
                 return msgspec.msgpack.decode(body, type=SessionRow)
-        except (msgspec.MsgspecError, TypeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
             pass
         raise StateCorrupt(f"{self._path} is damaged: a session's row does not match its checksum; {_ADVICE}")
 
