@@ -1,5 +1,5 @@
 # Every target does its own set-up; on a fresh Debian machine with Python 3.11 or newer nothing else is needed.
-.PHONY: setup tools run test check bench package clean lock
+.PHONY: setup tools run test lint check bench package clean lock
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -24,12 +24,13 @@ run: $(READY)
 test: $(READY) tools
 	$(PYTEST)
 
-check: $(READY) tools
+check: lint test
+
+lint: $(READY)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32 engine adapters
-	$(PYTEST)
 
 # The same data path over a larger volume (MIB=4096), with the time of every step.
 bench: $(READY)

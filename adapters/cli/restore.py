@@ -76,8 +76,10 @@ def command(
 
 
 async def _restore(context: frame.Context, request: Request, wanted: _Wanted) -> int:
+    from adapters.allocator import keep_freed_memory
     from engine.recovery.catalogue import Catalogue
 
+    keep_freed_memory()
     recovery = await Opener(context, request).open(own=False)
     access = _system(context, request, recovery, wanted.system)
     catalogue = Catalogue(recovery.places, recovery.newest)
