@@ -1,0 +1,232 @@
+"""A machine whose commands run in forked children of one warm interpreter: cheap enough to kill hundreds of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import msgspec
+from blake3 import blake3
+
+from adapters.state.files import Disk
+from adapters.state.fragments import AckFile
+from engine.acks import decode_log
+from engine.names import FragmentName, PackName
+from engine.pack import check_pack
+from tests.scenario.crash_driver import CRASHED, Answer, Fault, Request
+from tests.scenario.machine import BLOCK, Done, Machine, overwrite, random_volume
+
+KILLED = -9
+
+
+class Forge:
+    """The warm interpreter; one for a test module."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.scenario.crash_driver"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # A child must not inherit the lock of a thread that numpy's library started in its parent.
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OPENBLAS_NUM_THREADS": "1"},
+        )
+
+    def run(self, request: Request) -> Answer:
+        """Run one command line to its end, however it ends."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(msgspec.json.encode(request) + b"\n")
+        self._process.stdin.flush()
+        return msgspec.json.decode(self._process.stdout.readline(), type=Answer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
+        self._process.wait(30)
+
+
+@dataclass
+class CrashMachine(Machine):
+    """A `Machine` on a forge: the same commands, also killed or disturbed at an exact instant."""
+
+    forge: Forge = field(kw_only=True)
+
+    def run(self, *arguments: str, env: Mapping[str, str] | None = None, expect: int | None = 0) -> Done:
+        """Run a command with --json; `expect` None: any exit code will do."""
+        assert env is None, "a forked child has the forge's environment"
+        return self.attempt(*arguments, expect=expect)
+
+    def attempt(
+        self,
+        *arguments: str,
+        expect: int | None = None,
+        kill_at: int | None = None,
+        torn: bool = False,
+        kill_after_s: float | None = None,
+        fault: Fault | None = None,
+    ) -> Done:
+        """Run a command that may be killed or disturbed; whatever it says on stderr must be sentences."""
+        self.write_config()
+        out, err = self.root / "stdout", self.root / "stderr"
+        command = ["--config", str(self.config)] if "--vault" not in arguments else []
+        answer = self.forge.run(
+            Request(
+                arguments=[*command, *arguments, "--json"],
+                out=str(out),
+                err=str(err),
+                kill_at=kill_at,
+                torn=torn,
+                kill_after_s=kill_after_s,
+                fault=fault,
+            )
+        )
+        stdout, stderr = out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8")
+        assert answer.code != CRASHED, stderr
+        assert "Traceback" not in stderr, stderr
+        if expect is not None:
+            assert answer.code == expect, f"exit {answer.code}\n{stdout}\n{stderr}"
+        self.changes = answer.changes
+        document = json.loads(stdout) if answer.code != KILLED and stdout else None
+        return Done(answer.code, document, stderr, stdout)
+
+    def copy_to(self, root: Path) -> CrashMachine:
+        """Copy volumes, stores and local state below `root`: what happens there changes nothing here."""
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+        copy = CrashMachine(
+            root / "machine",
+            root / "vault",
+            root / "cache" if self.cache is not None else None,
+            name=self.name,
+            volumes={name: root / path.name for name, path in self.volumes.items()},
+            extra=self.extra,
+            volume_extra=self.volume_extra,
+            forge=self.forge,
+        )
+        for name, path in self.volumes.items():
+            shutil.copyfile(path, copy.volumes[name])
+        shutil.copytree(self.state, copy.state)
+        shutil.copytree(self.vault, copy.vault)
+        if self.cache is not None and copy.cache is not None:
+            shutil.copytree(self.cache, copy.cache)
+        return copy
+
+    def acknowledged(self) -> set[str]:
+        """Return the names of the vault's packs that local state knows to be there and no fragment lists yet."""
+        found: set[str] = set()
+        for path in sorted((self.state / "index").glob("*.acks")):
+            if path.stem == self.vault_id:
+                log = AckFile(path, Disk(), writable=False)
+                durable, volatile = decode_log(log.read())
+                log.close()
+                found |= {str(ack.name) for ack in durable + volatile}
+        return found
+
+    @property
+    def vault_id(self) -> str:
+        """The vault's store id as state folders are named."""
+        return (self.vault / "format").read_bytes()[12:28].hex()
+
+    @property
+    def owner(self) -> str:
+        """The system id, as in the names of its objects."""
+        (writer,) = (path.name for path in (self.vault / "root").iterdir())
+        return writer
+
+
+def objects(store: Path) -> dict[str, bytes]:
+    """Return the BLAKE3 of every object of a folder store by name; temporary files are none."""
+    found: dict[str, bytes] = {}
+    for path in sorted(store.rglob("*")):
+        name = path.relative_to(store).as_posix()
+        if path.is_file() and not name.startswith("tmp/"):
+            found[name] = blake3(path.read_bytes()).digest()
+    return found
+
+
+def leftovers(store: Path) -> list[str]:
+    """Return the temporary files of a folder store."""
+    folder = store / "tmp"
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def check_whole(store: Path, found: Mapping[str, bytes]) -> None:
+    """Check that everything named like a pack is one, byte for byte, and everything else has a name that is known."""
+    for name, digest in found.items():
+        pack = PackName.parse(name)
+        if pack is not None:
+            assert (store / name).stat().st_size == pack.size, name
+            assert digest == pack.hash, name
+        elif name.startswith("index/"):
+            assert FragmentName.parse(name) is not None, name
+        else:
+            assert name.split("/")[0] in ("format", "root", "note", "key", "cert", "data", "page"), name
+
+
+def records(store: Path, names: set[str], kind: str = "data") -> dict[bytes, list[str]]:
+    """Return which of the packs `names` hold each record id."""
+    held: dict[bytes, list[str]] = {}
+    for name in sorted(names):
+        pack = PackName.parse(name)
+        if pack is not None and pack.kind == kind:
+            entries = check_pack(pack, (store / name).read_bytes(), None, None)
+            for row in entries.ids:
+                held.setdefault(row.tobytes(), []).append(name)
+    return held
+
+
+def change(machine: Machine, generator: random.Random) -> None:
+    """Change both volumes: new content, zeros, content known from elsewhere, and the size of one."""
+    for name, path in sorted(machine.volumes.items()):
+        blocks = path.stat().st_size // BLOCK
+        for block in generator.sample(range(blocks), min(blocks, 12)):
+            kind = generator.randrange(4)
+            overwrite(path, block, bytes(BLOCK) if kind == 0 else b"r" * BLOCK if kind == 1 else generator.randbytes(BLOCK))
+        if name == "logs":
+            with path.open("r+b") as out:
+                out.truncate(generator.randrange(20, 60) * BLOCK + generator.randrange(BLOCK))
+
+
+def made(root: Path, forge: Forge, points: int = 2) -> CrashMachine:
+    """Return a machine with so many restore points, and changes on its volumes that are in none of them."""
+    root.mkdir()
+    volumes = {
+        "data": random_volume(root / "data.img", 130, seed=1, tail=777),
+        "logs": random_volume(root / "logs.img", 30, seed=2),
+    }
+    machine = CrashMachine(root / "machine", root / "vault", root / "cache", volumes=volumes, forge=forge)
+    machine.init()
+    generator = random.Random(points)
+    for _ in range(points):
+        assert machine.backup()["problems"] == []
+        change(machine, generator)
+    if points:  # two packs' worth of new content, so that kills fall between them
+        with volumes["data"].open("r+b") as out:
+            out.seek(20 * BLOCK)
+            out.write(generator.randbytes(90 * BLOCK))
+    return machine
+
+
+@contextmanager
+def in_memory(otherwise: Path) -> Iterator[Path]:
+    """Give a folder in memory where there is one: hundreds of sessions sync a lot."""
+    memory = Path("/dev/shm")
+    if memory.is_dir():
+        with tempfile.TemporaryDirectory(dir=memory) as folder:
+            yield Path(folder)
+    else:
+        yield otherwise
