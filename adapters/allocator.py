@@ -1,16 +1,35 @@
-"""Keeps the C library from handing memory back to the system after every batch."""
+"""How the C library's allocator is set for batches of records of up to 64 KiB that live for seconds."""
 
 from __future__ import annotations
 
-BUFFER_BYTES = 20 << 20
+import sys
+from typing import Final
+
+# mallopt(3), as in <malloc.h> of glibc.
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
+
+MAPPED_FROM_BYTES: Final = 1 << 20  # packs and batch buffers: mapped, and given back when they are freed
+KEPT_BYTES: Final = 16 << 20  # of freed records, for the next batch
+ARENAS_MAX: Final = 1
 
 
 def keep_freed_memory() -> None:
-    """Teach glibc, once at start, to keep freed memory for the next batch.
+    """Have glibc keep freed records for the next batch, few heaps, and packs outside of them.
 
-    It maps large blocks anew and unmaps them at every free until it has seen one of that size freed; after that
-    it reuses its heap, and trims it only beyond twice that size (mallopt(3), M_MMAP_THRESHOLD: "dynamic"). Sealing
-    a batch allocates and frees some 4 MiB of records: measured on a shared machine, 42 to 49 µs a block became
-    12 to 16. Elsewhere than on glibc this does nothing.
+    Left alone it returns the heap to the system after every batch and takes it back in the next (sealing then costs
+    42 to 49 µs a block on a busy machine, instead of 12 to 16), and each thread's heap keeps holes of its own: the
+    first backup of a volume of 2 GiB peaked at 450 to 600 MB where 310 were in use, and at 370 with this. Does nothing
+    elsewhere.
     """
-    bytearray(BUFFER_BYTES)
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library than glibc
+        return
+    mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+    mallopt(_M_ARENA_MAX, ARENAS_MAX)

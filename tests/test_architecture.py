@@ -31,7 +31,12 @@ ENGINE_LIBRARIES = words(
 )
 # Modules that exist on one system only: imported inside functions or under a platform test, in these files alone.
 ONE_SYSTEM = words("fcntl grp msvcrt posix pty pwd resource termios tty winreg _winapi ctypes")
-ONE_SYSTEM_FILES = ("adapters/state/files.py", "adapters/stores/oscalls.py", "adapters/volumes/")
+ONE_SYSTEM_FILES = (
+    "adapters/allocator.py",
+    "adapters/state/files.py",
+    "adapters/stores/oscalls.py",
+    "adapters/volumes/",
+)
 # Who may import other families of adapters: the composition root and the commands, which compose.
 COMPOSERS = ("adapters/main.py", "adapters/compose.py", "adapters/cli/")
 SHARED = frozenset({"version", "clock", "logs"})
