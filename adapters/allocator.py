@@ -23,13 +23,11 @@ def keep_freed_memory() -> None:
     first backup of a volume of 2 GiB peaked at 450 to 600 MB where 310 were in use, and at 370 with this. Does nothing
     elsewhere.
     """
-    if sys.platform != "linux":
-        return
-    import ctypes
+    if sys.platform == "linux":
+        import ctypes
 
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # another C library than glibc
-        return
-    mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
-    mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
-    mallopt(_M_ARENA_MAX, ARENAS_MAX)
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:  # glibc, and not another C library
+            mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
+            mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+            mallopt(_M_ARENA_MAX, ARENAS_MAX)
