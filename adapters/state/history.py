@@ -3,6 +3,9 @@
 Journal mode DELETE with `synchronous = FULL`: one short transaction a session, durable when it returns. WAL would
 add two files that a reader without the right to write cannot open, and wins nothing at this rate. Both tables are
 bounded. SQLite checks no content: each row of history carries a checksum of its own.
+
+A file that turns out damaged while it is open for writing is moved aside (`history.sqlite.damaged`): the call that
+found it fails, the next one begins a new file. A damaged history must not be what ends backups.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Final
 import msgspec
 import xxhash
 
-from adapters.state.files import StateFile, read_failed
+from adapters.state.files import StateFile, read_failed, write_failed
 from engine.errors import ForebayError, SessionAborted, StateCorrupt
 from engine.state import SessionRow
 
@@ -93,7 +96,26 @@ class HistoryFile:
                     self._database = self._connect()
                 yield self._database
             except sqlite3.Error as error:
-                raise self._renamed(error) from error
+                renamed = self._renamed(error)
+                if self._writable and isinstance(renamed, StateCorrupt):
+                    raise self._moved_aside(error) from error
+                raise renamed from error
+
+    def _moved_aside(self, error: sqlite3.Error) -> ForebayError:
+        """Give the damaged file up, so that the next call begins a new one; return what to tell of it."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+        aside = self._path.with_name(self._path.name + ".damaged")
+        try:
+            self._path.replace(aside)
+            self._path.with_name(self._path.name + "-journal").unlink(missing_ok=True)
+        except OSError as failure:
+            return write_failed(self._path, failure)
+        return StateCorrupt(
+            f"{self._path} is damaged ({error}): it was moved to {aside}, and a new list of past sessions is begun; "
+            "remove it once nobody wants to look at it"
+        )
 
     def _connect(self) -> sqlite3.Connection:
         if not self._writable:

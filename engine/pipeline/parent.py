@@ -73,8 +73,13 @@ async def settle_intent(state: StateStore, vault: ObjectStore, vault_id: bytes, 
             state.set_newest(
                 Newest(order=head.order, incarnation=head.incarnation, root_hash=intent.root_hash, vault=vault_id)
             )
-            _count_staged_missing(volume)
-            volume.apply(head)
+            try:
+                _count_staged_missing(volume)
+                volume.apply(head)
+            except StateCorrupt as error:
+                # Of this volume only the point in the vault is left; asking again would end the same way for ever.
+                volume.forget()
+                parent.problems.append(f"{error}; volume {name!r} is read and compared whole")
             parent.recovered = point
         else:
             volume.discard_staged()

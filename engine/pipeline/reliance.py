@@ -19,7 +19,7 @@ import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import ObjectMissing, StoreCorrupt
+from engine.errors import ObjectMissing, StateCorrupt, StoreCorrupt
 from engine.names import PackName
 from engine.packstore import PackStore
 from engine.pipeline.resolve import samples
@@ -95,7 +95,7 @@ class Reliance:
         for name in failed:
             self.store.index.bar([name.key], [name.writer])
         if opened:
-            await anyio.to_thread.run_sync(self.history.add_checked_packs, self.store.store_id, opened)
+            await anyio.to_thread.run_sync(self._remember, opened)
         return not failed
 
     async def _opens(self, name: PackName, ref: bytes, offset: int, length: int) -> bool:
@@ -117,7 +117,7 @@ class Reliance:
 
     def _unchecked(self, keys: npt.NDArray[np.uint64], written: frozenset[int]) -> dict[int, PackName]:
         """Return the foreign packs of which a record is to be opened now, by pack key."""
-        known = self.history.checked_packs(self.store.store_id) if self.trust_history else set()
+        known = self._checked() if self.trust_history else set()
         by_writer: dict[bytes, list[PackName]] = defaultdict(list)
         for name in self._names(keys, written):
             if name.writer != self.store.writer and name.hash not in known:
@@ -129,3 +129,17 @@ class Reliance:
                 names = [names[i] for i in at.tolist()]
             picked.update((name.key, name) for name in names)
         return picked
+
+    def _checked(self) -> set[bytes]:
+        try:
+            return self.history.checked_packs(self.store.store_id)
+        except StateCorrupt as error:
+            # Opening a record too many costs a read; ending here would cost every backup from now on.
+            self.problems.append(f"{error}; records of other systems are opened again")
+            return set()
+
+    def _remember(self, opened: list[bytes]) -> None:
+        try:
+            self.history.add_checked_packs(self.store.store_id, opened)
+        except StateCorrupt as error:
+            self.problems.append(f"{error}; records of other systems are opened again in the next session")

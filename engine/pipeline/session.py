@@ -364,8 +364,8 @@ class Session:
             )
             self.report.exit_code = EXIT_MISSING
 
-    def _record(self) -> None:
-        row = SessionRow(
+    def _row(self) -> SessionRow:
+        return SessionRow(
             session=self.report.session,
             started_ms=self.started_ms,
             ended_ms=self.setup.clock.now_ms(),
@@ -374,8 +374,15 @@ class Session:
             route=self.report.route,
             report=msgspec.json.encode(self.report).decode(),
         )
+
+    def _record(self) -> None:
         try:
-            self.setup.history.add(row)
+            try:
+                self.setup.history.add(self._row())
+            except StateCorrupt as error:
+                # What was damaged is out of the way now: this session is the first of a new list.
+                self.report.problems.append(str(error))
+                self.setup.history.add(self._row())
         except ForebayError as error:
             # The point stands, or does not, whatever the log of sessions says.
             self.report.problems.append(f"this session is not in the history: {error}")
