@@ -180,7 +180,9 @@ class PackStore:
                 break
             if await self._reads_back(ack.name):
                 durable.append(ack)
-        kept = [ack for ack in durable if not any(view.pack_rows(ack.name.key).size for view in own)]
+        # A fragment may list its writer's packs only; a state directory may outlive an identity.
+        mine = [ack for ack in durable if ack.name.writer == self.writer]
+        kept = [ack for ack in mine if not any(view.pack_rows(ack.name.key).size for view in own)]
         await anyio.to_thread.run_sync(self._take_up, kept)
 
     async def _reads_back(self, name: PackName) -> bool:

@@ -123,7 +123,6 @@ class Producer:
         self._vault, self._cache = vault, cache
         self._missing_unknown, self._skip, self._paranoid = missing_unknown, skip_unreadable, paranoid
         self._volume_bytes = reader.size_bytes
-        self._buffers = threading.local()
 
     def make(self, work: Work) -> Batch:
         """Do one hop (*sync*). Raises: SourceError, StateCorrupt, SessionAborted (memory is not to be trusted)."""
@@ -175,7 +174,7 @@ class Producer:
         rows = rows_of(work.read)
         page_of, bit_of = np.nonzero(rows)
         numbers = work.pages[page_of] * BATCH_BLOCKS + bit_of
-        buffer = self._buffer()
+        buffer = _buffer()
         unreadable: list[tuple[int, int]] = []
         last = blocks_in(self._volume_bytes) - 1
         total = len(numbers)
@@ -250,13 +249,18 @@ class Producer:
         for position in np.flatnonzero(masks).tolist():
             self.state.stage(int(work.pages[position]), int(masks[position]), entries[position])
 
-    def _buffer(self) -> memoryview:
-        buffer: memoryview | None = getattr(self._buffers, "view", None)
-        if buffer is None:
-            room = np.empty(BATCH_BYTES + BUFFER_ALIGNMENT, dtype=np.uint8)
-            start = -int(room.__array_interface__["data"][0]) % BUFFER_ALIGNMENT
-            buffer = self._buffers.view = room.data[start : start + BATCH_BYTES]
-        return buffer
+
+# One batch a worker thread, whatever the number of volumes: what is read lives no longer than its hop.
+_BUFFERS: Final = threading.local()
+
+
+def _buffer() -> memoryview:
+    buffer: memoryview | None = getattr(_BUFFERS, "view", None)
+    if buffer is None:
+        room = np.empty(BATCH_BYTES + BUFFER_ALIGNMENT, dtype=np.uint8)
+        start = -int(room.__array_interface__["data"][0]) % BUFFER_ALIGNMENT
+        buffer = _BUFFERS.view = room.data[start : start + BATCH_BYTES]
+    return buffer
 
 
 def _runs(numbers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[tuple[int, int]]:
