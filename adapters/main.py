@@ -17,6 +17,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from adapters.cli import frame
+from adapters.cli.streams import Streams
 from adapters.version import VERSION
 from engine.errors import ForebayError
 
@@ -162,10 +163,8 @@ def _end(context: frame.Context, sentence: str, code: int) -> int:
 
 def main() -> None:
     """Run the program with the arguments of the process."""
-    for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding lacks must not end a backup.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(run(sys.argv[1:]))
+    streams = Streams()
+    sys.exit(streams.judge(run(sys.argv[1:])))
 
 
 if __name__ == "__main__":
