@@ -78,6 +78,7 @@ class Recovery:
     access: Access
     identity: Identity | None = None
     newest: tuple[bytes, Newest] | None = None
+    folders: tuple[Path, ...] = ()  # of vault, cache and local state: no place for what is restored
 
 
 @dataclass(slots=True)
@@ -88,6 +89,7 @@ class Opener:
     request: Request
     config: Config | None = field(init=False, default=None)
     identity: Identity | None = field(init=False, default=None)
+    folders: list[Path] = field(init=False, default_factory=list)
 
     async def open(self, *, own: bool) -> Recovery:
         """Open places and keys; `own`: this system's own points are all that is wanted, its identity is enough.
@@ -113,7 +115,7 @@ class Opener:
             key_file = read_key_file(self.request.key_file)
             pinned = self.identity.vault_public if self.identity is not None else None
             access = await by_passphrase(passphrase, key_file, places, pinned)
-        return Recovery(places, problems, access, self.identity, self._newest(problems))
+        return Recovery(places, problems, access, self.identity, self._newest(problems), tuple(self.folders))
 
     def _load_identity(self, problems: Problems, *, required: bool) -> None:
         from adapters.state import identity as files
@@ -137,8 +139,11 @@ class Opener:
         if self.config is not None:
             cache = self.config.active_cache.path if self.config.active_cache is not None else None
             vault = self.config.vault
+            self.folders.append(self.config.system.state_dir)
         elif self.request.vault is not None:
             vault = load_vault(self.request.vault)
+        self.folders += [cache] if cache is not None else []
+        self.folders += [vault.folder] if vault is not None else []
         if self.request.only_cache:
             vault = None
             if cache is None:

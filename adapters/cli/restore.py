@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ import click
 
 from adapters.cli import frame
 from adapters.cli.recovering import Opener, Recovery, Request, place_options, problem_lines
+from engine.errors import ConfigError
 
 if TYPE_CHECKING:
     from adapters.cli.progress import Snapshot
@@ -35,7 +38,7 @@ class _Wanted:
 @click.command(
     epilog=frame.examples(
         "forebay --config forebay.toml restore latest --volume data --to data.img",
-        "forebay restore 0197 --volume data --to /dev/vdb --overwrite",
+        "forebay restore 000001a203b0d2cf --volume data --to /dev/vdb --overwrite",
         "forebay restore latest --vault file:///srv/vault --system web-01 --volume data --to data.img",
         "forebay restore latest --volume data --to data.img --only-cache",
     )
@@ -63,10 +66,11 @@ def command(
 ) -> int:
     """Write a volume of a restore point to a file or device.
 
-    POINT is an id that `forebay points` lists, the first four characters of it or more, or 'latest': the newest that
-    has the volume. Every block is checked and comes from the nearest place that has it whole. A file is written sparse
-    and gets its name when all is there. Needs the passphrase. Exit code 1: blocks could not be given (they are listed
-    by number, everything else is restored), or nothing could; 4: the backup itself could not read some ranges.
+    POINT is an id that `forebay points` lists, as much of its beginning as tells it from the others, or 'latest': the
+    newest that has the volume. Every block is checked and comes from the nearest place that has it whole. A file is
+    written sparse and gets its name when all is there. Needs the passphrase. Exit code 1: blocks could not be given
+    (they are listed by number, everything else is restored), or nothing could; 4: the backup itself could not read
+    some ranges.
     """
     request = Request(
         vault=vault, cache=cache, only_cache=only_cache, passphrase_file=passphrase_file, key_file=key_file
@@ -81,6 +85,7 @@ async def _restore(context: frame.Context, request: Request, wanted: _Wanted) ->
 
     keep_freed_memory()
     recovery = await Opener(context, request).open(own=False)
+    _check_outside(wanted.to, recovery.folders)
     access = _system(context, request, recovery, wanted.system)
     catalogue = Catalogue(recovery.places, recovery.newest)
     point = await catalogue.find(await catalogue.names(access), wanted.point, wanted.volume)
@@ -89,6 +94,14 @@ async def _restore(context: frame.Context, request: Request, wanted: _Wanted) ->
         report = await _run(context, recovery, point, wanted, Path(folder))
     context.emit(report, _text(report, wanted.to))
     return report.exit_code
+
+
+def _check_outside(to: Path, folders: Iterable[Path]) -> None:
+    """Return if `to` is no file of a store or of local state. Raises: ConfigError."""
+    real = Path(os.path.realpath(to))
+    for folder in folders:
+        if real.is_relative_to(os.path.realpath(folder)):
+            raise ConfigError(f"{to} lies in {folder}, where Forebay keeps its own files: choose a path outside of it")
 
 
 def _system(context: frame.Context, request: Request, recovery: Recovery, name: str | None) -> SystemAccess:

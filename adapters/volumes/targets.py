@@ -41,11 +41,12 @@ class FileTarget:
 
     def __init__(self, path: Path, size_bytes: int, overwrite: bool) -> None:
         self._path, self._size_bytes, self._overwrite = path, size_bytes, overwrite
+        with restoring(f"{path} cannot be looked at"):
+            self._check_path()
         self._partial = path.with_name(path.name + PARTIAL_SUFFIX)
         self._lock = threading.Lock()  # guards the descriptor's position and the mark
         self._written_to = 0  # beyond it nothing but holes
         self._fd = -1
-        self._check_path()
         with restoring(f"{self._partial} cannot be made"):
             self._fd = self._open_partial()
             try:
