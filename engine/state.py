@@ -33,7 +33,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     `vault`, `cache`: store ids (16 bytes; `cache` None without one) the map's places and the missing-block bitmap
     are bound to; `domain` 16 bytes; `volume_bytes`; `generation` of the change tracker; `point`: the encoded
     `VolumePoint` (runs of the parent); `missing_known`: False when the bitmap says nothing (all blocks count as
-    missing from the cache); `unreadable`: block numbers that must be candidates again.
+    missing from the cache); `pages_cached`: the cache holds every page of the point's runs; `unreadable`: block
+    numbers that must be candidates again.
     """
 
     order: int
@@ -46,6 +47,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     generation: str | None
     point: bytes
     missing_known: bool
+    pages_cached: bool = False
     unreadable: list[int] = []
 
 

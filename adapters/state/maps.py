@@ -161,7 +161,7 @@ class VolumeMap:
             base = self._settled()
             seal = self._staging.seal
             if seal is None:
-                if base is not None and base.head == head:
+                if base is not None and _same_point(base.head, head):
                     self._staging.drop()
                     return
                 raise StateCorrupt(f"{self._folder} holds no finished set of changes for this restore point")
@@ -331,3 +331,8 @@ class VolumeMap:
     def _close_apply(self) -> None:
         self._disk.sync_folder(self._folder)
         self._staging.drop_applied()
+
+
+def _same_point(known: Head, head: Head) -> bool:
+    """Tell whether both are of one restore point: what is known of the cache may have been settled in between."""
+    return (known.order, known.incarnation, known.root_hash) == (head.order, head.incarnation, head.root_hash)

@@ -9,7 +9,7 @@ is done again from the intent by whoever comes next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -21,16 +21,17 @@ from blake3 import blake3
 
 from engine.block import blocks_in
 from engine.errors import StoreError
-from engine.names import PointId
+from engine.names import PackName, PointId
 from engine.note import NoteBody, NoteKind, seal_note
 from engine.pack import FinishedPack, PackBuilder
 from engine.pagestore import PageReader, PageWriter
 from engine.pipeline.newrun import RunMaker
+from engine.pipeline.pagecopies import PageCopies
 from engine.pipeline.parent import Parent
 from engine.pipeline.resolve import missing_from
 from engine.pipeline.stores import Side
 from engine.pipeline.volume import VolumeRun
-from engine.root import PreviousRoot, RootBody, VolumePoint, encode_volume, seal_root
+from engine.root import PreviousRoot, RootBody, RunDescriptor, VolumePoint, encode_volume, seal_root
 from engine.runs import envelope_info
 from engine.seal import Codec, Sealer
 from engine.state import Head, Intent, Newest, StateStore
@@ -69,7 +70,9 @@ class Committer:
     pack_bytes: int
     now_ms: int
     metadata_bytes: int = 0
-    page_packs: list[FinishedPack] = field(default_factory=list)
+    _volumes: list[VolumePoint] = field(default_factory=list)
+    _page_packs: list[PackName] = field(default_factory=list)  # of the runs written, older ones of shared leaves too
+    _pages_cached: bool = False
 
     async def put_root(self) -> tuple[PointId, bytes]:
         """Write pages, index and root of what is staged; return the point and the root's bytes. The intent stays open.
@@ -77,7 +80,7 @@ class Committer:
         Raises: StoreError, StateCorrupt, SessionAborted.
         """
         point = PointId(self.parent.next_order(self.now_ms), self.state.incarnation)
-        volumes = await self._volume_points()
+        volumes = self._volumes = await self._volume_points()
         self.metadata_bytes += await self.vault.packs.publish_index()
         await self.vault.packs.flush()
         await self.vault.recheck()
@@ -138,12 +141,7 @@ class Committer:
             self.vault.packs.index.lookup,
             self.vault.packs.index.pack_name,
         )
-        reader = PageReader(
-            self.vault.packs.read_records,
-            self.vault.packs.index.pack_name,
-            self.vault.packs.record_by_id,
-            self.identity.keys.pages,
-        )
+        reader = self._page_reader()
         points = []
         for run in self.runs:
             parent = run.parent()
@@ -161,7 +159,12 @@ class Committer:
                 )
             )
         await writer.close()
+        self._page_packs = writer.packs
         return points
+
+    def _page_reader(self) -> PageReader:
+        packs = self.vault.packs
+        return PageReader(packs.read_records, packs.index.pack_name, packs.record_by_id, self.identity.keys.pages)
 
     def _page_pack(self) -> PackBuilder:
         return PackBuilder(
@@ -214,21 +217,33 @@ class Committer:
             volume_bytes=run.reader.size_bytes,
             generation=run.changes.generation,
             point=encode_volume(volume),
-            missing_known=not run.missing_unknown or self.cache.good is not None,
+            # What the cache got is settled after the root; a commit that is finished later does not know it.
+            missing_known=not run.missing_unknown,
             unreadable=run.unreadable_blocks(),
         )
 
     async def _copy_to_cache(self, objects: Sequence[tuple[str, bytes]]) -> None:
-        """Make the cache hold the point's root, so that a restore runs with the vault gone."""
+        """Make the cache hold the point's root and pages, so that a restore runs with the vault gone."""
         if (cache := self.cache.good) is None:
             return
+        copies = PageCopies(self.vault.packs, cache.packs, self._page_reader(), self._page_pack)
         try:
+            cached = await copies.bring(self._page_packs, self._runs_to_copy(cache))
             await cache.packs.publish_index()
             for name, data in objects:
                 await cache.objects.put(name, data)
             await cache.packs.flush()
+            self._pages_cached = cached
         except StoreError as error:
             self._give_cache_up(error)
+
+    def _runs_to_copy(self, cache: Side) -> Iterator[RunDescriptor]:
+        """Yield the runs taken over from the parent whose pages the cache may lack."""
+        for run, volume in zip(self.runs, self._volumes, strict=True):
+            parent = run.parent()
+            older = {known.run for known in parent.runs} if parent else set()
+            if run.head is None or not run.head.pages_cached or run.head.cache != cache.store_id:
+                yield from (descriptor for descriptor in volume.runs if descriptor.run in older)
 
     def _give_cache_up(self, error: StoreError) -> None:
         self.cache.gave_up = error
@@ -241,13 +256,12 @@ class Committer:
         index = self.cache.good.packs.index if self.cache.good else None
         for run in self.runs:
             pages = np.union1d(run.state.staged_pages(), self._pages_lacking(run))
-            head = intent.heads[run.name]
-            if not head.missing_known or (index is None and run.missing_unknown):
-                head = msgspec.structs.replace(head, missing_known=False)
-            else:
+            known = index is not None or not run.missing_unknown
+            if known:
                 missing_from(run.state, index, pages)
                 run.state.sync_missing()
-            run.state.apply(head)
+            head = intent.heads[run.name]
+            run.state.apply(msgspec.structs.replace(head, missing_known=known, pages_cached=self._pages_cached))
         point = PointId.parse_root(intent.root)
         assert point is not None
         self.state.set_newest(
