@@ -20,13 +20,14 @@ from engine.block import ID_BYTES, PLACE, Ids, Mask, Places, ids_from_bytes
 from engine.idfilter import IDS_MAX, IdFilter
 from engine.names import PackName
 from engine.pack import FinishedPack
-from engine.packtable import pack_name, rows_of
+from engine.packtable import PACK_ROW_BYTES, pack_name, rows_of
 from engine.view import PLACES_MAX, View, join_views, view_of_pack
 
 # The filter is built once so many ids have been asked for that building it pays, in ids held per id asked.
 _FILTER_PAYS: Final = 64
 # Packs of this session the filter has room for; more make it let more through.
 _FRESH_EXPECTED: Final = 1 << 16
+_KEY_COLUMN: Final = 2  # of a pack table's row as 64-bit words: the first of the hash, which comes after the writer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,6 +130,9 @@ class PackIndex:
             views = self._views
             if views.gate is not None:
                 views.gate.add(view.columns.lo, view.columns.hi)
+            for other in views.foreign:
+                if other.holds_packs(view.keys).any():
+                    other.bar_packs(view.keys)
             fresh = [*views.fresh, view]
             # Neighbours of like size are joined, so that there are few and each entry is copied few times.
             while len(fresh) > 1 and len(fresh[-2]) <= 2 * len(fresh[-1]):
@@ -145,6 +149,7 @@ class PackIndex:
             kept = [view.without_packs(*own) for view in self._views.fresh]
             fresh = [view for view in kept if len(view)]
             self._bar_in([*own, *foreign, *fresh])
+            _bar_ambiguous([*own, *fresh], foreign)
             self._views, self._asked = _Views(tuple(fresh), tuple(own), tuple(foreign)), 0
 
     def bar(self, pack_keys: Iterable[int] = (), writers: Iterable[bytes] = ()) -> None:
@@ -249,6 +254,24 @@ class PackIndex:
             for view in now.fresh:
                 gate.add(view.columns.lo, view.columns.hi)
             self._views = replace(now, gate=gate, gated=frozenset((*gated, *now.fresh)))
+
+
+def _bar_ambiguous(own: Sequence[View], foreign: Sequence[View]) -> None:
+    """Rely on no foreign pack whose key is that of another pack.
+
+    A place names its pack by eight bytes of the hash, and what a foreign table lists need not exist: so another
+    pack, an own one even, could be made to seem to hold what a liar says.
+    """
+    tables = [view.rows for view in (*own, *foreign) if len(view.rows)]
+    if not foreign or not tables:
+        return
+    rows = np.concatenate(tables).view(np.uint64).reshape(-1, PACK_ROW_BYTES // 8)
+    rows = rows[np.argsort(rows[:, _KEY_COLUMN], kind="stable")]
+    same = rows[1:, _KEY_COLUMN] == rows[:-1, _KEY_COLUMN]
+    doubtful = np.unique(rows[1:][same & (rows[1:] != rows[:-1]).any(axis=1), _KEY_COLUMN])
+    if doubtful.size:
+        for view in foreign:
+            view.bar_packs(doubtful)
 
 
 def _view_of(pack: FinishedPack | PackAck) -> View:

@@ -41,7 +41,7 @@ class Members(Verifier, Protocol):
 
 @dataclass(slots=True)
 class Refresh:
-    """One refresh; `listed` and `problems` are its results.
+    """One refresh; its results are `listed`, less what turned out to be no fragment of its name, and `problems`.
 
     `own_only`: fetch no foreign fragments. `preferred`: writers never rotated out. `index_max` bounds the bytes of
     foreign fragments.
@@ -77,6 +77,9 @@ class Refresh:
         else:
             await anyio.to_thread.run_sync(self.mirror.reconcile, self.listed, writers)
         await anyio.to_thread.run_sync(self.mirror.compact)
+        # Whoever may write to the store may use any name, the last number of this system's own fragments, too.
+        for name in self._bad:
+            self.listed.pop(name, None)
         self.problems.sort()
 
     async def _list(self) -> None:

@@ -81,8 +81,9 @@ class RunMaker:
             wanted = np.array(sorted(keys), dtype=np.uint64)
             found: list[PackName] = []
             for key, name in zip(wanted.tolist(), self.name_packs(wanted), strict=True):
-                # A pack of a foreign writer may have left the mirror; the table of the run that named it has it.
-                named = name or next((known for table in tables if (known := table.find(key))), None)
+                # What a run named was checked when it was written; today's index may lack a foreign pack, or name
+                # another one that somebody gave the same key.
+                named = next((known for table in tables if (known := table.find(key))), name)
                 if named is None:
                     raise StateCorrupt(
                         f"local state names a pack nobody knows ({key:016x}); run 'forebay backup --full'"
