@@ -43,6 +43,12 @@ class Reliance:
     trust_history: bool = True
     problems: list[str] = field(default_factory=list)
     _read_bytes: int = 0
+    _gone: set[int] = field(default_factory=set)
+
+    def take_gone(self) -> npt.NDArray[np.uint64]:
+        """Return the keys of the packs that turned out to be bad since this was last asked."""
+        gone, self._gone = self._gone, set()
+        return np.array(sorted(gone), dtype=np.uint64)
 
     async def present(self, keys: npt.NDArray[np.uint64], written: frozenset[int]) -> bool:
         """Tell whether all packs of `keys` but those of `written` are there; bar those that are not.
@@ -54,6 +60,7 @@ class Reliance:
             names = self._names(keys[start : start + NAMES_AT_ONCE], written)
             for name in sorted(await self.store.present(names)):
                 good = False
+                self._gone.add(name.key)
                 self.store.index.bar([name.key])
                 self.problems.append(
                     f"object {name} is gone from the vault or has a wrong size; its blocks are sent again"
@@ -93,6 +100,7 @@ class Reliance:
             for key, (ref, place) in chosen.items():
                 group.start_soon(check, foreign[key], ref, place)
         for name in failed:
+            self._gone.add(name.key)
             self.store.index.bar([name.key], [name.writer])
         if opened:
             await anyio.to_thread.run_sync(self._remember, opened)

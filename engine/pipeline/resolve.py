@@ -2,14 +2,14 @@
 
 A block may have been claimed by another batch, deduplicated against an older pack, or its pack may have turned
 out to be unusable since: so places are looked up again here, in one pass over the staged pages, and what has no
-place comes back as work to send again.
+place comes back as work to send again, together with what did not change and lies in a pack known to be gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,11 @@ from engine.bits import any_along, masks_of, rows_of
 from engine.block import Ids, Places, ids_of
 from engine.state import Entries, Masks, Pages, VolumeState
 
-CHUNK_PAGES = 512
+CHUNK_PAGES: Final = 512
+EVERY_PAGE: Final = 1 << 40
+
+PackKeys: TypeAlias = npt.NDArray[np.uint64]
+NO_KEYS: Final[PackKeys] = np.empty(0, dtype=np.uint64)
 
 
 class Lookup(Protocol):
@@ -31,7 +35,7 @@ class Lookup(Protocol):
 
 @dataclass(slots=True)
 class Resolved:
-    """`keys`: the pack keys staged blocks rely on, ascending; `pages`, `masks`: what has no place yet."""
+    """`keys`: the pack keys staged blocks rely on, ascending; `pages`, `masks`: what has no place, or not any more."""
 
     keys: npt.NDArray[np.uint64]
     pages: Pages
@@ -47,8 +51,11 @@ def staged_chunks(state: VolumeState) -> Iterator[tuple[Pages, Masks, Entries]]:
         yield part, masks, entries
 
 
-def resolve(state: VolumeState, index: Lookup) -> Resolved:
-    """Give every staged non-zero block its place (*sync*). Raises: StateCorrupt."""
+def resolve(state: VolumeState, index: Lookup, gone: PackKeys = NO_KEYS) -> Resolved:
+    """Give every staged non-zero block its place (*sync*). `gone`: keys of packs that nothing may rely on any more.
+
+    Raises: StateCorrupt.
+    """
     keys: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
     open_pages: list[Pages] = []
     open_masks: list[Masks] = []
@@ -67,9 +74,27 @@ def resolve(state: VolumeState, index: Lookup) -> Resolved:
         if lacking.any():
             open_pages.append(pages[lacking > 0])
             open_masks.append(lacking[lacking > 0])
+    for pages, lacking in _unchanged_in(state, gone) if gone.size else ():
+        open_pages.append(pages)
+        open_masks.append(lacking)
     if not open_pages:
         return Resolved(keys, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64))
-    return Resolved(keys, np.concatenate(open_pages), np.concatenate(open_masks))
+    both, row = np.unique(np.concatenate(open_pages), return_inverse=True)
+    masks = np.zeros(len(both), dtype=np.uint64)
+    np.bitwise_or.at(masks, row, np.concatenate(open_masks))
+    return Resolved(keys, both, masks)
+
+
+def _unchanged_in(state: VolumeState, gone: PackKeys) -> Iterator[tuple[Pages, Masks]]:
+    """Yield the blocks of the map that nothing is staged for and that lie in packs of `gone`."""
+    used = state.used_pages(0, EVERY_PAGE)
+    for start in range(0, len(used), CHUNK_PAGES):
+        part = used[start : start + CHUNK_PAGES]
+        staged, _ = state.read_staged(part)
+        entries = state.read(part)
+        lost = masks_of(np.isin(entries["place"]["pack"], gone) & any_along(entries["ref"])) & ~staged
+        if lost.any():
+            yield part[lost > 0], lost[lost > 0]
 
 
 def samples(

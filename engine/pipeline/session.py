@@ -18,8 +18,7 @@ import numpy.typing as npt
 import structlog
 
 from engine.block import ids_from_bytes
-from engine.errors import ConfigError, ForebayError, SessionAborted, StateCorrupt, StoreError
-from engine.names import PointId
+from engine.errors import ConfigError, ForebayError, SessionAborted, StateCorrupt, StoreError, StoreRejected
 from engine.pack import FinishedPack, PackBuilder
 from engine.pipeline.candidates import forced
 from engine.pipeline.commit import CacheSide, Committer
@@ -43,7 +42,7 @@ from engine.vault.identity import Identity
 
 log = structlog.get_logger("session")
 
-ROUNDS_MAX: Final = 4  # rounds in which blocks are sent again because what was relied on turned out bad
+ROUNDS_MAX: Final = 8  # checks of what is relied on, and rounds in which what turned out bad is sent again
 ROOTS_MAX: Final = 3
 
 
@@ -129,6 +128,7 @@ class Session:
             for source in self.setup.volumes:
                 self.setup.state.volume(source.name).forget()
             self.setup.state.end_sessions()
+            self._cache = CacheSide()
             await self._run()
 
     async def _run(self) -> None:
@@ -180,6 +180,11 @@ class Session:
         self.report.cache = "ok"
         try:
             found = await read_format(setup.cache.objects, "cache", "write")
+            if found.store != setup.identity.cache:
+                raise StoreRejected(
+                    "it is not the cache this system has adopted: mount that one, or run 'forebay init --cache' to "
+                    "adopt this one"
+                )
             self._cache.side = await self._open_side(found, setup.cache.objects, certificates, durable_puts=False)
         except StoreError as error:
             self._cache.gave_up = error
@@ -301,23 +306,25 @@ class Session:
             notes.append(await committer.supersede(point, "packs it relies on were lost while it was written"))
         else:
             raise SessionAborted("the vault loses packs faster than they are sent again; check what deletes from it")
-        await committer.finish(point, root, notes)
-        self._finished(point, committer)
-
-    def _finished(self, point: PointId, committer: Committer) -> None:
+        # From here on it stands, also if local state cannot follow it now.
         self.report.point = str(point)
         self.report.metadata_bytes = committer.metadata_bytes
+        await committer.finish(point, root, notes)
         if self._cache.side is not None and self._cache.gave_up is not None and self.report.cache == "ok":
             self._cache_failed("given up", self._cache.gave_up)
 
     async def _settle(self, reliance: Reliance) -> npt.NDArray[np.uint64]:
         """Give every staged block a place in a pack that is there; return the keys of the packs relied on.
 
+        What did not change and lies in a pack that turns out to be gone is staged and sent again, too.
+
         Raises: StoreError, SourceError, StateCorrupt, SessionAborted.
         """
         written = frozenset(self._written)
         for _ in range(ROUNDS_MAX):
-            resolved = [await anyio.to_thread.run_sync(resolve, run.state, reliance.store.index) for run in self.runs]
+            gone = reliance.take_gone()
+            index = reliance.store.index
+            resolved = [await anyio.to_thread.run_sync(resolve, run.state, index, gone) for run in self.runs]
             if any(found.pages.size for found in resolved):
                 await self._send_again(resolved)
                 written = frozenset(self._written)
