@@ -13,10 +13,9 @@ import msgspec
 from msgspec import NODEFAULT
 from msgspec.structs import FieldInfo
 
+from adapters.config.contradictions import contradictions
 from adapters.config.model import (
-    LANE_BYTES_MAX,
     LATER,
-    MEMORY_BYTES_MAX,
     Cache,
     Config,
     Queue,
@@ -71,7 +70,7 @@ def parse_config(text: str, source: Path) -> Config:
         queue=tables.get("queue", Queue()),
         source=source,
     )
-    problems = _contradictions(config)
+    problems = contradictions(config)
     if problems:
         raise ConfigProblems([f"{source}: {problem}" for problem in problems])
     return config
@@ -88,11 +87,15 @@ def load_vault(source: str) -> Vault:
         except ValueError as error:
             raise ConfigError(f"vault {source!r} cannot be used: {error}") from None
         return Vault(url=source)
+    if not source or Path(source).is_dir():
+        example = Path(os.path.abspath(source)).as_uri() if source else "file:///srv/vault"
+        raise ConfigError(f"vault {source!r} is neither a URL nor a TOML file: write a folder as {example}")
     path = Path(source)
     reader = _Reader(path)
     raw = reader.toml(_read(path))
-    for name in raw.keys() - {"vault"}:
-        reader.problem(f"[{name}] is not allowed here: only a [vault] table")
+    others = [f"[{name}]" for name in raw if name != "vault"]
+    if others:
+        reader.problem(f"only a [vault] table is allowed here, not {', '.join(others)}: give the file with --config")
     if "vault" not in raw:
         reader.problem("the table [vault] is missing")
     vault = reader.table("vault", raw.get("vault", {}))
@@ -144,7 +147,8 @@ class _Reader:
         try:
             return tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            hint = "; write Windows paths in 'single quotes'" if "\\" in str(error) else ""
+            windows = "\\" in str(error) or "hex value" in str(error)  # "\users" begins like a character's number
+            hint = "; write Windows paths in 'single quotes'" if windows else ""
             raise ConfigError(f"{self.source} is not valid TOML: {error}{hint}") from None
         except RecursionError:
             raise ConfigError(f"{self.source} is not valid TOML: it is nested too deeply") from None
@@ -268,32 +272,6 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path} is not valid TOML: line {line} is not UTF-8") from None
-
-
-def _contradictions(config: Config) -> list[str]:
-    """Return sentences about settings that are each allowed, but not together."""
-    found: list[str] = []
-    places = [("[vault] url", config.vault.folder), ("[system] state_dir", config.system.state_dir)]
-    if config.cache is not None:
-        places.insert(1, ("[cache] path", config.cache.path))
-    for position, (name, path) in enumerate(places):
-        for other_name, other in places[position + 1 :]:
-            if _inside(path, other) or _inside(other, path):
-                found.append(f"{name} ({path}) and {other_name} ({other}) must not lie inside each other")
-    if config.memory_bytes > MEMORY_BYTES_MAX:
-        most = MEMORY_BYTES_MAX - (config.memory_bytes - config.queue.size_bytes)
-        found.append(
-            f"[queue] size = {_as_written(show_size(config.queue.size_bytes))} and {show_size(LANE_BYTES_MAX)} of packs"
-            f" in flight for each of vault and cache make {show_size(config.memory_bytes)} of memory; allowed:"
-            f" {show_size(MEMORY_BYTES_MAX)}, that is a [queue] size of at most {show_size(most)}"
-        )
-    return found
-
-
-def _inside(inner: Path, outer: Path) -> bool:
-    inner_parts = Path(os.path.normcase(os.path.abspath(inner))).parts
-    outer_parts = Path(os.path.normcase(os.path.abspath(outer))).parts
-    return inner_parts[: len(outer_parts)] == outer_parts
 
 
 def _kind(field: FieldInfo) -> tuple[Any, msgspec.Meta | None]:

@@ -78,4 +78,4 @@ def _unit(name: str, units: dict[str, Decimal]) -> Decimal:
     try:
         return units[name]
     except KeyError:
-        raise ValueError(f"unit {name!r} is unknown; allowed: {', '.join(units)}") from None
+        raise ValueError(f"unit {name!r} is unknown (units: {', '.join(units)})") from None

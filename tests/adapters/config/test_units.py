@@ -19,7 +19,7 @@ def test_a_size_is_read_with_its_unit(text: str, size: int) -> None:
     "text", ["64", "MiB", "-1 MiB", "1e3 MiB", "64 mib", "64 Mbit", "1.5 B", "٣ MiB", "1  MiB", ""]
 )
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"number with a unit|unknown; allowed|whole number of bytes"):
+    with pytest.raises(ValueError, match=r"number with a unit|is unknown|whole number of bytes"):
         parse_size(text)
 
 
@@ -32,7 +32,7 @@ def test_a_duration_is_read_with_its_unit(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["15", "15 sec", "15 m", "s", "15 %"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"number with a unit|unknown; allowed"):
+    with pytest.raises(ValueError, match=r"number with a unit|is unknown"):
         parse_duration(text)
 
 

@@ -1,0 +1,78 @@
+"""What a configuration says that is allowed piece by piece, but not together: places in each other's way, memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+from adapters.config.model import LANE_BYTES_MAX, MEMORY_BYTES_MAX, Config
+from adapters.config.units import show_size
+
+
+def contradictions(config: Config) -> list[str]:
+    """Return a sentence for each contradiction in `config`; links in its paths are followed as far as they lead."""
+    return [*_folders(config), *_volumes(config), *_identity(config), *_memory(config)]
+
+
+def _own_folders(config: Config) -> list[tuple[str, Path]]:
+    found = [("[vault] url", config.vault.folder), ("[system] state_dir", config.system.state_dir)]
+    if config.cache is not None:
+        found.insert(1, ("[cache] path", config.cache.path))
+    return found
+
+
+def _folders(config: Config) -> Iterator[str]:
+    for (name, path), (other_name, other) in combinations(_own_folders(config), 2):
+        if _inside(path, other) or _inside(other, path):
+            yield f"{name} ({path}) and {other_name} ({other}) must not lie inside each other"
+
+
+def _volumes(config: Config) -> Iterator[str]:
+    for volume in config.volumes:
+        shown = f"[[volume]] {volume.name!r} path ({volume.path})"
+        for name, folder in _own_folders(config):
+            if _inside(volume.path, folder):
+                yield f"{shown} lies in {name} ({folder}), where Forebay keeps its own files: name another path"
+        if volume.hints is not None and _same(volume.hints, volume.path):
+            yield f"{shown} is also its hints file: name the file that tells of changes"
+    for volume, other in combinations(config.volumes, 2):
+        if _same(volume.path, other.path):
+            yield (
+                f"[[volume]] {volume.name!r} and {other.name!r} have the same path ({other.path}): "
+                "each volume needs a path of its own"
+            )
+
+
+def _identity(config: Config) -> Iterator[str]:
+    path = config.system.identity_file
+    for name, folder in _own_folders(config):
+        if not _inside(path, config.system.state_dir) and _inside(path, folder):
+            yield f"[system] identity_file ({path}) lies in {name} ({folder}): keys must not lie where the backups are"
+    files = [(f"the path of [[volume]] {volume.name!r}", volume.path) for volume in config.volumes]
+    for name, other in [*files, ("this file", config.source)]:
+        if _same(path, other):
+            yield f"[system] identity_file ({path}) is also {name}: name a file of its own, which init makes"
+
+
+def _memory(config: Config) -> Iterator[str]:
+    if config.memory_bytes > MEMORY_BYTES_MAX:
+        most = MEMORY_BYTES_MAX - (config.memory_bytes - config.queue.size_bytes)
+        yield (
+            f'[queue] size = "{show_size(config.queue.size_bytes)}" and {show_size(LANE_BYTES_MAX)} of packs'
+            f" in flight for each of vault and cache make {show_size(config.memory_bytes)} of memory; allowed:"
+            f" {show_size(MEMORY_BYTES_MAX)}, that is a [queue] size of at most {show_size(most)}"
+        )
+
+
+def _real(path: Path) -> str:
+    return os.path.normcase(os.path.realpath(path))
+
+
+def _same(path: Path, other: Path) -> bool:
+    return _real(path) == _real(other)
+
+
+def _inside(inner: Path, outer: Path) -> bool:
+    return Path(_real(inner)).is_relative_to(_real(outer))
