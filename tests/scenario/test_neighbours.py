@@ -18,6 +18,7 @@ from engine.acks import PackAck, decode_log
 from engine.names import FragmentName, PackName, PointId, certificate_name
 from engine.root import RootBody, seal_root
 from engine.vault import hpke
+from tests.scenario.cheap import enrol
 from tests.scenario.inprocess import backup, newest_root
 from tests.scenario.machine import BLOCK, Machine, finish, overwrite, random_volume
 from tests.scenario.mallory import Mallory, blocks_of, copies, hooked_backup, identity_of, packs_in
@@ -32,7 +33,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("template")
     for name in NAMES:
         (root / f"{name}.img").touch()
-        machine_of(root, name, cache=True).init()
+        enrol(machine_of(root, name, cache=True))
     return root
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.adapters.disks import loop_device, mounted, new_image, tool
+from tests.scenario.cheap import enrol
 from tests.scenario.filesystems import KINDS, Kind, Tree, change, check, fill, quiet, tree, tree_of
 from tests.scenario.inprocess import backup
 from tests.scenario.machine import BLOCK, Machine
@@ -82,7 +83,7 @@ def quiet_days(kind: Kind, image: Path, machine: Machine, diary: Diary, where: P
 def test_every_point_of_a_real_file_system_is_whole_sound_and_mountable(kind: Kind, tmp_path: Path) -> None:
     image = new_image(tmp_path / "volume.img", kind.size_bytes)
     machine = Machine(tmp_path / "m", tmp_path / "vault", tmp_path / "cache", volumes={"data": image})
-    machine.init()
+    enrol(machine)
     diary = Diary(tmp_path)
     (live_days if kind.frozen else quiet_days)(kind, image, machine, diary, tmp_path / "there")
     assert {row["id"] for row in machine.points()} == diary.images.keys()
