@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -19,8 +20,8 @@ import numpy as np
 import structlog
 from blake3 import blake3
 
-from engine.block import blocks_in
-from engine.errors import StoreError
+from engine.block import PLACE, Ids, Places, blocks_in
+from engine.errors import SessionAborted, StoreError
 from engine.names import PackName, PointId
 from engine.note import NoteBody, NoteKind, seal_note
 from engine.pack import FinishedPack, PackBuilder
@@ -28,6 +29,7 @@ from engine.pagestore import PageReader, PageWriter
 from engine.pipeline.newrun import RunMaker
 from engine.pipeline.pagecopies import PageCopies
 from engine.pipeline.parent import Parent
+from engine.pipeline.reliance import Reliance
 from engine.pipeline.resolve import missing_from
 from engine.pipeline.stores import Side
 from engine.pipeline.volume import VolumeRun
@@ -39,6 +41,8 @@ from engine.vault import hpke
 from engine.vault.identity import Identity
 
 log = structlog.get_logger("commit")
+
+PAGE_ROUNDS_MAX: Final = 4
 
 
 @dataclass(slots=True)
@@ -56,7 +60,10 @@ class CacheSide:
 
 @dataclass(slots=True)
 class Committer:
-    """Writes the restore point of one session; `put_root` may be called again after a round that sent blocks again."""
+    """Writes the restore point of one session; `put_root` may be called again after a round that sent blocks again.
+
+    `share_pages`: name pages that own packs of former sessions hold instead of writing them again.
+    """
 
     identity: Identity
     state: StateStore
@@ -69,10 +76,13 @@ class Committer:
     codec: Codec
     pack_bytes: int
     now_ms: int
+    reliance: Reliance
+    share_pages: bool
     metadata_bytes: int = 0
     _volumes: list[VolumePoint] = field(default_factory=list)
     _page_packs: list[PackName] = field(default_factory=list)  # of the runs written, older ones of shared leaves too
     _pages_cached: bool = False
+    _pages_written: set[int] = field(default_factory=set)  # keys of the page packs of this session
 
     async def put_root(self) -> tuple[PointId, bytes]:
         """Write pages, index and root of what is staged; return the point and the root's bytes. The intent stays open.
@@ -132,35 +142,53 @@ class Committer:
         await anyio.to_thread.run_sync(self._apply)
         log.info("restore_point_committed", point=str(point))
 
+    async def pages_present(self) -> bool:
+        """Tell whether the packs of older pages the runs share are there; those that are not are shared no more.
+
+        Raises: StoreUnavailable, StoreRejected.
+        """
+        keys = np.unique(np.array([name.key for name in self._page_packs], dtype=np.uint64))
+        return await self.reliance.present(keys, frozenset(self._pages_written))
+
     async def _volume_points(self) -> list[VolumePoint]:
-        writer = PageWriter(
-            self._page_pack,
-            self._put_page_pack,
-            self.identity.keys.pages,
-            Sealer(Codec.ZSTD if self.codec is Codec.NONE else self.codec, self.identity.keys.pages),
-            self.vault.packs.index.lookup,
-            self.vault.packs.index.pack_name,
-        )
-        reader = self._page_reader()
-        points = []
-        for run in self.runs:
-            parent = run.parent()
-            maker = RunMaker(run.state, writer, reader, self.vault.packs.index.pack_names, self._seal_envelope)
-            descriptors = await maker.runs(parent.runs if parent else [])
-            size = run.reader.size_bytes
-            points.append(
-                VolumePoint(
-                    name=run.name,
-                    bytes=size,
-                    blocks=blocks_in(size),
-                    unreadable=run.unreadable_ranges(),
-                    runs=descriptors,
-                    figures={"changed": run.counts.changed, "vault_bytes": run.counts.vault_bytes},
-                )
+        for _ in range(PAGE_ROUNDS_MAX):
+            writer = PageWriter(
+                self._page_pack,
+                self._put_page_pack,
+                self.identity.keys.pages,
+                Sealer(Codec.ZSTD if self.codec is Codec.NONE else self.codec, self.identity.keys.pages),
+                self._shared_pages,
+                self._own_pack,
             )
-        await writer.close()
-        self._page_packs = writer.packs
-        return points
+            points = [await self._volume_point(run, writer) for run in self.runs]
+            await writer.close()
+            self._page_packs = writer.packs
+            if await self.pages_present():
+                return points
+        raise SessionAborted("the vault loses packs faster than they are written again; check what deletes from it")
+
+    async def _volume_point(self, run: VolumeRun, writer: PageWriter) -> VolumePoint:
+        parent = run.parent()
+        names = self.vault.packs.index.pack_names
+        maker = RunMaker(
+            run.state, writer, self._page_reader(), names, self._seal_envelope, problems=self.reliance.problems
+        )
+        size = run.reader.size_bytes
+        return VolumePoint(
+            name=run.name,
+            bytes=size,
+            blocks=blocks_in(size),
+            unreadable=run.unreadable_ranges(),
+            runs=await maker.runs(parent.runs if parent else []),
+            figures={"changed": run.counts.changed, "vault_bytes": run.counts.vault_bytes},
+        )
+
+    def _shared_pages(self, ids: Ids) -> Places:
+        return self.vault.packs.index.lookup(ids) if self.share_pages else np.zeros(len(ids), PLACE)
+
+    def _own_pack(self, key: int) -> PackName | None:
+        name = self.vault.packs.index.pack_name(key)
+        return name if name is not None and name.writer == self.identity.system else None
 
     def _page_reader(self) -> PageReader:
         packs = self.vault.packs
@@ -174,6 +202,7 @@ class Committer:
     async def _put_page_pack(self, finished: FinishedPack) -> None:
         await self.vault.packs.put_pack(finished)
         self.metadata_bytes += len(finished.data)
+        self._pages_written.add(finished.name.key)
         if (cache := self.cache.good) is not None:
             try:
                 await cache.packs.put_pack(finished)

@@ -1,14 +1,15 @@
 """The runs of a volume's new point: one run of what changed, merged with older ones where there are too many.
 
 A merged run is written from the map as it is now, so no key of an old block is needed, and what newer runs name
-is left out (DESIGN.md §5, Runs). What is written goes with what changed and what is merged, not with the map.
+is left out (DESIGN.md §5, Runs). What is written goes with what changed and what is merged, not with the map: only
+where runs to be merged cannot be read any more, the whole map becomes a base run that leans on none of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
 
 import anyio.to_thread
 import numpy as np
@@ -16,13 +17,13 @@ import numpy.typing as npt
 
 from engine.bits import any_along, rows_of
 from engine.block import BATCH_BLOCKS
-from engine.errors import StateCorrupt
+from engine.errors import StateCorrupt, StoreCorrupt
 from engine.names import PackName
-from engine.packtable import PackRows
+from engine.packtable import PackRows, PackTable
 from engine.packtable import rows_of as pack_rows
 from engine.page import Blocks, IdLeaf
 from engine.pagestore import PageReader, PageWriter
-from engine.pipeline.resolve import staged_chunks
+from engine.pipeline.resolve import CHUNK_PAGES, EVERY_PAGE, staged_chunks
 from engine.root import RunDescriptor
 from engine.runbuild import RunChunk
 from engine.runmerge import Covered, NamesBlocks, covered, plan_merge
@@ -35,7 +36,7 @@ class RunMaker:
     """Writes the runs of one volume.
 
     `name_packs` names packs by their keys (None: unknown to the index); `seal_envelope` seals the address of a key
-    tree to the recovery key.
+    tree to the recovery key; `problems` gets a sentence for runs that could not be read.
     """
 
     state: VolumeState
@@ -43,6 +44,7 @@ class RunMaker:
     reader: PageReader
     name_packs: Callable[[npt.NDArray[np.uint64]], Sequence[PackName | None]]
     seal_envelope: Callable[[bytes, bytes], bytes]
+    problems: list[str] = field(default_factory=list)
 
     async def runs(self, parent: Sequence[RunDescriptor]) -> list[RunDescriptor]:
         """Return the runs of the new point, oldest first, all written. Raises: StoreError, StateCorrupt."""
@@ -53,7 +55,19 @@ class RunMaker:
         merge = plan_merge([*(run.entries + run.zeros for run in parent), changed])
         if merge is None:
             return [*parent, await self._write(staged.chunks(base=not parent), [], base=not parent)]
-        start, stop = merge
+        try:
+            return await self._with_merge(parent, staged, *merge)
+        except StoreCorrupt as error:
+            self.problems.append(f"{error}; restore points before this one need it, this one and later ones do not")
+        tables: list[PackTable] = []
+        for run in parent:
+            with suppress(StoreCorrupt):
+                tables.append(await RunReader(self.reader, run).table())
+        return [await self._write(self._everything(), tables, base=True)]
+
+    async def _with_merge(
+        self, parent: Sequence[RunDescriptor], staged: StagedRun, start: int, stop: int
+    ) -> list[RunDescriptor]:
         merged, newer = parent[start:stop], parent[stop:]
         readers: list[NamesBlocks] = [RunReader(self.reader, run) for run in merged]
         shadowing: list[NamesBlocks] = [RunReader(self.reader, run) for run in newer]
@@ -61,16 +75,16 @@ class RunMaker:
         takes_new = stop > len(parent)
         (readers if takes_new else shadowing).append(staged)
         chunks = self._merged(readers, shadowing, base=start == 0)
-        result = [*parent[:start], await self._write(chunks, merged, base=start == 0)]
+        tables = [await RunReader(self.reader, run).table() for run in merged]
+        result = [*parent[:start], await self._write(chunks, tables, base=start == 0)]
         if not takes_new:
             result += [*newer, await self._write(staged.chunks(base=False), [], base=False)]
         return result
 
     async def _write(
-        self, chunks: Iterator[RunChunk] | AsyncIterator[RunChunk], merged: Sequence[RunDescriptor], *, base: bool
+        self, chunks: Iterator[RunChunk] | AsyncIterator[RunChunk], tables: Sequence[PackTable], *, base: bool
     ) -> RunDescriptor:
         keys: set[int] = set()
-        tables = [await RunReader(self.reader, run).table() for run in merged]
 
         async def watched() -> AsyncIterator[RunChunk]:
             async for chunk in _each(chunks):
@@ -100,6 +114,17 @@ class RunMaker:
         async with aclosing(covered(readers, shadowing)) as parts:
             async for part in parts:
                 yield await anyio.to_thread.run_sync(self._present, part, base)
+
+    def _everything(self) -> Iterator[RunChunk]:
+        """Yield all blocks that are not zero as they are now, ascending (*sync*)."""
+        pages = np.union1d(self.state.used_pages(0, EVERY_PAGE), self.state.staged_pages())
+        for start in range(0, len(pages), CHUNK_PAGES):
+            part = pages[start : start + CHUNK_PAGES]
+            entries = self.state.current(part)
+            page_of, bit_of = np.nonzero(any_along(entries["ref"]))
+            chosen = entries[page_of, bit_of]
+            numbers = (part[page_of] * BATCH_BLOCKS + bit_of).astype(np.uint64)
+            yield RunChunk(numbers, chosen["ref"], chosen["place"], numbers[:0], numbers[:0])
 
     def _present(self, part: Covered, base: bool) -> RunChunk:
         numbers = part.blocks.astype(np.int64)

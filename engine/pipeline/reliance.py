@@ -62,9 +62,8 @@ class Reliance:
                 good = False
                 self._gone.add(name.key)
                 self.store.index.bar([name.key])
-                self.problems.append(
-                    f"object {name} is gone from the vault or has a wrong size; its blocks are sent again"
-                )
+                again = "blocks are sent" if name.kind == "data" else "pages are written"
+                self.problems.append(f"object {name} is gone from the vault or has a wrong size; its {again} again")
         return good
 
     async def honest(

@@ -294,6 +294,8 @@ class Session:
             setup.codec,
             setup.lane.pack_bytes,
             self.started_ms,
+            reliance,
+            share_pages=not setup.full,
         )
         notes: list[tuple[str, bytes]] = []
         for _ in range(ROOTS_MAX):
@@ -301,7 +303,7 @@ class Session:
             keys = await self._settle(reliance)
             self.phase = "writing the restore point"
             point, root = await committer.put_root()
-            if await reliance.present(keys, frozenset(self._written)):
+            if await reliance.present(keys, frozenset(self._written)) and await committer.pages_present():
                 break
             notes.append(await committer.supersede(point, "packs it relies on were lost while it was written"))
         else:
