@@ -1,8 +1,9 @@
-"""Runs the real command line in forked children of one warm interpreter, and kills or disturbs them at an exact instant.
+"""Runs the real command line in forked children of one warm interpreter, killed or disturbed at an exact instant.
 
-Started by `crash_machine.Forge`. It reads a request a line (JSON, see `Request`) and answers each with a line. A child is
-a process of its own that runs `adapters.main.run`, nothing of it replaced; the functions of `os` that change
-something on a disk are only counted on their way, so that "kill -9 at the k-th change" is the same instant everywhere.
+Started by `crash_machine.Forge`. It reads a request a line (JSON, see `Request`) and answers each with a line. A
+child is a process of its own that runs `adapters.main.run`, nothing of it replaced; the functions of `os` that
+change something on a disk are only counted on their way, so that "kill -9 at the k-th change" is the same instant
+everywhere.
 """
 
 from __future__ import annotations
@@ -159,6 +160,7 @@ def _child(request: Request) -> None:
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
+        raise
     finally:
         os._exit(code)
 

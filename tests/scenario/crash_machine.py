@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 from blake3 import blake3
@@ -195,7 +195,9 @@ def change(machine: Machine, generator: random.Random) -> None:
         blocks = path.stat().st_size // BLOCK
         for block in generator.sample(range(blocks), min(blocks, 12)):
             kind = generator.randrange(4)
-            overwrite(path, block, bytes(BLOCK) if kind == 0 else b"r" * BLOCK if kind == 1 else generator.randbytes(BLOCK))
+            overwrite(
+                path, block, bytes(BLOCK) if kind == 0 else b"r" * BLOCK if kind == 1 else generator.randbytes(BLOCK)
+            )
         if name == "logs":
             with path.open("r+b") as out:
                 out.truncate(generator.randrange(20, 60) * BLOCK + generator.randrange(BLOCK))
@@ -219,6 +221,59 @@ def made(root: Path, forge: Forge, points: int = 2) -> CrashMachine:
             out.seek(20 * BLOCK)
             out.write(generator.randbytes(90 * BLOCK))
     return machine
+
+
+class Aftermath:
+    """What must be true of a machine whose session was killed or failed, then after the next session."""
+
+    def __init__(self, machine: CrashMachine) -> None:
+        self.machine = machine
+        self.vault, self.cache = objects(machine.vault), self._cached()
+
+    def _cached(self) -> dict[str, bytes]:
+        cache = self.machine.cache
+        return objects(cache) if cache is not None and cache.is_dir() else {}
+
+    def of_kill(self) -> list[str]:
+        """Check the stores as the killed session left them: nothing changed, nothing half; return its points."""
+        vault, cache = objects(self.machine.vault), self._cached()
+        assert self.vault.items() <= vault.items()
+        assert self.cache.items() <= cache.items()
+        check_whole(self.machine.vault, vault)
+        if self.machine.cache is not None:
+            check_whole(self.machine.cache, cache)
+        known = self.machine.acknowledged()
+        assert known <= vault.keys()
+        self.known = known | {name for name in self.vault if name.startswith("data/")}
+        added = vault.keys() - self.vault.keys()
+        self.vault, self.cache = vault, cache
+        return [name.rpartition("/")[2] for name in sorted(added) if name.startswith("root/")]
+
+    def of_next(self) -> Any:
+        """Run the next session, check that it needed nothing twice and left nothing behind; return its report."""
+        machine = self.machine
+        report = machine.backup()
+        assert report["problems"] == []
+        before, vault = self.vault, objects(machine.vault)
+        assert before.items() <= vault.items()
+        check_whole(machine.vault, vault)
+        sent = records(machine.vault, vault.keys() - before.keys())
+        held = records(machine.vault, self.known)
+        assert not sent.keys() & held.keys(), "what was acknowledged was sent again"
+        assert all(len(packs) == 1 for packs in sent.values())
+        assert leftovers(machine.vault) == []
+        if machine.cache is not None:
+            check_whole(machine.cache, objects(machine.cache))
+            assert leftovers(machine.cache) == []
+        return report
+
+    def content(self, point: str, *arguments: str) -> None:
+        """Restore every volume of a point and compare it with what the volumes hold."""
+        for name, path in self.machine.volumes.items():
+            target = self.machine.root / "out"
+            target.unlink(missing_ok=True)
+            self.machine.restore(point, name, target, *arguments)
+            assert target.read_bytes() == path.read_bytes(), f"{name} of {point}"
 
 
 @contextmanager

@@ -8,17 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scenario.crash_machine import (
-    KILLED,
-    CrashMachine,
-    Forge,
-    check_whole,
-    in_memory,
-    leftovers,
-    made,
-    objects,
-    records,
-)
+from tests.scenario.crash_machine import KILLED, Aftermath, Forge, in_memory, made
 
 SHARDS = 4
 CHAIN = 200
@@ -34,57 +24,6 @@ def forge() -> Iterator[Forge]:
 def fast_path(tmp_path: Path) -> Iterator[Path]:
     with in_memory(tmp_path) as path:
         yield path
-
-
-class Aftermath:
-    """What must be true of a machine whose session was killed, then after the next session."""
-
-    def __init__(self, machine: CrashMachine) -> None:
-        self.machine = machine
-        self.vault, self.cache = objects(machine.vault), self._cached()
-
-    def _cached(self) -> dict[str, bytes]:
-        return objects(self.machine.cache) if self.machine.cache is not None else {}
-
-    def of_kill(self) -> list[str]:
-        """Check the stores as the killed session left them: nothing changed, nothing half; return its points."""
-        vault, cache = objects(self.machine.vault), self._cached()
-        assert self.vault.items() <= vault.items()
-        assert self.cache.items() <= cache.items()
-        check_whole(self.machine.vault, vault)
-        if self.machine.cache is not None:
-            check_whole(self.machine.cache, cache)
-        known = self.machine.acknowledged()
-        assert known <= vault.keys()
-        self.known = known | {name for name in self.vault if name.startswith("data/")}
-        added = vault.keys() - self.vault.keys()
-        self.vault, self.cache = vault, cache
-        return [name.rpartition("/")[2] for name in sorted(added) if name.startswith("root/")]
-
-    def of_next(self) -> None:
-        """Run the next session and check that it needed nothing twice and left nothing behind."""
-        machine = self.machine
-        report = machine.backup()
-        assert report["problems"] == []
-        before, vault = self.vault, objects(machine.vault)
-        assert before.items() <= vault.items()
-        check_whole(machine.vault, vault)
-        sent = records(machine.vault, vault.keys() - before.keys())
-        held = records(machine.vault, self.known)
-        assert not sent.keys() & held.keys(), "what was acknowledged was sent again"
-        assert all(len(packs) == 1 for packs in sent.values())
-        assert leftovers(machine.vault) == []
-        if machine.cache is not None:
-            check_whole(machine.cache, objects(machine.cache))
-            assert leftovers(machine.cache) == []
-
-    def content(self, point: str, *arguments: str) -> None:
-        """Restore every volume of a point and compare it with what the volumes hold."""
-        for name, path in self.machine.volumes.items():
-            target = self.machine.root / "out"
-            target.unlink(missing_ok=True)
-            self.machine.restore(point, name, target, *arguments)
-            assert target.read_bytes() == path.read_bytes(), f"{name} of {point}"
 
 
 @pytest.mark.parametrize("points", [0, 2])
