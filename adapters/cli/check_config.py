@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -11,7 +10,8 @@ import click
 
 from adapters.cli import frame
 from adapters.cli.progress import bytes_text
-from engine.errors import ConfigError, SourceError, StoreError
+from adapters.cli.writable import nearest_existing, why_not_writable
+from engine.errors import ConfigError, SourceError, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from adapters.config import Config, Volume
@@ -133,7 +133,9 @@ def _check_stores(config: Config, identity: Identity | None, problems: list[str]
         try:
             found = frame.run_async(partial(_store_in, kind, folder, config))
         except StoreError as error:
-            problems.append(_naming(folder, f"{kind}: ", error))
+            new = identity is None and isinstance(error, StoreUnavailable)
+            makes = ", or run 'forebay init' to make it" if new else ""
+            problems.append(_naming(folder, f"{kind}: ", error) + makes)
             continue
         expected = None if identity is None else identity.vault if kind == "vault" else identity.cache
         if identity is not None and found.store != expected:
@@ -143,9 +145,11 @@ def _check_stores(config: Config, identity: Identity | None, problems: list[str]
 
 
 def _check_state(folder: Path, problems: list[str]) -> None:
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+    try:
+        existing = nearest_existing(folder)
+    except OSError as error:
+        problems.append(f"state_dir: {folder} cannot be looked at: {error.strerror or error}")
+        return
     if not existing.is_dir():
         problems.append(f"state_dir: {existing} is no folder, so {folder} cannot be used: name another one")
         return
@@ -153,12 +157,9 @@ def _check_state(folder: Path, problems: list[str]) -> None:
 
 
 def _check_writable(what: str, folder: Path, problems: list[str]) -> None:
-    try:
-        # Asking for rights answers wrongly on network and read-only mounts; a file without a name leaves nothing.
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"\0")
-    except OSError as error:
-        problems.append(f"{what}: {folder} cannot be written to: {_reason(error)}")
+    reason = why_not_writable(folder)
+    if reason is not None:
+        problems.append(f"{what}: {folder} cannot be written to: {reason}")
 
 
 def _identity(config: Config, problems: list[str]) -> Identity | None:
@@ -180,7 +181,3 @@ def _identity(config: Config, problems: list[str]) -> Identity | None:
 def _naming(path: Path, what: str, error: Exception) -> str:
     """Return the error's sentence, with the path where it does not name it itself."""
     return f"{what}{error}" if str(path) in str(error) else f"{what}{path}: {error}"
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

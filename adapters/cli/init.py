@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from adapters.cli import frame, keyfile
-from engine.errors import ConfigError, StoreError
+from adapters.cli.writable import nearest_existing, why_not_writable
+from engine.errors import ConfigError, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from adapters.config import Config, Secret
@@ -87,8 +88,13 @@ def _existing_identity(config: Config, replace: bool) -> Identity | None:
     """Return the identity of this machine; None: never enrolled, or damaged and being replaced. Raises: ConfigError."""
     from adapters.state import identity as files
 
-    if not config.system.identity_file.exists():
-        return None
+    try:
+        if not config.system.identity_file.exists():
+            return None
+    except OSError as error:
+        raise ConfigError(
+            f"identity file {config.system.identity_file} cannot be looked at: {error.strerror or error}"
+        ) from None
     try:
         identity = files.load(config.system.identity_file)
     except ConfigError:
@@ -117,9 +123,31 @@ def _survey(config: Config, replace: bool) -> bool:
                 f"the vault {config.vault.url} is empty, there is no system {config.system.name!r} to replace: "
                 "mount its disk, or leave --replace out"
             )
+        _check_writable(config)
         return True
     frame.run_async(partial(_check_marker, config.vault.folder, "vault"))
-    return not frame.run_async(partial(_has_slots, config.vault.folder))
+    founding = not frame.run_async(partial(_has_slots, config.vault.folder))
+    _check_writable(config)
+    return founding
+
+
+def _check_writable(config: Config) -> None:
+    """Return if every place can be written to, so that none is left half made. Raises: ConfigError."""
+    places = [
+        ("vault", config.vault.folder),
+        ("state_dir", config.system.state_dir),
+        ("identity_file", config.system.identity_file.parent),
+    ]
+    if config.active_cache is not None:
+        places.append(("cache", config.active_cache.path))
+    for what, folder in places:
+        try:
+            existing = nearest_existing(folder)
+            reason = why_not_writable(existing)
+        except OSError as error:
+            existing, reason = folder, error.strerror or str(error)
+        if reason is not None:
+            raise ConfigError(f"{what}: {existing} cannot be written to ({reason}); nothing was changed")
 
 
 def _place(kind: Literal["vault", "cache"], folder: Path) -> Literal["store", "new"]:
@@ -238,7 +266,13 @@ async def _again(config: Config, identity: Identity) -> _Outcome:
     from engine.vault.founding import check_enrolment, check_vault, publish
 
     vault = _store(config.vault.folder, config)
-    check_vault(identity, await read_format(vault, "vault", "write"))
+    try:
+        check_vault(identity, await read_format(vault, "vault", "write"))
+    except StoreUnavailable as error:
+        raise StoreUnavailable(
+            f"{error}; this machine is enrolled in that vault: to begin anew with another one, move "
+            f"{config.system.identity_file} away first"
+        ) from error
     await publish(vault, identity)
     await check_enrolment(vault, identity)
     await anyio.to_thread.run_sync(files.unstage, config.system.identity_file)
@@ -338,6 +372,8 @@ def _text(config: Config, outcome: _Outcome) -> str:
         lines.append(f"Joined the domain in {config.vault.url} as system {identity.name!r}.")
     if outcome.cache_adopted and config.cache is not None:
         lines.append(f"The cache in {config.cache.path} is adopted.")
+    elif enrolment is None and config.active_cache is not None and not outcome.problems:
+        lines.append(f"The cache in {config.active_cache.path} is the one it has adopted.")
     if outcome.cache_foreign:
         lines.append(
             f"The cache is shared with {outcome.cache_foreign} other domain(s); nothing is deduplicated with them."

@@ -25,10 +25,15 @@ def choose(file: Path | None, *, generate: bool) -> Secret:
     """
     if generate:
         return _written(file)
-    if file is not None or os.environ.get("FOREBAY_PASSPHRASE") or not _on_terminal():
+    if file is not None or os.environ.get("FOREBAY_PASSPHRASE"):
         given = frame.read_passphrase(file)
         rules.check_strength(given.reveal())
         return given
+    if not _on_terminal():
+        raise ConfigError(
+            "this vault is new and needs a passphrase: give --passphrase-file FILE, with --generate to have one made "
+            "and written there, or set FOREBAY_PASSPHRASE"
+        )
     return _offered()
 
 
@@ -78,4 +83,5 @@ def _offered() -> Secret:
         last = click.prompt("Type its last two words, to show that you have it", err=True)
         if last.lower().split() == words.split()[-2:]:
             return Secret(words)
+        click.echo("These are not the last two words of the seven above.", err=True)
     raise ConfigError("these were not its last two words: run 'forebay init' again and write the passphrase down first")

@@ -62,7 +62,7 @@ class FolderFiles:
             except (FileNotFoundError, NotADirectoryError) as error:
                 if os.path.isdir(self.root):
                     raise
-                raise StoreUnavailable(f"folder {self.root} is not there: mount its disk, or run init") from error
+                raise StoreUnavailable(f"folder {self.root} is not there: mount its disk") from error
 
     def _check_marker(self, at: OpenRoot) -> None:
         """Tell a store from an empty mount point, and this store from another one mounted in its place."""
@@ -70,7 +70,7 @@ class FolderFiles:
             found = os.stat(at.path(FORMAT), dir_fd=at.fd)
         except FileNotFoundError as error:
             raise StoreUnavailable(
-                f"folder {self.root} holds no Forebay store (no object {FORMAT!r}): mount its disk, or run init"
+                f"folder {self.root} holds no Forebay store (no object {FORMAT!r}): mount its disk"
             ) from error
         identity = (found.st_dev, found.st_ino)
         if self._marker is not None and self._marker[0] == identity:

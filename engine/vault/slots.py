@@ -357,7 +357,7 @@ def _merge(name: str, known: OpenedDomain | None, new: OpenedDomain) -> OpenedDo
 
 def _nothing_opened(slots: list[Slot], damaged: list[StoreError], key_file: bytes | None) -> ForebayError:
     if damaged and isinstance(damaged[0], StoreCorrupt):
-        others = f"; the passphrase opens none of the {len(slots)} others" if slots else ""
+        others = f"; the passphrase opens no other key slot ({len(slots)} tried)" if slots else ""
         return StoreCorrupt(damaged[0].name, damaged[0].reason + others)
     if damaged:
         return damaged[0]
@@ -367,4 +367,4 @@ def _nothing_opened(slots: list[Slot], damaged: list[StoreError], key_file: byte
     if needs and key_file is None:
         return ConfigError("the passphrase opens no key slot of the store without its key file; give --key-file, too")
     what = "the passphrase or the key file is wrong" if needs else "the passphrase is wrong"
-    return ConfigError(f"{what}: it opens none of the {len(slots)} key slots in the store")
+    return ConfigError(f"{what}: it opens no key slot of the store ({len(slots)} tried)")
