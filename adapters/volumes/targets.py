@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ if sys.platform != "win32":
 
 PARTIAL_SUFFIX: Final = ".forebay-partial"
 ZERO_BYTES: Final = 1 << 20
+_OPEN_TRIES_MAX: Final = 4
 _ZEROS: Final = memoryview(bytes(ZERO_BYTES))
 
 if sys.platform == "win32":
@@ -79,15 +81,39 @@ class FileTarget:
                 raise
             return os.open(self._partial, _PARTIAL_FLAGS)
         else:  # noqa: RET505 - for the type checker, which sees one platform only
-            fd = os.open(self._partial, _PARTIAL_FLAGS, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            for _ in range(_OPEN_TRIES_MAX):
+                fd = os.open(self._partial, _PARTIAL_FLAGS, 0o600)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if self._is_ours(fd):
+                        os.fchmod(fd, 0o600)
+                        return fd
+                except OSError as error:
+                    os.close(fd)
+                    if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                        raise taken from error
+                    raise
                 os.close(fd)
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise taken from error
-                raise
-            return fd
+            raise taken
+
+    def _is_ours(self, fd: int) -> bool:
+        """Tell whether the locked `fd` is what the partial file's name leads to, and nobody else's; else free the name.
+
+        Another restore may have given the file its name before the lock was had; and a name in a folder that others
+        write to may be one more name of any file, or a file they opened before.
+        """
+        found = os.fstat(fd)
+        try:
+            named = os.lstat(self._partial)
+        except FileNotFoundError:
+            return False
+        if (named.st_dev, named.st_ino) != (found.st_dev, found.st_ino):
+            return False
+        mine = sys.platform == "win32" or found.st_uid == os.geteuid()
+        if mine and stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            return True
+        os.unlink(self._partial)
+        return False
 
     def write(self, offset: int, data: Bytes) -> None:
         """See `RestoreTarget.write`; from any thread."""
@@ -117,11 +143,16 @@ class FileTarget:
         """See `RestoreTarget.finish`."""
         with restoring(f"{self._partial} could not be finished as {self._path}"):
             os.fsync(self._fd)
-            self._close()
-            if self._overwrite:
-                os.replace(self._partial, self._path)
-            else:
-                self._name_new()
+            if sys.platform == "win32":
+                self._close()  # an open file is not renamed there
+            # Elsewhere the lock is held until the name is another: nobody may begin to write to this file.
+            try:
+                if self._overwrite:
+                    os.replace(self._partial, self._path)
+                else:
+                    self._name_new()
+            finally:
+                self._close()
             sync_parent(self._path)
 
     def _name_new(self) -> None:
@@ -149,7 +180,8 @@ class FileTarget:
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 @contextmanager
