@@ -22,16 +22,23 @@ def command(context: frame.Context, last: int) -> int:
     """Show the last sessions, the newest restore point and what is configured.
 
     Reads local state only: whether vault and cache can be reached is what check-config tells. Exit code 1 if the last
-    session failed.
+    session failed or was cut off.
     """
     from adapters.state import identity as files
-    from adapters.state.directory import StateDirectory
+    from adapters.state.directory import StateDirectory, running_process
+    from adapters.state.history import SESSIONS_MAX
 
     config = context.config
     identity = files.load(config.system.identity_file)
     with StateDirectory.open(config.system.state_dir, lock=False) as state:
-        rows = list(state.history.last(last))
+        rows = list(state.history.last(SESSIONS_MAX))
         newest = state.newest()
+        ended = {row.session for row in rows}
+        cut_off = [session.hex() for session in state.open_sessions() if session.hex() not in ended]
+    running = running_process(config.system.state_dir)
+    if running is not None:
+        cut_off = cut_off[:-1]  # the last that began
+    failed = bool(cut_off) or (bool(rows) and rows[0].exit_code == frame.FAILED)
     document: dict[str, Any] = {
         "system": identity.name,
         "system_id": identity.system.hex(),
@@ -39,10 +46,13 @@ def command(context: frame.Context, last: int) -> int:
         "cache": _cache(config),
         "volumes": [volume.name for volume in config.volumes],
         "newest_point": f"{newest.order:016x}-{newest.incarnation.hex()}" if newest is not None else None,
-        "sessions": [_session(row) for row in rows],
+        "running": running,
+        "cut_off": cut_off,
+        "sessions": [_session(row) for row in rows[:last]],
+        "exit_code": frame.FAILED if failed else frame.DONE,
     }
     context.emit(document, _text(document))
-    return frame.FAILED if rows and rows[0].exit_code == frame.FAILED else frame.DONE
+    return frame.FAILED if failed else frame.DONE
 
 
 def _cache(config: Config) -> dict[str, Any] | None:
@@ -81,8 +91,16 @@ def _text(document: dict[str, Any]) -> str:
         f"  cache: {where}",
         f"  newest restore point: {document['newest_point'] or 'none yet'}",
     ]
+    if document["running"] is not None:
+        lines.append(f"A session runs now (process {document['running']}).")
+    if document["cut_off"]:
+        count = len(document["cut_off"])
+        lines.append(
+            f"{'A session was' if count == 1 else f'{count} sessions were'} stopped or killed after the newest restore "
+            "point; the next one goes on from what was sent."
+        )
     if not document["sessions"]:
-        lines.append("No session has run yet: 'forebay backup' runs one.")
+        lines.append("No session has ended yet: 'forebay backup' runs one.")
         return "\n".join(lines)
     lines.append("Last sessions, newest first:")
     for session in document["sessions"]:

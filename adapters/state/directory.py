@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -246,9 +247,30 @@ def _acquire(path: Path) -> filelock.BaseFileLock:
     return lock
 
 
-def _holder(path: Path) -> str:
+def running_process(path: Path) -> int | None:
+    """Return the process that runs a session on the state directory at `path`, as far as it noted that, or None.
+
+    Whether a process that noted itself is still there is only asked where asking is harmless, so not on Windows.
+    """
+    noted = _noted_process(path)
+    if noted is not None and sys.platform != "win32":
+        try:
+            os.kill(noted, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass  # another user's
+    return noted
+
+
+def _noted_process(path: Path) -> int | None:
     try:
         text = (path / "lock.pid").read_text(encoding="ascii").strip()
     except (OSError, UnicodeError):
-        return ""
-    return f" (process {text})" if text.isdecimal() else ""
+        return None
+    return int(text) if text.isdecimal() and len(text) < 10 else None
+
+
+def _holder(path: Path) -> str:
+    noted = _noted_process(path)
+    return "" if noted is None else f" (process {noted})"

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters import main
+from adapters.state.directory import StateDirectory
+from engine.state import SessionRow
+from tests.adapters.cli import hostile
+
+CUT, OTHER, ENDED = bytes([1]) * 16, bytes([2]) * 16, bytes([3]) * 16
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> hostile.Place:
+    return hostile.enrol(tmp_path_factory.mktemp("enrolled"))
+
+
+@pytest.fixture
+def place(original: hostile.Place, tmp_path: Path) -> hostile.Place:
+    return hostile.copy(original, tmp_path)
+
+
+def begin(place: hostile.Place, *sessions: bytes, failed: bytes | None = None) -> None:
+    with StateDirectory.open(place.folder / "state") as state:
+        for session in sessions:
+            state.begin_session(session)
+        if failed is not None:
+            state.history.add(
+                SessionRow(
+                    session=failed.hex(),
+                    started_ms=1,
+                    ended_ms=2,
+                    exit_code=1,
+                    point=None,
+                    route="ABORTED",
+                    report='{"started":"2026-01-01T00:00:00.001Z","seconds":0.25,"error":"the disk is full"}',
+                )
+            )
+
+
+def status(place: hostile.Place, capsys: pytest.CaptureFixture[str]) -> tuple[int, Any]:
+    code = main.run(["--config", str(place.config), "status", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert document["exit_code"] == code
+    return code, document
+
+
+def text(place: hostile.Place, capsys: pytest.CaptureFixture[str]) -> str:
+    main.run(["--config", str(place.config), "status"])
+    return capsys.readouterr().out
+
+
+def test_a_system_that_never_backed_up_is_well(place: hostile.Place, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document = status(place, capsys)
+    assert (code, document["cut_off"], document["running"], document["sessions"]) == (0, [], None, [])
+    assert "No session has ended yet" in text(place, capsys)
+
+
+def test_a_session_that_was_killed_is_told_and_is_no_success(
+    place: hostile.Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(place, CUT)
+    assert status(place, capsys)[:1] == (1,)
+    assert "A session was stopped or killed after the newest restore point" in text(place, capsys)
+    begin(place, OTHER)
+    assert status(place, capsys)[1]["cut_off"] == [CUT.hex(), OTHER.hex()]
+    assert "2 sessions were stopped or killed" in text(place, capsys)
+
+
+def test_a_session_that_failed_was_not_cut_off(place: hostile.Place, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(place, ENDED, failed=ENDED)
+    code, document = status(place, capsys)
+    assert (code, document["cut_off"]) == (1, [])
+    assert "the disk is full" in text(place, capsys)
+
+
+def test_a_session_that_runs_is_neither_failed_nor_cut_off(
+    place: hostile.Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with StateDirectory.open(place.folder / "state") as state:
+        state.begin_session(CUT)
+        code, document = status(place, capsys)
+    assert (code, document["cut_off"], document["running"] is not None) == (0, [], True)
+
+
+def test_a_process_that_is_gone_does_not_run(place: hostile.Place, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(place, CUT)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (place.folder / "state" / "lock.pid").write_text(str(gone.pid))
+    if sys.platform != "win32":
+        assert status(place, capsys)[1]["running"] is None
+    for damaged in ("", "x", "9" * 30):
+        (place.folder / "state" / "lock.pid").write_text(damaged)
+        assert status(place, capsys)[1]["running"] is None
