@@ -168,7 +168,7 @@ def test_links_lead_to_files_and_headings_that_are_there(document: str) -> None:
 
 def cited_tests() -> list[str]:
     """Return the tests SECURITY.md names, as file::test."""
-    prefixes = dict(re.findall(r"`([A-Z])` = `(tests/[a-z_/]+)`", SECURITY))
+    prefixes = dict(re.findall(r"`([A-Z])`\s=\s`(tests/[a-z_/]+)`", SECURITY))
     found = [
         f"{prefixes[letter]}/{rest}" if letter else whole
         for whole, letter, rest in re.findall(
