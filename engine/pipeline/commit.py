@@ -47,10 +47,11 @@ PAGE_ROUNDS_MAX: Final = 4
 
 @dataclass(slots=True)
 class CacheSide:
-    """The cache of a session: open, or not, and why it was given up. `store_id` None: not known in this session."""
+    """The cache of a session: open, or not, and why it was given up; not `gives_up`: its errors end the session."""
 
     side: Side | None = None
     gave_up: StoreError | None = None
+    gives_up: bool = True
 
     @property
     def good(self) -> Side | None:
@@ -207,6 +208,8 @@ class Committer:
             try:
                 await cache.packs.put_pack(finished)
             except StoreError as error:
+                if not self.cache.gives_up:
+                    raise  # no root was put yet
                 self._give_cache_up(error)
 
     def _seal_envelope(self, run: bytes, key_tree: bytes) -> bytes:

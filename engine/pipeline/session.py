@@ -30,7 +30,7 @@ from engine.pipeline.report import EXIT_FAILED, EXIT_MISSING, EXIT_USAGE, Sessio
 from engine.pipeline.resolve import Resolved, resolve
 from engine.pipeline.stores import Side, open_side
 from engine.pipeline.transmit import CACHE, VAULT, Transmitter, first_cause
-from engine.pipeline.volume import UNREADABLE_BYTES_MAX, UNREADABLE_RANGES_MAX, VolumeRun, VolumeSource
+from engine.pipeline.volume import VolumeRun, VolumeSource
 from engine.policy import CacheErrorPolicy, LanePolicy, QueuePolicy, SlowPolicy
 from engine.ports import Clock, ObjectStore
 from engine.seal import Codec, Sealer
@@ -136,12 +136,10 @@ class Session:
         names = [source.name for source in setup.volumes]
         found = await read_format(setup.vault, "vault", "write")
         self._same_vault(found.store)
-        # Before the index is opened: a cloned state gets its new incarnation here, and fragments carry it.
-        parent = await find_parent(
-            setup.state, names, setup.identity.system, setup.vault, found.store, setup.identity.domain
-        )
-        self.report.problems += parent.problems
         certificates = await check_enrolment(setup.vault, setup.identity)
+        # Before the index is opened: a cloned state gets its new incarnation here, and fragments carry it.
+        parent = await find_parent(setup.state, names, setup.identity, certificates, setup.vault, found.store)
+        self.report.problems += parent.problems
         vault = await self._open_side(found, setup.vault, certificates, durable_puts=True)
         await self._open_cache(certificates)
         await anyio.to_thread.run_sync(setup.state.begin_session, self.id)
@@ -186,6 +184,7 @@ class Session:
                     "adopt this one"
                 )
             self._cache.side = await self._open_side(found, setup.cache.objects, certificates, durable_puts=False)
+            self._cache.gives_up = setup.cache.errors.gives_up
         except StoreError as error:
             self._cache.gave_up = error
             self._cache_failed("away", error)
@@ -195,9 +194,9 @@ class Session:
         assert self.setup.cache is not None
         policy = self.setup.cache.errors.on_error
         sentence = f"cache: {error}; the backup goes on without it, what it lacks is put there later"
+        self.report.cache = state
         if policy == "fail":
             raise SessionAborted(f'cache: {error}; the session fails because of [cache] on_error = "fail"')
-        self.report.cache = state
         self.report.problems.append(sentence)
         (log.error if policy == "error" else log.warning)("cache_failed", component="cache", error=str(error))
         if policy == "error":
@@ -273,7 +272,7 @@ class Session:
         self.transmitter = Transmitter(self._lanes(vault), setup.queue.bytes_max, setup.workers, setup.clock)
         self.phase = "reading and sending"
         self._heard(await self.transmitter.round([(run, run.works()) for run in self.runs]))
-        self._check_unreadable()
+        self._tell_unreadable()
         reliance = Reliance(
             vault.packs,
             setup.history,
@@ -351,21 +350,12 @@ class Session:
         if (cache := results.get(CACHE)) is not None and cache.gave_up is not None:
             self._cache.gave_up = cache.gave_up
 
-    def _check_unreadable(self) -> None:
+    def _tell_unreadable(self) -> None:
         for run in self.runs:
             ranges = run.unreadable_ranges()
             if not ranges:
                 continue
-            if len(ranges) > UNREADABLE_RANGES_MAX:
-                raise SessionAborted(
-                    f"volume {run.name!r} has more than {UNREADABLE_RANGES_MAX} unreadable ranges; "
-                    "the disk is failing: copy it to another one first"
-                )
             total = sum(length for _, length in ranges)
-            if total > UNREADABLE_BYTES_MAX:
-                raise SessionAborted(
-                    f"volume {run.name!r}: {total} bytes could not be read: the disk is failing, copy it first"
-                )
             shown = ", ".join(f"{length} bytes at {offset}" for offset, length in ranges[:8])
             more = f" and {len(ranges) - 8} more ranges" if len(ranges) > 8 else ""
             self.report.problems.append(
