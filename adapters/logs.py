@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from typing import Any, Final, Literal
 
 import structlog
@@ -14,8 +14,8 @@ LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": loggin
 SECRET_KEYS: Final = ("passphrase", "password", "secret", "private", "token", "credential")
 
 
-def configure(level: str, shape: Format) -> None:
-    """Send events of `level` (a key of `LEVELS`) and above to stderr.
+def configure(level: str, shape: Format, left_out: Collection[str] = ()) -> None:
+    """Send events of `level` (a key of `LEVELS`) and above to stderr, but none of `left_out`.
 
     "human": one line an event, time, level, event, then its values. "json": one JSON object a line.
     """
@@ -24,8 +24,15 @@ def configure(level: str, shape: Format) -> None:
         renderer = structlog.processors.JSONRenderer(default=str)
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
+
+    def leave_out(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if event["event"] in left_out:
+            raise structlog.DropEvent
+        return event
+
     structlog.configure(
         processors=[
+            leave_out,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),

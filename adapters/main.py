@@ -136,7 +136,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         result = _group().main(list(arguments), prog_name="forebay", standalone_mode=False, obj=context)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        return _end(context, frame.STOPPED, frame.FAILED)
+        return _end(context, context.stopped, frame.FAILED)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return frame.USAGE

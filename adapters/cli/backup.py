@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from adapters.cli.progress import Snapshot
     from engine.pipeline.report import SessionReport
     from engine.pipeline.session import Session
+
+STOPPED: Final = "stopped before it was done; nothing half-done counts, the next run goes on from what was finished"
 
 
 @click.command(
@@ -32,6 +34,7 @@ def command(context: frame.Context, names: tuple[str, ...], full: bool) -> int:
     1 failed, 2 usage or configuration, 4 done, but something asked for is missing (see problems), 5 another session
     runs.
     """
+    context.stopped = STOPPED
     return context.run_async(partial(_backup, context, names, full))
 
 
@@ -54,7 +57,7 @@ async def _backup(context: frame.Context, names: tuple[str, ...], full: bool) ->
                 group.start_soon(progress.watch, partial(_snapshot, session))
                 report = await session.run()
                 group.cancel_scope.cancel()
-    if report.error is not None:
+    if report.error is not None and context.quiet:  # else a log line has told it
         click.echo(f"forebay: {report.error}", err=True)
     context.emit(report, _text(report))
     return report.exit_code
@@ -74,20 +77,20 @@ def _snapshot(session: Session) -> Snapshot:
 
 def _text(report: SessionReport) -> str:
     """Return the report for people."""
-    from adapters.cli.progress import bytes_text, time_text
+    from adapters.cli.progress import blocks_text, bytes_text, time_text
 
     lines = []
     if report.point is not None:
-        lines.append(f"Restore point {report.point}, {time_text(report.seconds)}")
+        lines.append(f"Restore point {report.point}, made in {time_text(report.seconds)}")
     for name, volume in report.volumes.items():
         lines.append(
             f"  {name}: {bytes_text(volume.bytes)}, read {bytes_text(volume.read_bytes)} "
             f"({'everything was compared' if volume.compared == 'all' else 'by hints'}), "
-            f"{volume.changed} blocks changed"
+            f"{blocks_text(volume.changed)} changed"
         )
-        lines.append(f"    to the vault: {volume.vault_blocks} blocks, {bytes_text(volume.vault_bytes)}")
+        lines.append(f"    to the vault: {blocks_text(volume.vault_blocks)}, {bytes_text(volume.vault_bytes)}")
         if report.cache is not None:
-            lines.append(f"    to the cache: {volume.cache_blocks} blocks, {bytes_text(volume.cache_bytes)}")
+            lines.append(f"    to the cache: {blocks_text(volume.cache_blocks)}, {bytes_text(volume.cache_bytes)}")
     if report.problems:
         lines.append("Problems:")
         lines += [f"  - {problem}" for problem in report.problems]

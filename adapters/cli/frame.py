@@ -42,7 +42,7 @@ SOMETHING_MISSING: Final = 4
 RUNNING: Final = 5
 _PRECEDENCE: Final = (USAGE, RUNNING, FAILED, SOMETHING_MISSING, IN_SPOOL, DONE)
 
-STOPPED: Final = "stopped before it was done; nothing half-done counts, the next run goes on from what was finished"
+STOPPED: Final = "stopped before it was done: run it again"
 PASSPHRASE_BYTES_MAX: Final = 4096
 
 
@@ -56,6 +56,7 @@ class Context:
         self.verbose = False
         self.log_format = "human"
         self.emitted = False
+        self.stopped = STOPPED  # what to tell after Ctrl-C or SIGTERM; a command may say more of what that leaves
         self._config: Config | None = None
 
     @property
@@ -97,13 +98,19 @@ class Context:
             mode = "none" if self.json else "bar" if sys.stderr.isatty() else "lines"
         return Progress(what, display(mode, what))
 
+    @property
+    def quiet(self) -> bool:
+        """Whether log lines are not what a user follows the command by: on a terminal, and with --json."""
+        return (self.json or sys.stderr.isatty()) and self.progress_mode != "lines"
+
     def start_logs(self) -> None:
         """Send log events to stderr: all that matters where no terminal shows progress, else warnings only."""
         from adapters import logs
 
-        quiet = (self.json or sys.stderr.isatty()) and self.progress_mode != "lines"
-        level = "debug" if self.verbose else "warning" if quiet else "info"
-        logs.configure(level, "json" if self.log_format == "json" else "human")
+        level = "debug" if self.verbose else "warning" if self.quiet else "info"
+        shape: logs.Format = "json" if self.log_format == "json" else "human"
+        # How a session failed is what the command itself tells where its log is not followed.
+        logs.configure(level, shape, left_out=frozenset({"session_failed"} if self.quiet else ()))
 
     def run_async(self, main: Callable[[], Awaitable[int]]) -> int:
         """Start logging, run `main` on an event loop and return its exit code."""

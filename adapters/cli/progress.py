@@ -146,7 +146,7 @@ class LineDisplay:
             values["total"] = bytes_text(snapshot.total_bytes)
         values["rate"] = bytes_text(pace.rate) + "/s"
         if pace.left_s is not None:
-            values["left"] = time_text(pace.left_s)
+            values["left"] = time_text(round(pace.left_s))
         values |= {f"queue_{lane}": f"{fill:.0%}" for lane, fill in snapshot.lanes.items()}
         if snapshot.note:
             values["now"] = snapshot.note
@@ -193,7 +193,7 @@ class BarDisplay:
             figures += f" of {bytes_text(snapshot.total_bytes)}"
         figures += f"  {bytes_text(pace.rate)}/s"
         if pace.left_s is not None:
-            figures += f"  {time_text(pace.left_s)} left"
+            figures += f"  {time_text(round(pace.left_s))} left"
         lanes = " ".join(f"{lane} {fill:.0%}" for lane, fill in snapshot.lanes.items())
         # A second line, so that the first keeps its place on a terminal of 80 columns.
         second = "  ".join(part for part in (lanes and f"queue {lanes}", snapshot.note) if part)
@@ -228,10 +228,17 @@ def bytes_text(count: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Return a duration for people ("42 s", "3 min 05 s", "2 h 10 min")."""
+    """Return a duration for people ("0.34 s", "42 s", "3 min 05 s", "2 h 10 min")."""
+    if seconds < 9.95:
+        return f"{seconds:.2g} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def blocks_text(count: int) -> str:
+    """Return a number of blocks for people."""
+    return "1 block" if count == 1 else f"{count} blocks"

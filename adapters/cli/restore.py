@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from engine.recovery.restore import Restore, RestoreReport
 
 HOLES_SHOWN: Final = 20
+STOPPED: Final = (
+    "stopped before it was done: a file is as it was before, a device may hold a part of the volume; run it again"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ def command(
         vault=vault, cache=cache, only_cache=only_cache, passphrase_file=passphrase_file, key_file=key_file
     )
     wanted = _Wanted(point, volume, to, system, overwrite)
+    context.stopped = STOPPED
     return context.run_async(partial(_restore, context, request, wanted))
 
 
@@ -152,7 +156,7 @@ def _snapshot(restore: Restore, size_bytes: int) -> Snapshot:
 
 def _text(report: RestoreReport, to: Path) -> str:
     """Return the report for people."""
-    from adapters.cli.progress import bytes_text, time_text
+    from adapters.cli.progress import blocks_text, bytes_text, time_text
 
     lines = [
         f"Volume {report.volume!r} of {report.system}, restore point {report.point}, is in {to}: "
@@ -163,6 +167,6 @@ def _text(report: RestoreReport, to: Path) -> str:
     if report.holes:
         shown = [f"{first}" if count == 1 else f"{first}-{first + count - 1}" for first, count in report.holes]
         more = f" and {len(shown) - HOLES_SHOWN} more ranges" if len(shown) > HOLES_SHOWN else ""
-        blocks = "1 block" if report.hole_blocks == 1 else f"{report.hole_blocks} blocks"
-        lines.append(f"NOT RESTORED: {blocks} of 64 KiB: {', '.join(shown[:HOLES_SHOWN])}{more}")
+        lost = f"{blocks_text(report.hole_blocks)} of 64 KiB"
+        lines.append(f"NOT RESTORED: {lost}: {', '.join(shown[:HOLES_SHOWN])}{more}")
     return "\n".join([*lines, *problem_lines(report.problems)])

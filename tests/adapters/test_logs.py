@@ -52,3 +52,11 @@ def test_an_exception_is_told_in_the_line(capsys: pytest.CaptureFixture[str]) ->
     except ValueError:
         structlog.get_logger().exception("it_broke")
     assert "ValueError: why" in json.loads(capsys.readouterr().err)["exception"]
+
+
+def test_what_the_command_itself_tells_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json", left_out={"session_failed"})
+    structlog.get_logger().error("session_failed", error="told elsewhere")
+    structlog.get_logger().error("history_failed")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["event"] == "history_failed"

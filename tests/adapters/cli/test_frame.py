@@ -180,7 +180,7 @@ def test_logs_are_as_loud_as_nothing_else_is(
     monkeypatch.setattr(stderr, "isatty", lambda: terminal)
     monkeypatch.setattr(sys, "stderr", stderr)
     configured: list[tuple[str, str]] = []
-    monkeypatch.setattr(logs, "configure", lambda level, shape: configured.append((level, shape)))
+    monkeypatch.setattr(logs, "configure", lambda level, shape, **_: configured.append((level, shape)))
     context = frame.Context()
     context.json, context.verbose = json, verbose
     context.progress_mode = "lines" if lines else "auto"

@@ -191,7 +191,17 @@ def test_bytes_are_told_with_three_digits(count: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.344, "0.34 s"),
+        (4, "4 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (7800, "2 h 10 min"),
+    ],
 )
 def test_times_are_told_in_two_units(seconds: float, text: str) -> None:
     assert time_text(seconds) == text
