@@ -133,7 +133,10 @@ def _window(
     rows = np.flatnonzero(visit)
     if not rows.size:
         return
-    read, zero = has_data[rows], ~has_data[rows]
+    # The last page's entries beyond the end, of the volume as it is and was, are nobody's blocks.
+    blocks = max(blocks_in(plan.volume_bytes), blocks_in(plan.parent_bytes))
+    exists = (rows[:, None] + first) * BATCH_BLOCKS + np.arange(BATCH_BLOCKS) < blocks
+    read, zero = has_data[rows], ~has_data[rows] & exists
     if wanted is not None:
         read, zero = read & wanted[rows], zero & wanted[rows]
     pages: Pages = rows.astype(np.int64) + first

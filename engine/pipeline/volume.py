@@ -9,13 +9,14 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from engine.block import BLOCK_BYTES, blocks_in
+from engine.errors import SessionAborted
 from engine.pipeline.candidates import CandidatePlan, Work, candidates
 from engine.pipeline.producer import Batch, Counts, Producer
 from engine.pipeline.report import VolumeReport
@@ -101,22 +102,30 @@ class VolumeRun:
         return candidates(self.reader, self.state, plan)
 
     def took(self, batch: Batch) -> None:
-        """Add what a batch did to the sums."""
+        """Add what a batch did to the sums. Raises: SessionAborted (more cannot be read than a point may lack)."""
         self.counts.add(batch.counts)
         self.report.take(self.counts)
-        self.unreadable += batch.unreadable
-        self.report.unreadable_bytes = sum(length for _, length in self.unreadable)
+        if batch.unreadable:
+            self.unreadable = merged_ranges([*self.unreadable, *batch.unreadable])
+            self.report.unreadable_bytes = sum(length for _, length in self.unreadable)
+            self._check_unreadable()
+
+    def _check_unreadable(self) -> None:
+        # At once, not at the end: a dying disk takes seconds for each of its bad sectors, days for all of them.
+        if len(self.unreadable) > UNREADABLE_RANGES_MAX:
+            raise SessionAborted(
+                f"volume {self.name!r} has more than {UNREADABLE_RANGES_MAX} unreadable ranges; "
+                "the disk is failing: copy it to another one first"
+            )
+        if self.report.unreadable_bytes > UNREADABLE_BYTES_MAX:
+            raise SessionAborted(
+                f"volume {self.name!r}: more than {UNREADABLE_BYTES_MAX} bytes cannot be read: "
+                "the disk is failing, copy it first"
+            )
 
     def unreadable_ranges(self) -> list[tuple[int, int]]:
         """Return what could not be read as merged, ascending (offset, length) pairs in bytes."""
-        merged: list[tuple[int, int]] = []
-        for offset, length in sorted(set(self.unreadable)):
-            if merged and offset <= merged[-1][0] + merged[-1][1]:
-                begin, _ = merged[-1]
-                merged[-1] = (begin, max(sum(merged[-1]), offset + length) - begin)
-            else:
-                merged.append((offset, length))
-        return merged
+        return list(self.unreadable)
 
     def unreadable_blocks(self) -> list[int]:
         """Return the numbers of the blocks with unreadable ranges: candidates of the next session."""
@@ -150,3 +159,15 @@ class VolumeRun:
             outside = np.sort(generator.choice(outside, wanted, replace=False))
         sample: list[int] = outside.tolist()
         return sample
+
+
+def merged_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return (offset, length) pairs ascending, those that touch or overlap as one."""
+    merged: list[tuple[int, int]] = []
+    for offset, length in sorted(ranges):
+        if merged and offset <= sum(merged[-1]):
+            begin, _ = merged[-1]
+            merged[-1] = (begin, max(sum(merged[-1]), offset + length) - begin)
+        else:
+            merged.append((offset, length))
+    return merged
