@@ -6,6 +6,9 @@ Rules (DESIGN.md §4 Commit, §5 Domains and identity, Rollback):
 - The newest root of the system in the vault must be the one the newest map stands at. If it is not, the state was
   cloned or restored from a copy, or another machine goes on with this system: local state counts as lost, and the
   state directory gets a new incarnation. Forks are legal; nothing is ever overwritten.
+- Only a root that opens, with this system's signature on it, counts as the newest; whoever may write to the vault
+  may write any name. One that does not open is reported; the next root still comes after it, so that it is not
+  taken for the latest for ever, unless no clock can have counted that far.
 - A root the vault has lost or damaged is reported, and what relied on the lost one is compared again.
 """
 
@@ -13,28 +16,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from heapq import nlargest
+from typing import Final
 
 from blake3 import blake3
 
-from engine.errors import ObjectMissing, StateCorrupt
+from engine.errors import FormatTooNew, ObjectMissing, StateCorrupt, StoreCorrupt
 from engine.names import PointId
 from engine.ports import ObjectStore
-from engine.root import PreviousRoot
+from engine.root import PreviousRoot, open_root, root_header
 from engine.state import Head, Newest, StateStore, VolumeState
+from engine.vault.certificate import Certificates
+from engine.vault.identity import Identity
 
-ROOT_BYTES_MAX = 64 << 20
+ROOT_BYTES_MAX: Final = 64 << 20
+ROOTS_TRIED_MAX: Final = 64
+ORDER_OF_CLOCKS_MAX: Final = 1 << 62  # milliseconds
 
 
 @dataclass(slots=True)
 class Parent:
     """What a session starts from.
 
-    `newest`: the greatest point of the system seen anywhere (None: there is none); `previous`: the root the new
-    one names as its predecessor; `recovered`: the point of a commit that was finished here, if one was;
-    `problems`: sentences for the user; `lost`: local state was there and counts as lost.
+    `newest`: the greatest point of the system seen anywhere (None: there is none); `order_min`: what the order of
+    the next one must reach besides; `previous`: the root the new one names as its predecessor; `recovered`: the
+    point of a commit that was finished here, if one was; `problems`: sentences for the user; `lost`: local state
+    was there and counts as lost.
     """
 
     newest: PointId | None = None
+    order_min: int = 0
     previous: PreviousRoot | None = None
     recovered: PointId | None = None
     lost: bool = False
@@ -42,7 +53,7 @@ class Parent:
 
     def next_order(self, clock_ms: int) -> int:
         """Return the order of the next root: after everything seen, and not before the clock."""
-        return max(clock_ms, self.newest.order + 1 if self.newest else 0)
+        return max(clock_ms, self.order_min, self.newest.order + 1 if self.newest else 0)
 
 
 def head_point(head: Head) -> PointId:
@@ -99,11 +110,16 @@ def _count_staged_missing(volume: VolumeState) -> None:
 
 
 async def find_parent(
-    state: StateStore, names: Iterable[str], system: bytes, vault: ObjectStore, vault_id: bytes, domain: bytes
+    state: StateStore,
+    names: Iterable[str],
+    identity: Identity,
+    certificates: Certificates,
+    vault: ObjectStore,
+    vault_id: bytes,
 ) -> Parent:
     """Settle what is open, compare local state with the vault, and return what the session starts from.
 
-    Raises: StoreUnavailable, StoreRejected.
+    Raises: StoreUnavailable, StoreRejected, StoreCorrupt (too many roots that do not open).
     """
     parent = Parent()
     await settle_intent(state, vault, vault_id, parent)
@@ -117,12 +133,13 @@ async def find_parent(
             parent.problems.append(f"{error}; volume {name!r} is read and compared whole")
             volume.forget()
             continue
-        if head is not None and (head.vault, head.domain) != (vault_id, domain):
+        if head is not None and (head.vault, head.domain) != (vault_id, identity.domain):
             volume.forget()
             parent.problems.append(
                 f"volume {name!r}: local state belongs to another vault or domain; the volume is read whole"
             )
-    await _compare(parent, _newest(state, parent, vault_id), system, vault)
+    roots = _Roots(vault, identity, certificates)
+    await _compare(parent, _newest(state, parent, vault_id), roots)
     if parent.lost:
         state.renew_incarnation()
     for volume in volumes.values():
@@ -143,21 +160,75 @@ def _newest(state: StateStore, parent: Parent, vault_id: bytes) -> Newest | None
     return newest if newest is not None and newest.vault == vault_id else None
 
 
-async def _compare(parent: Parent, ours: Newest | None, system: bytes, vault: ObjectStore) -> None:
+@dataclass(frozen=True, slots=True)
+class _Roots:
+    """The roots of the system in the vault."""
+
+    vault: ObjectStore
+    identity: Identity
+    certificates: Certificates
+
+    async def newest(self, mine: PointId | None, parent: Parent) -> tuple[PointId, bytes] | None:
+        """Return the greatest point whose root counts, and the root's hash; note the others in `parent`.
+
+        The root of `mine` counts whatever its content: its hash is known. Raises: StoreCorrupt.
+        """
+        tried = await self._greatest()
+        for point in tried[:ROOTS_TRIED_MAX]:
+            name = point.root(self.identity.system)
+            try:
+                data = await self.vault.get(name, 0, ROOT_BYTES_MAX)
+            except ObjectMissing:
+                continue
+            if point == mine or self._counts(name, point, data, parent):
+                return point, blake3(data).digest()
+            if point.order < ORDER_OF_CLOCKS_MAX:
+                parent.order_min = max(parent.order_min, point.order + 1)
+        if len(tried) > ROOTS_TRIED_MAX:
+            raise StoreCorrupt(
+                tried[0].root(self.identity.system),
+                f"the vault holds more than {ROOTS_TRIED_MAX} restore points of this system that do not open: "
+                "find out who writes them, and remove them",
+            )
+        return None
+
+    async def _greatest(self) -> list[PointId]:
+        """Return the greatest points, one more than are tried if there are so many, the greatest first."""
+        points: list[PointId] = []
+        async for info in self.vault.list(f"root/{self.identity.system.hex()}/"):
+            found = PointId.parse_root(info.name)
+            if found is not None:
+                points.append(found[1])
+            if len(points) > 16 * ROOTS_TRIED_MAX:
+                points = nlargest(ROOTS_TRIED_MAX + 1, points)
+        return nlargest(ROOTS_TRIED_MAX + 1, points)
+
+    def _counts(self, name: str, point: PointId, data: bytes, parent: Parent) -> bool:
+        try:
+            if root_header(name, data).domain != self.identity.domain:
+                # Written before this system joined its present domain; its keys are not here.
+                return point.order < ORDER_OF_CLOCKS_MAX
+            open_root(name, data, self.identity.listing_key, self.certificates.verify_number)
+        except FormatTooNew:
+            return True
+        except StoreCorrupt as error:
+            parent.problems.append(f"{error}: it is damaged or forged, and counts as no restore point")
+            return False
+        return True
+
+
+async def _compare(parent: Parent, ours: Newest | None, roots: _Roots) -> None:
     """Hold the point local state ends with against the newest root; sets newest, previous, lost, problems."""
-    newest: PointId | None = None
-    async for info in vault.list(f"root/{system.hex()}/"):
-        found = PointId.parse_root(info.name)
-        if found is not None and (newest is None or found[1] > newest):
-            newest = found[1]
     mine = PointId(ours.order, ours.incarnation) if ours else None
+    found = await roots.newest(mine, parent)
+    newest = found[0] if found else None
     parent.newest = max((point for point in (newest, mine) if point), default=None)
-    if newest is not None:
-        digest = await _root_hash(vault, newest.root(system))
-        parent.previous = PreviousRoot(order=newest.order, incarnation=newest.incarnation, hash=digest or bytes(32))
+    if found is not None:
+        newest, digest = found
+        parent.previous = PreviousRoot(order=newest.order, incarnation=newest.incarnation, hash=digest)
         if ours is not None and newest == mine and digest != ours.root_hash:
             parent.problems.append(
-                f"object {newest.root(system)} in the vault is not what was written there: "
+                f"object {newest.root(roots.identity.system)} in the vault is not what was written there: "
                 "the restore point is damaged; the session goes on from local state"
             )
             parent.previous = PreviousRoot(order=ours.order, incarnation=ours.incarnation, hash=ours.root_hash)
