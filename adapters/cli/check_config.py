@@ -139,7 +139,8 @@ def _check_stores(config: Config, identity: Identity | None, problems: list[str]
             continue
         expected = None if identity is None else identity.vault if kind == "vault" else identity.cache
         if identity is not None and found.store != expected:
-            way = "run 'forebay init --cache' to adopt it" if kind == "cache" else "this system is not enrolled in it"
+            move = f"move {config.system.identity_file} away (and keep it) and run 'forebay init' to enrol in this one"
+            way = "run 'forebay init --cache' to adopt it" if kind == "cache" else move
             problems.append(f"{kind} {folder}: another store than the one init was run for: mount that one, or {way}")
         _check_writable(kind, folder, problems)
 

@@ -230,7 +230,7 @@ def bytes_text(count: float) -> str:
 def time_text(seconds: float) -> str:
     """Return a duration for people ("0.34 s", "42 s", "3 min 05 s", "2 h 10 min")."""
     if seconds < 9.95:
-        return f"{seconds:.2g} s"
+        return f"{seconds:.2g} s" if seconds >= 0.095 else f"{seconds:.1g} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

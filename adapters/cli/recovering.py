@@ -177,7 +177,8 @@ class Opener:
             return
         known = self.identity.vault if place.name == VAULT else self.identity.cache
         if known is not None and found.store != known:
-            what = "run 'forebay init'" if place.name == VAULT else "run 'forebay init --cache'"
+            moved = "move the identity file away (and keep it) and run 'forebay init'"
+            what = moved if place.name == VAULT else "run 'forebay init --cache'"
             raise StoreRejected(
                 f"it is not the {place.name} this system belongs to (store {found.store.hex()} instead of "
                 f"{known.hex()}): mount or configure the right one, or {what} to use this one"

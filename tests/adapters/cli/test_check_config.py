@@ -160,5 +160,5 @@ def test_another_vault_and_another_cache_than_the_enrolled_ones_are_told(
     (house.folder / "vault/format").write_bytes(new_store("vault").encode())
     (house.folder / "cache/format").write_bytes(new_store("cache").encode())
     vault, cache = house.check(capsys)[1]
-    assert "this system is not enrolled in it" in vault
+    assert "to enrol in this one" in vault
     assert "'forebay init --cache' to adopt it" in cache

@@ -194,6 +194,7 @@ def test_bytes_are_told_with_three_digits(count: int, text: str) -> None:
     ("seconds", "text"),
     [
         (0, "0 s"),
+        (0.057, "0.06 s"),
         (0.344, "0.34 s"),
         (4, "4 s"),
         (9.94, "9.9 s"),
