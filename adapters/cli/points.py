@@ -15,6 +15,7 @@ from engine.errors import ConfigError
 if TYPE_CHECKING:
     from engine.recovery.access import SystemAccess
     from engine.recovery.catalogue import LostPoint, Point
+    from engine.root import VolumePoint
 
 
 @click.command(
@@ -101,13 +102,27 @@ def _document(point: Point) -> dict[str, Any]:
         "id": str(point.id),
         "time": iso_time(body.time) if body is not None else None,
         "system": point.access.name,
-        "volumes": [{"name": volume.name, "bytes": volume.bytes} for volume in body.volumes] if body else [],
+        "volumes": [_volume_document(volume) for volume in body.volumes] if body else [],
         "where": point.where,
         "state": point.state,
         "held": point.held,
         "holes": point.holes,
         "problems": point.problems,
     }
+
+
+def _volume_document(volume: VolumePoint) -> dict[str, Any]:
+    return {"name": volume.name, "bytes": volume.bytes, "unreadable": volume.unreadable}
+
+
+def _unreadable_notes(point: Point) -> list[str]:
+    volumes = point.root.body.volumes if point.root is not None else []
+    return [
+        f"{point.id}: {sum(length for _, length in volume.unreadable)} bytes of volume {volume.name!r} could not be "
+        "read when it was made and were stored as zeros"
+        for volume in volumes
+        if volume.unreadable
+    ]
 
 
 def _lost_document(one: LostPoint) -> dict[str, Any]:
@@ -127,6 +142,7 @@ def _text(points: list[Point], lost: list[LostPoint], hidden: int, problems: lis
         rows.append([str(point.id), time, point.access.name, ", ".join(volumes), "+".join(point.where), state])
     lines += _aligned(rows) if points else ["There are no restore points yet: 'forebay backup' makes one."]
     notes = [f"{point.id}: {problem}" for point in points for problem in point.problems]
+    notes += [note for point in points for note in _unreadable_notes(point)]
     gone = [f"{one.id} of {one.access.name}: {one.reason}" for one in lost]
     if hidden:
         lines.append(f"({hidden} superseded, not shown: see --superseded)")

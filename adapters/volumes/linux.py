@@ -28,6 +28,7 @@ _MOUNTS: Final = Path("/proc/self/mountinfo")
 _SWAPS: Final = Path("/proc/swaps")
 _DIRECT_ALIGNMENT: Final = 4096  # of address, offset and length: a multiple of every usual sector size
 _BOUNCE_BYTES: Final = 1 << 20
+_NAMED_BYTES: Final = 1 << 16  # how closely an error names the place that cannot be read
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 
@@ -50,7 +51,11 @@ class DeviceVolume(DescriptorVolume):
                 return self._read_direct(offset, buffer)
             except OSError as error:
                 if error.errno != errno.EINVAL:
-                    raise
+                    if len(buffer) <= _NAMED_BYTES:
+                        raise
+                    # A direct read fails whole. Halved, it leads to the bad place in few reads that fail.
+                    half = len(buffer) // 2 // _NAMED_BYTES * _NAMED_BYTES
+                    return self._read_some(offset, buffer[: max(half, _NAMED_BYTES)])
             # Sectors of more than the alignment, or a driver that takes no direct reads after all.
             fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~os.O_DIRECT)
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -83,10 +83,12 @@ class Recoverer:
         found = await catalogue.find(await catalogue.names(access), point, volume)
         source = open_source(places, found, lambda name: MemoryMirror())
         size = found.volume(volume).bytes
+        if to is not None:
+            report = await Restore(found, volume, open_target(to, size, False), source, FakeClock()).run()
+            return Restored(report, b"", str(found.id))
         memory = MemoryTarget(size)
-        target = memory if to is None else open_target(to, size, False)
-        report = await Restore(found, volume, target, source, FakeClock()).run()
-        return Restored(report, bytes(memory.content) if to is None else b"", str(found.id))
+        report = await Restore(found, volume, memory, source, FakeClock()).run()
+        return Restored(report, bytes(memory.content), str(found.id))
 
     def restored(self, point: str = LATEST, volume: str = "data") -> bytes:
         """Return the whole content of a volume of a point."""
