@@ -151,7 +151,7 @@ class Session:
         if store != self.setup.identity.vault:
             raise SessionAborted(
                 "the vault is not the one this system was enrolled in; check [vault] url, "
-                "or run 'forebay init' to enrol in this one"
+                "or move the identity file away (and keep it) and run 'forebay init' to enrol in this one"
             )
 
     async def _open_side(

@@ -82,7 +82,7 @@ class Transmitter:
                         await in_flight.acquire()
                         group.start_soon(one, run, work)
             run.position = run.reader.size_bytes
-            run.report.seconds += self.clock.monotonic() - started
+            run.report.seconds = round(run.report.seconds + self.clock.monotonic() - started, 3)
 
         async with anyio.create_task_group() as producers:
             for run, works in volumes:
