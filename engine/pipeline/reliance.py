@@ -124,10 +124,12 @@ class Reliance:
 
     def _unchecked(self, keys: npt.NDArray[np.uint64], written: frozenset[int]) -> dict[int, PackName]:
         """Return the foreign packs of which a record is to be opened now, by pack key."""
-        known = self._checked() if self.trust_history else set()
+        foreign = [name for name in self._names(keys, written) if name.writer != self.store.writer]
+        # What was opened once may be a million hashes: they are read only if there is something to look up.
+        known = self._checked() if foreign and self.trust_history else set()
         by_writer: dict[bytes, list[PackName]] = defaultdict(list)
-        for name in self._names(keys, written):
-            if name.writer != self.store.writer and name.hash not in known:
+        for name in foreign:
+            if name.hash not in known:
                 by_writer[name.writer].append(name)
         picked: dict[int, PackName] = {}
         for names in by_writer.values():
