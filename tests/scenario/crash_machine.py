@@ -229,6 +229,7 @@ class Aftermath:
     def __init__(self, machine: CrashMachine) -> None:
         self.machine = machine
         self.vault, self.cache = objects(machine.vault), self._cached()
+        self.known = {name for name in self.vault if name.startswith("data/")}
 
     def _cached(self) -> dict[str, bytes]:
         cache = self.machine.cache
@@ -244,7 +245,7 @@ class Aftermath:
             check_whole(self.machine.cache, cache)
         known = self.machine.acknowledged()
         assert known <= vault.keys()
-        self.known = known | {name for name in self.vault if name.startswith("data/")}
+        self.known |= known
         added = vault.keys() - self.vault.keys()
         self.vault, self.cache = vault, cache
         return [name.rpartition("/")[2] for name in sorted(added) if name.startswith("root/")]
