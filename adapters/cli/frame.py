@@ -122,7 +122,9 @@ pass_context = click.make_pass_decorator(Context, ensure=True)
 
 
 def run_async(main: Callable[[], Awaitable[T]]) -> T:
-    """Run `main` on asyncio; SIGTERM ends it as Ctrl-C does: tasks are cancelled, then KeyboardInterrupt.
+    """Run `main` on asyncio; SIGTERM and SIGHUP (a terminal that went away) end it as Ctrl-C does.
+
+    Tasks are cancelled, then KeyboardInterrupt is raised. A SIGHUP that was being ignored (nohup) stays ignored.
 
     Raises: what `main` raises, an exception group as its weightiest member (see `sole_error`).
     """
@@ -131,16 +133,21 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
     async def guarded() -> T:
         interrupt = signal.getsignal(signal.SIGINT)
         if callable(interrupt):
-            signal.signal(signal.SIGTERM, interrupt)
+            for number in ends:
+                signal.signal(number, interrupt)
         return await main()
 
-    before = signal.getsignal(signal.SIGTERM)
+    # By name: Windows has no SIGHUP.
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ends = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in ends}
     try:
         return anyio.run(guarded, backend="asyncio")
     except BaseExceptionGroup as group:
         raise sole_error(group) from group
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def sole_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 from blake3 import blake3
 
-from engine.errors import FormatTooNew, ObjectMissing, StoreCorrupt, StoreUnavailable
+from engine.errors import FormatTooNew, ObjectMissing, StoreCorrupt, StoreRejected, StoreUnavailable
 from engine.names import FORMAT
 from engine.ports import ObjectStore
 
@@ -101,8 +101,8 @@ def parse_format(data: bytes, use: Use = "read") -> FormatObject:
 async def read_format(objects: ObjectStore, kind: StoreKind, use: Use = "read") -> FormatObject:
     """Read a store's format object and check that it is one of `kind`, good for `use`.
 
-    Raises: StoreUnavailable (no marker means away, never empty), StoreCorrupt (also for another kind),
-    FormatTooNew, StoreRejected.
+    Raises: StoreUnavailable (no marker means away, never empty), StoreCorrupt, FormatTooNew, StoreRejected (a store
+    of another kind).
     """
     try:
         data = await objects.get(FORMAT, 0, _SIZE_MAX + 1)
@@ -112,5 +112,5 @@ async def read_format(objects: ObjectStore, kind: StoreKind, use: Use = "read") 
         ) from None
     found = parse_format(data, use)
     if found.kind != kind:
-        raise StoreCorrupt(FORMAT, f"this store is a {found.kind}, not a {kind}; check the configured path")
+        raise StoreRejected(f"this store is a {found.kind}, not a {kind}; check the configured path")
     return found

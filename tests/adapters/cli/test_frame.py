@@ -94,7 +94,7 @@ def test_a_bug_among_the_errors_of_a_task_group_is_not_hidden() -> None:
     assert frame.sole_error(BaseExceptionGroup("g", [bug])) is bug
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_cancels_the_work_and_leaves_the_handlers_as_they_were(number: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGTERM)
     cleaned = []

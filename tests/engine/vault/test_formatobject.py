@@ -7,7 +7,7 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import FormatTooNew, StoreCorrupt, StoreUnavailable
+from engine.errors import FormatTooNew, StoreCorrupt, StoreRejected, StoreUnavailable
 from engine.vault.formatobject import FormatObject, StoreKind, Use, new_store, parse_format, read_format
 from tests.engine.vault.fakes_vault import flips, run
 from tests.fakes import MemoryStore
@@ -98,6 +98,6 @@ def test_a_store_without_its_marker_is_away_and_not_empty() -> None:
 def test_a_store_of_another_kind_is_refused() -> None:
     store = MemoryStore()
     store.objects["format"] = new_store("cache").encode()
-    with pytest.raises(StoreCorrupt, match="is a cache, not a vault"):
+    with pytest.raises(StoreRejected, match="is a cache, not a vault"):
         run(lambda: read_format(store, "vault"))
     assert run(lambda: read_format(store, "cache")).kind == "cache"

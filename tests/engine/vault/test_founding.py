@@ -555,7 +555,7 @@ def test_a_cache_is_shared_by_systems_and_domains_and_says_so() -> None:
 
 def test_a_vault_or_a_folder_without_marker_is_no_cache() -> None:
     identity = join(empty_vault()).identity
-    with pytest.raises(StoreCorrupt, match="is a vault, not a cache"):
+    with pytest.raises(StoreRejected, match="is a vault, not a cache"):
         run(lambda: adopt_cache(empty_vault(), identity))
     with pytest.raises(StoreUnavailable, match="mount it"):
         run(lambda: adopt_cache(MemoryStore(), identity))
