@@ -35,7 +35,10 @@ def test_own_points_are_listed_without_a_passphrase(site: Site, capsys: pytest.C
         "id": str(site.points[0]),
         "time": "2023-11-14T22:13:21.000Z",
         "system": "web-01",
-        "volumes": [{"name": "data", "bytes": len(site.contents[0]), "unreadable": []}, {"name": "home", "bytes": 4}],
+        "volumes": [
+            {"name": "data", "bytes": len(site.contents[0]), "unreadable": []},
+            {"name": "home", "bytes": 4, "unreadable": []},
+        ],
         "where": ["cache", "vault"],
         "state": "ok",
         "held": False,
