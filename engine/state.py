@@ -64,12 +64,13 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Newest(msgspec.Struct, frozen=True, kw_only=True):
-    """The restore point local state ends with, whichever volumes it has: what a clone or a rollback shows by."""
+    """The restore point of `system` local state ends with, whichever volumes it has: what a clone shows by."""
 
     order: int
     incarnation: bytes
     root_hash: bytes
     vault: bytes
+    system: bytes
 
 
 class SessionRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,6 +50,7 @@ async def _backup(context: frame.Context, names: tuple[str, ...], full: bool) ->
     config = context.config
     volumes = chosen_volumes(config, names)
     identity = files.load(config.system.identity_file)
+    files.require_name(config.system.identity_file, identity, config.system.name)
     with StateDirectory.open(config.system.state_dir) as state:
         session = await build_session(config, identity, state, volumes, full=full)
         with context.progress("backup") as progress:

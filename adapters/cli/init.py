@@ -101,11 +101,7 @@ def _existing_identity(config: Config, replace: bool) -> Identity | None:
         if replace:
             return None  # a damaged identity is what --replace is for
         raise
-    if identity.name != config.system.name:
-        raise ConfigError(
-            f"this machine is enrolled as {identity.name!r}, but [system] name is {config.system.name!r}: put the old "
-            f"name back, or move {config.system.identity_file} away (and keep it) to enrol a new system"
-        )
+    files.require_name(config.system.identity_file, identity, config.system.name)
     return identity
 
 

@@ -38,7 +38,7 @@ def command(context: frame.Context, last: int) -> int:
     running = running_process(config.system.state_dir)
     if running is not None:
         cut_off = cut_off[:-1]  # the last that began
-    failed = bool(cut_off) or (bool(rows) and rows[0].exit_code == frame.FAILED)
+    failed = bool(cut_off) or (bool(rows) and rows[0].exit_code in (frame.FAILED, frame.USAGE))
     document: dict[str, Any] = {
         "system": identity.name,
         "system_id": identity.system.hex(),

@@ -40,6 +40,15 @@ def load(path: Path) -> Identity:
     return decode_identity(data, str(path))
 
 
+def require_name(path: Path, identity: Identity, name: str) -> None:
+    """Return if `identity`, loaded from `path`, is of the system configured as `name`. Raises: ConfigError."""
+    if identity.name != name:
+        raise ConfigError(
+            f"this machine is enrolled as {identity.name!r}, but [system] name is {name!r}: put the old "
+            f"name back, or move {path} away (and keep it) to enrol a new system"
+        )
+
+
 def save(path: Path, identity: Identity) -> None:
     """Write the identity file, owner-only and durably, and forget a staged one. Raises: SessionAborted."""
     _write(path, identity)

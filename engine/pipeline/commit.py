@@ -302,6 +302,7 @@ class Committer:
                 incarnation=point[1].incarnation,
                 root_hash=intent.root_hash,
                 vault=intent.vault,
+                system=point[0],
             )
         )
         self.state.clear_intent()

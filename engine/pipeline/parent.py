@@ -61,7 +61,7 @@ def head_point(head: Head) -> PointId:
     return PointId(head.order, head.incarnation)
 
 
-async def settle_intent(state: StateStore, vault: ObjectStore, vault_id: bytes, parent: Parent) -> None:
+async def settle_intent(state: StateStore, system: bytes, vault: ObjectStore, vault_id: bytes, parent: Parent) -> None:
     """Finish or drop the commit an earlier session may have been interrupted in.
 
     Raises: StoreUnavailable, StoreRejected (the vault could not be asked; the intent stays open).
@@ -76,13 +76,20 @@ async def settle_intent(state: StateStore, vault: ObjectStore, vault_id: bytes, 
         return
     if intent is None:
         return
-    committed = intent.vault == vault_id and await _root_hash(vault, intent.root) == intent.root_hash
+    ours = intent.vault == vault_id and intent.root.startswith(f"root/{system.hex()}/")
+    committed = ours and await _root_hash(vault, intent.root) == intent.root_hash
     for name, head in intent.heads.items():
         volume = state.volume(name)
         if committed:
             point = head_point(head)
             state.set_newest(
-                Newest(order=head.order, incarnation=head.incarnation, root_hash=intent.root_hash, vault=vault_id)
+                Newest(
+                    order=head.order,
+                    incarnation=head.incarnation,
+                    root_hash=intent.root_hash,
+                    vault=vault_id,
+                    system=system,
+                )
             )
             try:
                 _count_staged_missing(volume)
@@ -122,7 +129,7 @@ async def find_parent(
     Raises: StoreUnavailable, StoreRejected, StoreCorrupt (too many roots that do not open).
     """
     parent = Parent()
-    await settle_intent(state, vault, vault_id, parent)
+    await settle_intent(state, identity.system, vault, vault_id, parent)
     volumes = {name: state.volume(name) for name in names}
     for volume in volumes.values():
         volume.discard_staged()
@@ -139,7 +146,7 @@ async def find_parent(
                 f"volume {name!r}: local state belongs to another vault or domain; the volume is read whole"
             )
     roots = _Roots(vault, identity, certificates)
-    await _compare(parent, _newest(state, parent, vault_id), roots)
+    await _compare(parent, _newest(state, identity.system, parent, vault_id), roots)
     if parent.lost:
         state.renew_incarnation()
     for volume in volumes.values():
@@ -150,11 +157,15 @@ async def find_parent(
     return parent
 
 
-def _newest(state: StateStore, parent: Parent, vault_id: bytes) -> Newest | None:
+def _newest(state: StateStore, system: bytes, parent: Parent, vault_id: bytes) -> Newest | None:
     try:
         newest = state.newest()
     except StateCorrupt as error:
         parent.problems.append(f"{error}; local state counts as lost, everything is read again")
+        parent.lost = True
+        return None
+    if newest is not None and newest.system != system:
+        parent.problems.append("local state is another system's: it is not used, everything is read and compared")
         parent.lost = True
         return None
     return newest if newest is not None and newest.vault == vault_id else None

@@ -134,6 +134,8 @@ class Session:
     async def _run(self) -> None:
         setup = self.setup
         names = [source.name for source in setup.volumes]
+        # One try: a vault that is away is said so at once, not after all retries.
+        await setup.vault.probe()
         found = await read_format(setup.vault, "vault", "write")
         self._same_vault(found.store)
         certificates = await check_enrolment(setup.vault, setup.identity)
@@ -177,6 +179,7 @@ class Session:
             return
         self.report.cache = "ok"
         try:
+            await setup.cache.objects.probe()
             found = await read_format(setup.cache.objects, "cache", "write")
             if found.store != setup.identity.cache:
                 raise StoreRejected(

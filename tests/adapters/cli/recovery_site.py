@@ -118,6 +118,7 @@ def build(folder: Path) -> Site:
                 incarnation=previous.incarnation,
                 root_hash=previous.hash,
                 vault=world.formats["vault"],
+                system=bytes(16),
             )
         )
     site.write_config()

@@ -182,7 +182,7 @@ def test_open_sessions_are_bounded(tmp_path: Path) -> None:
 
 
 def test_the_newest_point_is_remembered(tmp_path: Path) -> None:
-    newest = Newest(order=(1 << 64) - 1, incarnation=b"i" * 8, root_hash=b"h" * 32, vault=STORE)
+    newest = Newest(order=(1 << 64) - 1, incarnation=b"i" * 8, root_hash=b"h" * 32, vault=STORE, system=bytes(16))
     with StateDirectory.open(tmp_path) as state:
         state.set_newest(newest)
     assert StateDirectory.open(tmp_path, lock=False).newest() == newest
@@ -202,7 +202,7 @@ def filled(path: Path) -> None:
         volume.sync_missing()
         volume.sync_staged()
         state.write_intent(Intent(root="root", root_hash=b"h" * 32, vault=STORE, heads={"data": head_of(2, 640)}))
-        state.set_newest(Newest(order=1, incarnation=b"i" * 8, root_hash=b"h" * 32, vault=STORE))
+        state.set_newest(Newest(order=1, incarnation=b"i" * 8, root_hash=b"h" * 32, vault=STORE, system=bytes(16)))
         state.begin_session(b"s" * 16)
         state.history.add(row_of(1))
         state.history.add_checked_packs(STORE, [b"p" * 32])

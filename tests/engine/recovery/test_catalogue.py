@@ -54,7 +54,13 @@ async def three(world: World) -> tuple[System, list[PointId]]:
 def newest_of(system: System) -> tuple[bytes, Newest]:
     previous = system.previous
     assert previous is not None
-    newest = Newest(order=previous.order, incarnation=previous.incarnation, root_hash=previous.hash, vault=bytes(16))
+    newest = Newest(
+        order=previous.order,
+        incarnation=previous.incarnation,
+        root_hash=previous.hash,
+        vault=bytes(16),
+        system=bytes(16),
+    )
     return system.id, newest
 
 

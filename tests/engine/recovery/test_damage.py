@@ -50,7 +50,11 @@ class Scene:
             previous = self.system.previous
             assert previous is not None
             newest = Newest(
-                order=previous.order, incarnation=previous.incarnation, root_hash=previous.hash, vault=bytes(16)
+                order=previous.order,
+                incarnation=previous.incarnation,
+                root_hash=previous.hash,
+                vault=bytes(16),
+                system=self.system.id,
             )
             catalogue = Catalogue(places, (self.system.id, newest))
             found = await catalogue.find(await catalogue.names(access.named("web-01")), "latest", "data")
