@@ -8,9 +8,9 @@ everywhere.
 
 from __future__ import annotations
 
+import importlib
 import os
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +24,26 @@ import msgspec
 CHANGING: Final = ("write", "pwrite", "fsync", "link", "rename", "replace", "unlink", "mkdir", "rmdir", "ftruncate")
 CREATING: Final = os.O_CREAT | os.O_TRUNC
 CRASHED: Final = 70
+KILL: Final = 9
+WARM: Final = (
+    "anyio._backends._asyncio",
+    "adapters.cli.backup",
+    "adapters.cli.check_config",
+    "adapters.cli.init",
+    "adapters.cli.points",
+    "adapters.cli.progress",
+    "adapters.cli.recovering",
+    "adapters.cli.restore",
+    "adapters.cli.status",
+    "adapters.compose",
+    "adapters.logs",
+    "adapters.main",
+    "adapters.state.identity",
+    "adapters.volumes.targets",
+    "engine.recovery.catalogue",
+    "engine.recovery.restore",
+    "engine.vault.founding",
+)
 TIMEOUT_S: Final = 120
 
 
@@ -123,7 +143,7 @@ def _happen(fault: Fault) -> None:
 
 
 def _kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), KILL)
 
 
 def _place(arguments: tuple[Any, ...], named: dict[str, Any]) -> str:
@@ -168,25 +188,26 @@ def _child(request: Request) -> None:
 def _serve(request: Request) -> Answer:
     changes = Path(f"{request.out}.changes")
     changes.unlink(missing_ok=True)
-    child = os.fork()
-    if child == 0:
-        _child(request)
-    watched = os.pidfd_open(child)
-    try:
-        wait_s = TIMEOUT_S if request.kill_after_s is None else request.kill_after_s
-        if not select.select([watched], [], [], wait_s)[0]:
-            os.kill(child, signal.SIGKILL)
-    finally:
-        os.close(watched)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = CRASHED
+    if sys.platform != "win32":  # which cannot fork
+        child = os.fork()
+        if child == 0:
+            _child(request)
+        watched = os.pidfd_open(child)
+        try:
+            wait_s = TIMEOUT_S if request.kill_after_s is None else request.kill_after_s
+            if not select.select([watched], [], [], wait_s)[0]:
+                os.kill(child, KILL)
+        finally:
+            os.close(watched)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return Answer(code, int(changes.read_text(encoding="ascii")) if changes.exists() else 0)
 
 
 def _warm() -> None:
     """Import what commands import when they run, so that a forked child begins at once."""
-
-    import engine.recovery.restore
-    import engine.vault.founding  # noqa: F401
+    for name in WARM:
+        importlib.import_module(name)
 
 
 def main() -> None:

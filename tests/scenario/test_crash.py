@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,12 +155,11 @@ def test_a_process_of_its_own_is_killed_from_outside(template: CrashMachine, fas
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,
         )
         try:
             out, err = process.communicate(timeout=0.1 + 0.15 * number)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             out, err = process.communicate()
             assert process.returncode == KILLED
         else:

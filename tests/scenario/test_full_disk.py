@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,9 +46,7 @@ def disk_of(folder: Path) -> Iterator[Path]:
 
 def leave(disk: Path, room_bytes: int) -> None:
     """Make the disk so small that this much is free."""
-    found = os.statvfs(disk)
-    used = (found.f_blocks - found.f_bfree) * found.f_frsize
-    tool("mount", "-o", f"remount,size={used + room_bytes}", disk)
+    tool("mount", "-o", f"remount,size={shutil.disk_usage(disk).used + room_bytes}", disk)
 
 
 def check_sentence(text: str, *parts: str) -> None:

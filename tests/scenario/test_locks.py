@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.adapters.disks import tool
 from tests.scenario.crash_driver import Fault
 from tests.scenario.crash_machine import KILLED, CrashMachine, Forge, in_memory, made
 from tests.scenario.machine import Done, Machine
@@ -32,8 +31,7 @@ def machine(template: CrashMachine, tmp_path: Path) -> Iterator[CrashMachine]:
 def halted(machine: CrashMachine) -> Iterator[list[Done]]:
     """Run a session that stands still before its root until the block is left; yields where its end will be."""
     began, go_on = machine.root / "began", machine.root / "go-on"
-    os.mkfifo(began)
-    os.mkfifo(go_on)
+    tool("mkfifo", began, go_on)
     ended: list[Done] = []
     fault = Fault("link", f"{machine.vault}/root/", ["sh", "-c", f"echo > '{began}'; cat '{go_on}'"])
     with Forge() as forge:
@@ -86,7 +84,7 @@ def test_whoever_only_looks_is_not_kept_out(machine: CrashMachine, tmp_path: Pat
 
 def test_a_killed_session_frees_the_lock(machine: CrashMachine) -> None:
     with halted(machine) as first:
-        os.kill(int((machine.state / "lock.pid").read_text(encoding="ascii")), signal.SIGKILL)
+        tool("kill", "-9", (machine.state / "lock.pid").read_text(encoding="ascii"))
     assert first[0].code == KILLED
     assert (machine.state / "lock.pid").exists()
     report = machine.backup()
