@@ -181,7 +181,7 @@ class Committer:
             blocks=blocks_in(size),
             unreadable=run.unreadable_ranges(),
             runs=await maker.runs(parent.runs if parent else []),
-            figures={"changed": run.counts.changed, "vault_bytes": run.counts.vault_bytes},
+            figures={"changed": run.report.changed, "vault_bytes": run.report.vault_bytes},
         )
 
     def _shared_pages(self, ids: Ids) -> Places:

@@ -36,6 +36,7 @@ from engine.block import (
     zero_mask,
 )
 from engine.pipeline.candidates import Work
+from engine.pipeline.report import Counts
 from engine.pipeline.skips import read_with_skips
 from engine.ports import VolumeReader
 from engine.seal import Sealer
@@ -62,25 +63,6 @@ class Parcel:
     id: bytes
     record: bytes
     lanes: int
-
-
-@dataclass(slots=True)
-class Counts:
-    """What was done for a volume; all are sums, blocks of 64 KiB or bytes."""
-
-    candidates: int = 0
-    read_bytes: int = 0
-    changed: int = 0
-    zero: int = 0
-    vault_blocks: int = 0
-    cache_blocks: int = 0
-    vault_bytes: int = 0
-    cache_bytes: int = 0
-
-    def add(self, other: Counts) -> None:
-        """Add the sums of `other` to these."""
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass(slots=True)

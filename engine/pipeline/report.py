@@ -7,8 +7,6 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from engine.pipeline.producer import Counts
-
 Route: TypeAlias = Literal["VAULT", "ABORTED"]
 
 EXIT_DONE: Final = 0
@@ -24,11 +22,9 @@ class RouteChange(msgspec.Struct, frozen=True):
     at: str
 
 
-class VolumeReport(msgspec.Struct, kw_only=True):
-    """What happened to one volume; blocks are 64 KiB, `compared` says where changes were looked for."""
+class Counts(msgspec.Struct, kw_only=True):
+    """What was done for a volume, all sums, in blocks of 64 KiB or in bytes: of one hop, or of a whole session."""
 
-    bytes: int = 0
-    compared: Literal["all", "hints"] = "all"
     candidates: int = 0
     read_bytes: int = 0
     changed: int = 0
@@ -37,13 +33,20 @@ class VolumeReport(msgspec.Struct, kw_only=True):
     cache_blocks: int = 0
     vault_bytes: int = 0
     cache_bytes: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add the sums of `other` to these."""
+        for name in Counts.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class VolumeReport(Counts, kw_only=True):
+    """What happened to one volume; `compared` says where changes were looked for."""
+
+    bytes: int = 0
+    compared: Literal["all", "hints"] = "all"
     unreadable_bytes: int = 0
     seconds: float = 0.0
-
-    def take(self, counts: Counts) -> None:
-        """Copy the producers' sums."""
-        for name in counts.__slots__:
-            setattr(self, name, getattr(counts, name))
 
 
 class SessionReport(msgspec.Struct, kw_only=True):

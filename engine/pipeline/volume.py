@@ -18,7 +18,7 @@ import numpy as np
 from engine.block import BLOCK_BYTES, blocks_in
 from engine.errors import SessionAborted
 from engine.pipeline.candidates import CandidatePlan, Work, candidates
-from engine.pipeline.producer import Batch, Counts, Producer
+from engine.pipeline.producer import Batch, Producer
 from engine.pipeline.report import VolumeReport
 from engine.ports import Changes, ChangeTracker, VolumeReader
 from engine.root import VolumePoint, decode_volume
@@ -55,7 +55,6 @@ class VolumeRun:
     changes: Changes
     missing_unknown: bool
     heal: bool
-    counts: Counts = field(default_factory=Counts)
     report: VolumeReport = field(default_factory=VolumeReport)
     unreadable: list[tuple[int, int]] = field(default_factory=list)
     extents: list[tuple[int, int]] | None = None
@@ -103,8 +102,7 @@ class VolumeRun:
 
     def took(self, batch: Batch) -> None:
         """Add what a batch did to the sums. Raises: SessionAborted (more cannot be read than a point may lack)."""
-        self.counts.add(batch.counts)
-        self.report.take(self.counts)
+        self.report.add(batch.counts)
         if batch.unreadable:
             self.unreadable = merged_ranges([*self.unreadable, *batch.unreadable])
             self.report.unreadable_bytes = sum(length for _, length in self.unreadable)
