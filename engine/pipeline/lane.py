@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from anyio import CancelScope, CapacityLimiter, Event, Lock, create_task_group, to_thread
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from engine.block import ID_BYTES
 from engine.errors import StoreError, StoreRejected
@@ -235,6 +236,8 @@ class _Round:
         async with self._puts:
             async with self._finishing:
                 finished = await self._lane.in_thread(builder.finish)
+            # The lane may have been given up while this task was already due to run: then no put begins.
+            await checkpoint_if_cancelled()
             await self._lane.sink.put_pack(finished)
         return finished
 
