@@ -253,7 +253,8 @@ async def _compare(parent: Parent, ours: Newest | None, roots: _Roots) -> None:
         else:
             parent.problems.append(
                 f"local state ends at restore point {mine}, but the vault already has {newest}: this machine was "
-                "cloned or its state restored from a copy; local state counts as lost, everything is read again"
+                "cloned or its state restored from a copy, or a session was cut off between writing two points; local "
+                "state counts as lost, everything is read again"
             )
 
 
