@@ -34,8 +34,6 @@ Ids: TypeAlias = npt.NDArray[np.uint64]  # shape (n, 2)
 Places: TypeAlias = npt.NDArray[np.void]  # dtype PLACE, shape (n,)
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
-ZERO_REF: Final = bytes(REF_BYTES)  # stands for a zero block in maps; no content hashes to it
-
 
 def blocks_in(volume_bytes: int) -> int:
     """Return how many blocks a volume of `volume_bytes` has; the last one may be short."""

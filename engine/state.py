@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.block import BATCH_BLOCKS, PLACE
+from engine.errors import StateCorrupt
+from engine.names import PointId
 from engine.ports import AckLog, MirrorFiles
 
 # The ref of a block and the place of its record in the vault. All zero: a zero block.
@@ -61,6 +63,20 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     root_hash: bytes
     vault: bytes
     heads: dict[str, Head]
+
+    def newest(self) -> Newest:
+        """Return what local state ends with once this commit has happened. Raises: StateCorrupt."""
+        parsed = PointId.parse_root(self.root)
+        if parsed is None:
+            raise StateCorrupt(f"the journal names no root: {self.root!r}")
+        system, point = parsed
+        return Newest(
+            order=point.order,
+            incarnation=point.incarnation,
+            root_hash=self.root_hash,
+            vault=self.vault,
+            system=system,
+        )
 
 
 class Newest(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from engine.errors import ConfigError, ForebayError, SessionRunning
+from engine.errors import ConfigError, ForebayError
+from engine.exitcodes import DONE as DONE
+from engine.exitcodes import FAILED as FAILED
+from engine.exitcodes import IN_SPOOL as IN_SPOOL
+from engine.exitcodes import RUNNING as RUNNING
+from engine.exitcodes import SOMETHING_MISSING as SOMETHING_MISSING
+from engine.exitcodes import USAGE as USAGE
+from engine.exitcodes import of_error
 
 if TYPE_CHECKING:
     from adapters.cli.progress import Progress
@@ -33,13 +40,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Exit codes, DESIGN.md §8.
-DONE: Final = 0
-FAILED: Final = 1
-USAGE: Final = 2
-IN_SPOOL: Final = 3
-SOMETHING_MISSING: Final = 4
-RUNNING: Final = 5
 _PRECEDENCE: Final = (USAGE, RUNNING, FAILED, SOMETHING_MISSING, IN_SPOOL, DONE)
 
 STOPPED: Final = "stopped before it was done: run it again"
@@ -168,9 +168,7 @@ def _leaves(error: BaseException) -> Iterable[BaseException]:
 
 def exit_code_of(error: BaseException) -> int:
     """Return the exit code an error stands for."""
-    if isinstance(error, click.UsageError | ConfigError):
-        return USAGE
-    return RUNNING if isinstance(error, SessionRunning) else FAILED
+    return USAGE if isinstance(error, click.UsageError) else of_error(error)
 
 
 def weightiest(codes: Iterable[int]) -> int:

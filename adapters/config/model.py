@@ -17,7 +17,6 @@ from adapters.config.units import MIB
 # Packs in flight are bounded per lane, the open one included (DESIGN.md §4); the queue comes on top.
 LANE_BYTES_MAX: Final = 128 * MIB
 MEMORY_BYTES_MAX: Final = 350 * MIB
-DAY_S: Final = 86400.0
 
 
 def _size(least: int, most: int) -> Meta:

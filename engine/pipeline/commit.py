@@ -30,13 +30,13 @@ from engine.pipeline.newrun import RunMaker
 from engine.pipeline.pagecopies import PageCopies
 from engine.pipeline.parent import Parent
 from engine.pipeline.reliance import Reliance
-from engine.pipeline.resolve import missing_from
+from engine.pipeline.resolve import EVERY_PAGE, missing_from
 from engine.pipeline.stores import Side
 from engine.pipeline.volume import VolumeRun
 from engine.root import PreviousRoot, RootBody, RunDescriptor, VolumePoint, encode_volume, seal_root
 from engine.runs import envelope_info
 from engine.seal import Codec, Sealer
-from engine.state import Head, Intent, Newest, StateStore
+from engine.state import Head, Intent, Pages, StateStore
 from engine.vault import hpke
 from engine.vault.identity import Identity
 
@@ -294,22 +294,11 @@ class Committer:
                 run.state.sync_missing()
             head = intent.heads[run.name]
             run.state.apply(msgspec.structs.replace(head, missing_known=known, pages_cached=self._pages_cached))
-        point = PointId.parse_root(intent.root)
-        assert point is not None
-        self.state.set_newest(
-            Newest(
-                order=point[1].order,
-                incarnation=point[1].incarnation,
-                root_hash=intent.root_hash,
-                vault=intent.vault,
-                system=point[0],
-            )
-        )
+        self.state.set_newest(intent.newest())
         self.state.clear_intent()
         self.state.end_sessions()
 
-    def _pages_lacking(self, run: VolumeRun) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        stop = 1 << 40
+    def _pages_lacking(self, run: VolumeRun) -> Pages:
         if run.missing_unknown:
-            return run.state.used_pages(0, stop)
-        return run.state.missing_pages(0, stop)
+            return run.state.used_pages(0, EVERY_PAGE)
+        return run.state.missing_pages(0, EVERY_PAGE)

@@ -39,15 +39,13 @@ class Parent:
     """What a session starts from.
 
     `newest`: the greatest point of the system seen anywhere (None: there is none); `order_min`: what the order of
-    the next one must reach besides; `previous`: the root the new one names as its predecessor; `recovered`: the
-    point of a commit that was finished here, if one was; `problems`: sentences for the user; `lost`: local state
-    was there and counts as lost.
+    the next one must reach besides; `previous`: the root the new one names as its predecessor;
+    `problems`: sentences for the user; `lost`: local state was there and counts as lost.
     """
 
     newest: PointId | None = None
     order_min: int = 0
     previous: PreviousRoot | None = None
-    recovered: PointId | None = None
     lost: bool = False
     problems: list[str] = field(default_factory=list)
 
@@ -78,19 +76,11 @@ async def settle_intent(state: StateStore, system: bytes, vault: ObjectStore, va
         return
     ours = intent.vault == vault_id and intent.root.startswith(f"root/{system.hex()}/")
     committed = ours and await _root_hash(vault, intent.root) == intent.root_hash
+    if committed:
+        state.set_newest(intent.newest())
     for name, head in intent.heads.items():
         volume = state.volume(name)
         if committed:
-            point = head_point(head)
-            state.set_newest(
-                Newest(
-                    order=head.order,
-                    incarnation=head.incarnation,
-                    root_hash=intent.root_hash,
-                    vault=vault_id,
-                    system=system,
-                )
-            )
             try:
                 _count_staged_missing(volume)
                 volume.apply(head)
@@ -98,7 +88,6 @@ async def settle_intent(state: StateStore, system: bytes, vault: ObjectStore, va
                 # Of this volume only the point in the vault is left; asking again would end the same way for ever.
                 volume.forget()
                 parent.problems.append(f"{error}; volume {name!r} is read and compared whole")
-            parent.recovered = point
         else:
             volume.discard_staged()
     if committed:

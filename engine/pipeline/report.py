@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
-Route: TypeAlias = Literal["VAULT", "ABORTED"]
+from engine.exitcodes import DONE
 
-EXIT_DONE: Final = 0
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_MISSING: Final = 4
+Route: TypeAlias = Literal["VAULT", "ABORTED"]
 
 
 class RouteChange(msgspec.Struct, frozen=True):
@@ -61,7 +58,7 @@ class SessionReport(msgspec.Struct, kw_only=True):
     point: str | None = None
     route: Route = "VAULT"
     route_history: list[RouteChange] = []
-    exit_code: int = EXIT_DONE
+    exit_code: int = DONE
     problems: list[str] = []
     error: str | None = None
     started: str = ""

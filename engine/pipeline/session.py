@@ -18,7 +18,8 @@ import numpy.typing as npt
 import structlog
 
 from engine.block import ids_from_bytes
-from engine.errors import ConfigError, ForebayError, SessionAborted, StateCorrupt, StoreError, StoreRejected
+from engine.errors import ForebayError, SessionAborted, StateCorrupt, StoreError, StoreRejected
+from engine.exitcodes import SOMETHING_MISSING, of_error
 from engine.pack import FinishedPack, PackBuilder
 from engine.pipeline.candidates import forced
 from engine.pipeline.commit import CacheSide, Committer
@@ -26,7 +27,7 @@ from engine.pipeline.lane import Lane, LaneResult
 from engine.pipeline.parent import Parent, find_parent
 from engine.pipeline.producer import Producer
 from engine.pipeline.reliance import Reliance
-from engine.pipeline.report import EXIT_FAILED, EXIT_MISSING, EXIT_USAGE, SessionReport, iso_time
+from engine.pipeline.report import SessionReport, iso_time
 from engine.pipeline.resolve import Resolved, resolve
 from engine.pipeline.stores import Side, open_side
 from engine.pipeline.transmit import CACHE, VAULT, Transmitter, first_cause
@@ -104,7 +105,7 @@ class Session:
         except* ForebayError as group:
             error = first_cause(group)
             self.report.error = str(error)
-            self.report.exit_code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
+            self.report.exit_code = of_error(error)
             self.report.change_route("ABORTED", self.setup.clock.now_ms())
             log.error("session_failed", error=str(error))
         finally:
@@ -203,7 +204,7 @@ class Session:
         self.report.problems.append(sentence)
         (log.error if policy == "error" else log.warning)("cache_failed", component="cache", error=str(error))
         if policy == "error":
-            self.report.exit_code = EXIT_MISSING
+            self.report.exit_code = SOMETHING_MISSING
 
     async def _open_volumes(self, vault: Side, parent: Parent) -> None:
         for source in self.setup.volumes:
@@ -364,7 +365,7 @@ class Session:
             self.report.problems.append(
                 f"volume {run.name!r}: {total} bytes could not be read and were stored as zeros: {shown}{more}"
             )
-            self.report.exit_code = EXIT_MISSING
+            self.report.exit_code = SOMETHING_MISSING
 
     def _row(self) -> SessionRow:
         return SessionRow(

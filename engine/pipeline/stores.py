@@ -22,7 +22,6 @@ class Side:
     format: FormatObject
     objects: ObjectStore
     packs: PackStore
-    certificates: Certificates
 
     @property
     def store_id(self) -> bytes:
@@ -75,4 +74,4 @@ async def open_side(
         durable_puts=durable_puts,
     )
     problems = certificates.problems + await packs.refresh()
-    return Side(found.kind, found, objects, packs, certificates), problems
+    return Side(found.kind, found, objects, packs), problems

@@ -24,6 +24,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from engine.block import BLOCK_BYTES, Mask, Refs, block_length
 from engine.errors import StoreCorrupt
+from engine.exitcodes import DONE, FAILED, SOMETHING_MISSING
 from engine.names import PackName
 from engine.packtable import PackTable
 from engine.ports import Clock, RestoreTarget
@@ -37,10 +38,6 @@ from engine.runs import RunReader, Window, overlay
 WINDOW_BLOCKS: Final = 32768
 LEAST_BLOCKS: Final = 1024  # what a page that cannot be read costs at most around it: the blocks of one leaf
 HOLES_MAX: Final = 65536  # ranges listed; more are counted
-
-EXIT_DONE: Final = 0
-EXIT_HOLES: Final = 1
-EXIT_UNREADABLE: Final = 4
 
 
 class RestoreReport(msgspec.Struct, kw_only=True):
@@ -62,7 +59,7 @@ class RestoreReport(msgspec.Struct, kw_only=True):
     hole_blocks: int = 0
     problems: list[str] = []
     seconds: float = 0.0
-    exit_code: int = EXIT_DONE
+    exit_code: int = DONE
 
 
 @dataclass(slots=True)
@@ -260,7 +257,7 @@ class Restore:
             hole_blocks=holes.blocks,
             problems=problems + unreadable,
             seconds=round(seconds, 3),
-            exit_code=EXIT_HOLES if holes.blocks else EXIT_UNREADABLE if unreadable else EXIT_DONE,
+            exit_code=FAILED if holes.blocks else SOMETHING_MISSING if unreadable else DONE,
         )
 
 

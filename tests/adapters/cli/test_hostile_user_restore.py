@@ -7,19 +7,7 @@ import pytest
 
 from adapters.volumes.targets import FileTarget
 from engine.errors import RestoreError
-from tests.adapters.cli.recovery_site import Site, build, run
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    return build(tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture
-def site(original: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    for name in ("FOREBAY_CONFIG", "FOREBAY_PASSPHRASE"):
-        monkeypatch.delenv(name, raising=False)
-    return original.at(tmp_path)
+from tests.adapters.cli.recovery_site import Site, run
 
 
 def files(site: Site) -> dict[Path, bytes]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import anyio
 import pytest
@@ -9,19 +8,7 @@ import pytest
 from engine.names import PointId
 from engine.note import NoteBody, NoteKind
 from engine.vault.formatobject import new_store
-from tests.adapters.cli.recovery_site import Site, build, lines, newer, run
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    return build(tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture
-def site(original: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    for name in ("FOREBAY_CONFIG", "FOREBAY_PASSPHRASE"):
-        monkeypatch.delenv(name, raising=False)
-    return original.at(tmp_path)
+from tests.adapters.cli.recovery_site import Site, lines, newer, run
 
 
 def test_own_points_are_listed_without_a_passphrase(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,19 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.block import BLOCK_BYTES
-from tests.adapters.cli.recovery_site import Site, build, newer, run
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    return build(tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture
-def site(original: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    for name in ("FOREBAY_CONFIG", "FOREBAY_PASSPHRASE"):
-        monkeypatch.delenv(name, raising=False)
-    return original.at(tmp_path)
+from tests.adapters.cli.recovery_site import Site, newer, run
 
 
 @pytest.fixture
