@@ -17,6 +17,7 @@ import numpy.typing as npt
 from engine.block import BATCH_BLOCKS, PLACE
 from engine.errors import StateCorrupt
 from engine.names import PointId
+from engine.parts import Origins, PartEntries
 from engine.ports import AckLog, MirrorFiles
 
 # The ref of a block and the place of its record in the vault. All zero: a zero block.
@@ -101,7 +102,38 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     report: str
 
 
-class VolumeState(Protocol):
+class PartState(Protocol):
+    """What is known of the parts of a volume's blocks, beside its map (engine/parts.py).
+
+    A hint that can be lost without harm: what is damaged or missing reads as zero. `VolumeState.apply` lays what is
+    staged over it, `discard_staged` and `forget` drop it with the rest.
+    """
+
+    def parts(self, pages: Pages) -> tuple[PartEntries, Origins]:
+        """Return what is known of the blocks of `pages`, by the map without staged changes, shape (pages, 64).
+
+        Entries (and their origins) whose place is not that of the map are zero.
+        """
+        ...
+
+    def stage_parts(self, page: int, mask: int, parts: PartEntries, origins: Origins | None) -> None:
+        """Stage entries (shape (64,)) of a page where `mask` has a bit; `origins` None: none of them is of a delta.
+
+        Later calls replace earlier ones. Blocks that are staged without parts lose what was known of theirs. Safe to
+        call from several threads for different pages. Raises: StateCorrupt (also for a full disk).
+        """
+        ...
+
+    def read_staged_parts(self, pages: Pages) -> tuple[Masks, PartEntries, Origins]:
+        """Return masks, entries and origins staged for `pages`; outside the masks they are undefined."""
+        ...
+
+    def forget_parts(self) -> None:
+        """Discard everything known and staged of parts."""
+        ...
+
+
+class VolumeState(PartState, Protocol):
     """The local map of one volume and what a session has staged beside it."""
 
     @property

@@ -13,7 +13,6 @@ Rules:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -23,28 +22,21 @@ import numpy as np
 from engine.bits import any_along, masks_of, rows_of
 from engine.block import (
     BATCH_BLOCKS,
-    BATCH_BYTES,
     BLOCK_BYTES,
-    REF_BYTES,
     Ids,
     Mask,
     Places,
-    Refs,
-    blocks_in,
     ids_of,
-    ref_of,
-    zero_mask,
 )
 from engine.pipeline.candidates import Work
+from engine.pipeline.reading import BlockReader, Read
 from engine.pipeline.report import Counts
-from engine.pipeline.skips import read_with_skips
 from engine.ports import VolumeReader
 from engine.seal import Sealer
 from engine.state import ENTRY, Entries, VolumeState
 
 VAULT_LANE: Final = 1
 CACHE_LANE: Final = 2
-BUFFER_ALIGNMENT: Final = 4096  # of batch buffers: devices can then be read straight into them
 CHECK_EVERY: Final = 64  # one sealed block in 64 is opened again before it travels
 
 
@@ -74,16 +66,6 @@ class Batch:
     unreadable: list[tuple[int, int]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """Blocks read by a hop: their row and bit in the work's pages, their refs (zero for zero blocks), contents."""
-
-    rows: Mask  # bool[pages, 64]
-    refs: Refs  # uint8[k, 48]
-    contents: list[memoryview]
-    unreadable: list[tuple[int, int]]
-
-
 class Producer:
     """Makes batches of one volume. `make` runs in worker threads, several at once for different pages."""
 
@@ -101,16 +83,18 @@ class Producer:
         paranoid: bool = False,
     ) -> None:
         self.reader, self.state = reader, state
-        self._sealer, self._subkey = sealer, blocks_subkey
+        self._sealer = sealer
         self._vault, self._cache = vault, cache
-        self._missing_unknown, self._skip, self._paranoid = missing_unknown, skip_unreadable, paranoid
+        self._missing_unknown, self._paranoid = missing_unknown, paranoid
+        self._blocks = BlockReader(reader, blocks_subkey, skip_unreadable=skip_unreadable)
         self._volume_bytes = reader.size_bytes
 
     def make(self, work: Work) -> Batch:
         """Do one hop (*sync*). Raises: SourceError, StateCorrupt, SessionAborted (memory is not to be trusted)."""
         counts = Counts()
         counts.candidates = int(np.bitwise_count(work.read).sum() + np.bitwise_count(work.zero).sum())
-        found = self._read(work, counts)
+        found = self._blocks.read(work)
+        counts.read_bytes = found.read_bytes
         current = self.state.current(work.pages)
         read_refs = current["ref"][found.rows]
         changed_read = any_along(read_refs != found.refs)
@@ -140,7 +124,7 @@ class Producer:
             data = np.zeros_like(rows)
             data[where, numbers % BATCH_BLOCKS] = [self._has_data(number) for number in numbers.tolist()]
             none = np.zeros(len(pages), dtype=np.uint64)
-            found = self._read(Work(pages, masks_of(data), none, none), Counts())
+            found = self._blocks.read(Work(pages, masks_of(data), none, none))
             current = self.state.current(pages)["ref"]
             differing = rows & ~data & any_along(current)
             differing[found.rows] = any_along(current[found.rows] != found.refs)
@@ -152,44 +136,8 @@ class Producer:
         start = block * BLOCK_BYTES
         return any(True for _ in self.reader.data_extents(start, min(start + BLOCK_BYTES, self._volume_bytes)))
 
-    def _read(self, work: Work, counts: Counts) -> _Read:
-        rows = rows_of(work.read)
-        page_of, bit_of = np.nonzero(rows)
-        numbers = work.pages[page_of] * BATCH_BLOCKS + bit_of
-        buffer = _buffer()
-        unreadable: list[tuple[int, int]] = []
-        last = blocks_in(self._volume_bytes) - 1
-        total = len(numbers)
-        position = 0
-        for begin, count in _runs(numbers):
-            offset = begin * BLOCK_BYTES
-            length = min(count * BLOCK_BYTES, self._volume_bytes - offset)
-            view = buffer[position * BLOCK_BYTES : position * BLOCK_BYTES + length]
-            if self._skip:
-                unreadable += read_with_skips(self.reader, offset, view)
-            else:
-                self.reader.read_into(offset, view)
-            if length < count * BLOCK_BYTES:
-                # The rest of a short last block's slot holds a former batch: the zero test must not see it.
-                end = (position + count) * BLOCK_BYTES
-                buffer[position * BLOCK_BYTES + length : end] = bytes(end - position * BLOCK_BYTES - length)
-            counts.read_bytes += length
-            position += count
-        refs: Refs = np.zeros((total, REF_BYTES), dtype=np.uint8)
-        contents: list[memoryview] = []
-        zero = zero_mask(buffer[: total * BLOCK_BYTES]) if total else np.empty(0, dtype=np.bool_)
-        digests = bytearray()
-        for position, (number, is_zero) in enumerate(zip(numbers.tolist(), zero.tolist(), strict=True)):
-            start = position * BLOCK_BYTES
-            length = BLOCK_BYTES if number != last else self._volume_bytes - number * BLOCK_BYTES
-            content = buffer[start : start + length]
-            contents.append(content)
-            digests += bytes(REF_BYTES) if is_zero else ref_of(self._subkey, content)
-        refs = np.frombuffer(bytes(digests), dtype=np.uint8).reshape(total, REF_BYTES)
-        return _Read(rows, refs, contents, unreadable)
-
     def _claim(
-        self, work: Work, found: _Read, changed: Mask, nonzero: Mask, counts: Counts
+        self, work: Work, found: Read, changed: Mask, nonzero: Mask, counts: Counts
     ) -> tuple[list[Parcel], Places]:
         """Ask both indexes, seal what is claimed; return the parcels and the vault places of all blocks read."""
         ids = ids_of(found.refs)
@@ -230,25 +178,3 @@ class Producer:
         masks = masks_of(staged)
         for position in np.flatnonzero(masks).tolist():
             self.state.stage(int(work.pages[position]), int(masks[position]), entries[position])
-
-
-# One batch a worker thread, whatever the number of volumes: what is read lives no longer than its hop.
-_BUFFERS: Final = threading.local()
-
-
-def _buffer() -> memoryview:
-    buffer: memoryview | None = getattr(_BUFFERS, "view", None)
-    if buffer is None:
-        room = np.empty(BATCH_BYTES + BUFFER_ALIGNMENT, dtype=np.uint8)
-        start = -int(room.__array_interface__["data"][0]) % BUFFER_ALIGNMENT
-        buffer = _BUFFERS.view = room.data[start : start + BATCH_BYTES]
-    return buffer
-
-
-def _runs(numbers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[tuple[int, int]]:
-    """Return (first, count) of the runs of consecutive block numbers, each at most a batch long."""
-    if not numbers.size:
-        return []
-    starts = np.concatenate(([0], np.flatnonzero(np.diff(numbers) != 1) + 1))
-    stops = np.concatenate((starts[1:], [len(numbers)]))
-    return [(int(numbers[a]), int(b - a)) for a, b in zip(starts, stops, strict=True)]
