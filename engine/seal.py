@@ -219,6 +219,16 @@ class Sealer:
             )
 
 
+def compressed(codec: Codec, content: Bytes) -> tuple[Codec, Bytes]:
+    """Return `content` as it is to be sealed, compressed if that shrinks it, and the codec that was used."""
+    compress = _TOOLS.compressor(codec)
+    if compress is not None:
+        packed = compress(content)
+        if _saves(len(packed), len(content)):
+            return codec, packed
+    return Codec.NONE, content
+
+
 def _saves(packed: int, plain: int) -> bool:
     return packed * 100 <= plain * 97
 

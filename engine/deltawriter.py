@@ -1,0 +1,217 @@
+"""Writing deltas: which parts of a changed block have to travel, and the record that says where the others lie.
+
+Rules (DESIGN.md §5, Delta; docs/FORMAT.md, Delta):
+- A part need not travel if its digest is that of the same part of the block's old record, and the record that holds it
+  literally (the old one itself, or one of its sources) lies in a pack this system wrote and may rely on. So there are
+  no chains: what a delta takes from elsewhere is never taken from it.
+- At most four sources. Where five would be needed, the one that gives the fewest parts is given up: its parts travel,
+  which merges an older delta into the new one.
+- A delta has to save at least half: of the block before anything is sealed, and of what a whole record is thought to
+  take once it is compressed. Otherwise the block goes whole.
+"""
+
+from __future__ import annotations
+
+import secrets
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from engine.block import DELTA_FLAG, ID_BYTES, PART_BYTES, PARTS, Bytes, Mask, Refs
+from engine.delta import NO_PART, TRAVELS, assemble, open_links, open_parts, parse_delta
+from engine.names import PackName
+from engine.parts import ORIGINS, SOURCE, SOURCES_MAX, Origins, PartEntries
+from engine.seal import (
+    DELTA,
+    DELTA_FRAME_MIN,
+    HEADER_BYTES,
+    LINKS_PER_SOURCE,
+    NONCE_BYTES,
+    TAG_BYTES,
+    Codec,
+    build_header,
+    compressed,
+)
+from engine.subkeys import parts_key, record_keys
+
+Digests: TypeAlias = npt.NDArray[np.uint64]  # shape (k, 16)
+_OWN: Final = SOURCES_MAX  # in the holders of parts: the old record itself
+_SHAPE: Final = struct.Struct("<IB3x")
+_LENGTH: Final = struct.Struct("<I")
+_BITMAP: Final = struct.Struct("<H")
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRecord:
+    """A sealed delta. `packs`: those its sources lie in; `origins`: its row (dtype ORIGINS) in local state."""
+
+    record: bytes
+    packs: tuple[PackName, ...]
+    origins: np.void
+
+
+@dataclass(frozen=True, slots=True)
+class _Plans:
+    """Where the parts of k blocks are to come from.
+
+    `holders`: uint8[k, 16], the holder (0..3: old source, 4: old record) of every part that need not travel, else
+    TRAVELS, or NO_PART beyond the end; `good`: which blocks are worth a delta; `sources`: SOURCE[k, 5], the holders.
+    """
+
+    holders: npt.NDArray[np.uint8]
+    good: Mask
+    sources: npt.NDArray[np.void]
+
+
+class DeltaWriter:
+    """Makes deltas of one system, in batches, from any number of threads."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+
+    def make(
+        self,
+        refs: Sequence[bytes],
+        contents: Sequence[Bytes],
+        digests: Digests,
+        old_refs: Refs,
+        known: PartEntries,
+        origins: Origins,
+        packs: Mapping[int, PackName],
+    ) -> list[DeltaRecord | None]:
+        """Return a delta for each of k changed blocks, or None where it must go whole.
+
+        `refs`, `contents`, `digests` are those of the blocks as they are now; `old_refs` (`uint8[k, 48]`), `known` and
+        `origins` (shape (k,), zero where nothing is known) those of the map; `packs` are the packs, by key, that a
+        source may lie in.
+        """
+        plans = _plan([len(content) for content in contents], digests, old_refs, known, origins, packs)
+        made: list[DeltaRecord | None] = [None] * len(refs)
+        for i in np.flatnonzero(plans.good).tolist():
+            made[i] = self._seal(refs[i], contents[i], plans.holders[i], plans.sources[i], old_refs[i], known[i], packs)
+        return made
+
+    def _seal(
+        self,
+        ref: bytes,
+        content: Bytes,
+        holders: npt.NDArray[np.uint8],
+        sources: npt.NDArray[np.void],
+        old_ref: npt.NDArray[np.uint8],
+        known: np.void,
+        packs: Mapping[int, PackName],
+    ) -> DeltaRecord | None:
+        order = sorted(set(holders.tolist()) - {TRAVELS, NO_PART})
+        row = np.zeros((), ORIGINS)
+        chosen = sources[order]
+        if order[-1] == _OWN:
+            chosen["parts_key"][-1] = np.frombuffer(parts_key(old_ref[ID_BYTES:].tobytes()), np.uint8)
+        renumbered = np.arange(256, dtype=np.uint8)
+        renumbered[order] = np.arange(len(order))
+        row["map"] = renumbered[holders]
+        row["sources"][: len(order)] = chosen
+        record = seal_delta(ref, content, row["map"].tobytes(), chosen, self._codec)
+        if len(record) * 2 > int(known["whole_bytes"]) > 0:
+            return None
+        names = {packs[key] for key in chosen["place"]["pack"].tolist()}
+        return DeltaRecord(record, tuple(names), row[()])
+
+
+def seal_delta(ref: bytes, content: Bytes, part_map: bytes, sources: npt.NDArray[np.void], codec: Codec) -> bytes:
+    """Return the record of `content` (1..65536 bytes), whose ref is `ref`, as a delta over `sources` (dtype SOURCE).
+
+    `part_map` (16 bytes) says for every part which source holds it, TRAVELS or NO_PART.
+    """
+    count = len(sources)
+    view = memoryview(content)
+    travelling = [number for number in range(PARTS) if part_map[number] == TRAVELS]
+    plain = b"".join(
+        [
+            _BITMAP.pack(sum(1 << number for number in travelling)),
+            *(view[number * PART_BYTES : (number + 1) * PART_BYTES] for number in travelling),
+        ]
+    )
+    used, packed = compressed(codec, plain)
+    key, links_key = record_keys(ref[ID_BYTES:])
+    nonces = secrets.token_bytes(2 * NONCE_BYTES)
+    links = b"".join([row["parts_key"].tobytes() + row["place"].tobytes() for row in sources]) + part_map
+    links_length = count * LINKS_PER_SOURCE + PARTS + TAG_BYTES
+    body_length = DELTA_FRAME_MIN + count * ID_BYTES + links_length + len(packed) + TAG_BYTES
+    frame = b"".join(
+        [
+            build_header(ref[:ID_BYTES], DELTA, used, len(plain), body_length, nonces[:NONCE_BYTES]),
+            _SHAPE.pack(len(view), count),
+            sources["id"].tobytes(),
+            nonces[NONCE_BYTES:],
+            _LENGTH.pack(links_length),
+        ]
+    )
+    sealed_links = AESGCM(links_key).encrypt(nonces[NONCE_BYTES:], links, frame)
+    record = b"".join([frame, sealed_links, AESGCM(key).encrypt(nonces[:NONCE_BYTES], packed, frame)])
+    assert len(record) == HEADER_BYTES + body_length
+    return record
+
+
+def opens_to(ref: bytes, delta: DeltaRecord, content: Bytes) -> bool:
+    """Tell whether a delta just made opens with its keys to what travels of `content`, and names what it was made of.
+
+    Raises: StoreCorrupt.
+    """
+    where = "in memory"
+    parsed = parse_delta(delta.record, where)
+    key, links_key = record_keys(ref[ID_BYTES:])
+    sources, part_map = open_links(parsed, links_key, where)
+    wanted = delta.origins["sources"][: len(sources)]
+    named = all(
+        source.id == row["id"].tobytes()
+        and source.parts_key == row["parts_key"].tobytes()
+        and source.place.tobytes() == row["place"].tobytes()
+        for source, row in zip(sources, wanted, strict=True)
+    )
+    own = open_parts(parsed, key, where)
+    view = memoryview(content)
+    rest = {number: view[number * PART_BYTES : (number + 1) * PART_BYTES] for number in range(PARTS)}
+    taken = {origin: type(own)(rest) for origin in range(len(sources))}
+    same = assemble(parsed, part_map, own, taken, where) == content
+    return named and same and parsed.header.id == ref[:ID_BYTES] and part_map == delta.origins["map"].tobytes()
+
+
+def delta_expectation(record: bytes) -> int:
+    """Return the `length` a staged part entry expects of its place if this delta is what the block is sent as."""
+    return len(record) | DELTA_FLAG
+
+
+def _plan(
+    lengths: Sequence[int],
+    digests: Digests,
+    old_refs: Refs,
+    known: PartEntries,
+    origins: Origins,
+    packs: Mapping[int, PackName],
+) -> _Plans:
+    count = len(lengths)
+    length = np.array(lengths, dtype=np.int64)
+    ends = np.minimum(length[:, None] - np.arange(PARTS) * PART_BYTES, PART_BYTES)  # bytes of each part; <= 0: none
+    exists = ends > 0
+    sources = np.zeros((count, SOURCES_MAX + 1), SOURCE)
+    sources[:, :SOURCES_MAX] = origins["sources"]
+    sources["id"][:, _OWN] = old_refs[:, :ID_BYTES]
+    sources["place"][:, _OWN] = known["place"]
+    is_delta = (known["place"]["length"] & np.uint32(DELTA_FLAG)) != 0
+    holders = np.where(is_delta[:, None], origins["map"], TRAVELS)
+    holders = np.where(holders == TRAVELS, _OWN, holders).astype(np.uint8)
+    usable = np.isin(sources["place"]["pack"], list(packs)) & (sources["place"]["length"] != 0)
+    same = exists & (digests == known["digests"]) & (holders <= _OWN)
+    same &= np.take_along_axis(usable, np.minimum(holders, _OWN).astype(np.intp), axis=1)
+    given = np.stack([(same & (holders == holder)).sum(axis=1) for holder in range(SOURCES_MAX + 1)], axis=1)
+    crowded = (given > 0).all(axis=1)
+    same &= ~(crowded[:, None] & (holders == given.argmin(axis=1)[:, None]))
+    travels = exists & ~same
+    half = np.where(travels, ends, 0).sum(axis=1) * 2 <= length
+    holders = np.where(same, holders, np.where(exists, TRAVELS, NO_PART)).astype(np.uint8)
+    return _Plans(holders, half & same.any(axis=1) & travels.any(axis=1), sources)
