@@ -75,6 +75,7 @@ async def build_session(
             version=VERSION,
             codec=Codec[config.vault.compression.upper()],
             paranoid=config.vault.paranoid,
+            delta=config.vault.delta,
             own_only=config.vault.share == "own",
             full=full,
             queue=QueuePolicy(config.queue.size_bytes),

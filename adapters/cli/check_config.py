@@ -10,7 +10,9 @@ import click
 
 from adapters.cli import frame
 from adapters.cli.progress import bytes_text
+from adapters.cli.statesize import bytes_per_block, room_missing
 from adapters.cli.writable import nearest_existing, why_not_writable
+from engine.block import BLOCK_BYTES
 from engine.errors import ConfigError, SourceError, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from engine.vault.formatobject import FormatObject
     from engine.vault.identity import Identity
 
-# Per block of 64 KiB: the map's entry of 64 bytes and its share of page checksums, index mirror and bitmap.
-STATE_SHARE: Final = 0.0013
 SAMPLE_BYTES: Final = 4096
 
 
@@ -35,7 +35,8 @@ def command(context: frame.Context) -> int:
 
     Reads the file, opens every volume, looks for vault and cache and whether they can be written to, and names all
     that is wrong at once. Nothing is changed. States how much memory a session takes and how large the local state
-    can become. Exit code 2: the file is wrong; 1: a place it names is; 0: all is well.
+    can become, and warns if its disk has no room for that. Exit code 2: the file is wrong; 1: a place it names is; 0:
+    all is well.
     """
     from adapters.config import ConfigProblems
 
@@ -55,11 +56,12 @@ def command(context: frame.Context) -> int:
 def examine(config: Config) -> dict[str, Any]:
     """Return what `check-config --json` prints: the places, the sizes, and `problems`, a sentence for each."""
     problems: list[str] = []
+    warnings: list[str] = []
     sizes = {volume.name: _volume_bytes(volume, problems) for volume in config.volumes}
     _check_stores(config, _identity(config, problems), problems)
-    _check_state(config.system.state_dir, problems)
+    state_bytes = bytes_per_block(config) * sum(-(-(size or 0) // BLOCK_BYTES) for size in sizes.values())
+    _check_state(config, state_bytes, problems, warnings)
     cache = config.cache
-    total = sum(size or 0 for size in sizes.values())
     return {
         "ok": not problems,
         "config": config.source,
@@ -67,8 +69,9 @@ def examine(config: Config) -> dict[str, Any]:
         "volumes": [{"name": each.name, "path": each.path, "bytes": sizes[each.name]} for each in config.volumes],
         "vault": {"url": config.vault.url},
         "cache": None if cache is None else {"path": cache.path, "enabled": cache.enabled},
-        "state": {"path": config.system.state_dir, "bytes_max": round(total * STATE_SHARE)},
+        "state": {"path": config.system.state_dir, "bytes_max": state_bytes},
         "memory_bytes_max": config.memory_bytes,
+        "warnings": warnings,
         "problems": problems,
         "exit_code": frame.FAILED if problems else frame.DONE,
     }
@@ -86,6 +89,7 @@ def _text(document: dict[str, Any]) -> str:
     state = document["state"]
     lines.append(f"  local state: {state['path']}, up to {bytes_text(state['bytes_max'])} for these volumes")
     lines.append(f"  memory of a session: up to {bytes_text(document['memory_bytes_max'])} for queue and packs")
+    lines += [f"  warning: {warning}" for warning in document["warnings"]]
     return "\n".join([*lines, _listed(document["problems"])])
 
 
@@ -145,7 +149,8 @@ def _check_stores(config: Config, identity: Identity | None, problems: list[str]
         _check_writable(kind, folder, problems)
 
 
-def _check_state(folder: Path, problems: list[str]) -> None:
+def _check_state(config: Config, bytes_max: int, problems: list[str], warnings: list[str]) -> None:
+    folder = config.system.state_dir
     try:
         existing = nearest_existing(folder)
     except OSError as error:
@@ -155,6 +160,16 @@ def _check_state(folder: Path, problems: list[str]) -> None:
         problems.append(f"state_dir: {existing} is no folder, so {folder} cannot be used: name another one")
         return
     _check_writable("state_dir", existing, problems)
+    try:
+        missing = room_missing(folder, existing, bytes_max)
+    except OSError:
+        return  # what the system does not tell is no reason for a warning
+    if missing:
+        less = ", set [vault] delta = false" if config.vault.delta else ""
+        warnings.append(
+            f"state_dir: the disk of {folder} may become full: local state can grow to {bytes_text(bytes_max)}, "
+            f"for which {bytes_text(missing)} are missing: free them{less} or name another folder"
+        )
 
 
 def _check_writable(what: str, folder: Path, problems: list[str]) -> None:

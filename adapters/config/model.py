@@ -88,6 +88,7 @@ class Vault(msgspec.Struct, frozen=True, kw_only=True):
     compression: Literal["zstd", "lz4", "none"] = "zstd"
     pack_size_bytes: Annotated[int, _size(4 * MIB, 64 * MIB)] = msgspec.field(default=16 * MIB, name="pack_size")
     paranoid: bool = False
+    delta: bool = True
 
     @property
     def folder(self) -> Path:
@@ -141,7 +142,7 @@ LATER: Final[dict[str, frozenset[str]]] = {
     "volume": frozenset(),
     "vault": frozenset(
         {"region", "endpoint_url", "credentials_file", "user", "password_file", "reconnect_window"}
-        | {"reconnect_total", "on_loss", "delta", "lock"}
+        | {"reconnect_total", "on_loss", "lock"}
     ),
     "cache": frozenset({"user", "password_file", "verify", "trim"}),
     "queue": frozenset(),

@@ -70,6 +70,7 @@ class SessionSetup:
     version: str
     codec: Codec = Codec.ZSTD
     paranoid: bool = False
+    delta: bool = True
     own_only: bool = False
     full: bool = False
     queue: QueuePolicy = field(default_factory=QueuePolicy)

@@ -4,11 +4,13 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from blake3 import blake3
 
 from adapters import main
+from adapters.cli.statesize import room_missing
 from engine.vault.formatobject import new_store
 
 
@@ -59,9 +61,45 @@ def test_a_house_in_order_has_nothing_wrong(house: House, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert "Nothing is wrong." in out
     assert "local state" in out
-    assert "up to 1.27 KiB for these volumes" in out
+    assert "up to 8.50 KiB for these volumes" in out
     assert "memory of a session: up to 320 MiB" in out
     assert sorted(house.folder.rglob("*")) == before
+
+
+def test_what_local_state_can_need_goes_with_the_blocks_the_stores_and_deltas(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def bytes_max() -> int:
+        main.run(["check-config", "--config", str(house.config), "--json"])
+        found = json.loads(capsys.readouterr().out)["state"]["bytes_max"]
+        assert isinstance(found, int)
+        return found
+
+    with_deltas = bytes_max()
+    house.add("[vault]", "delta = false")
+    whole_blocks = bytes_max()
+    house.add("[cache]", "enabled = false")
+    assert (with_deltas, whole_blocks, bytes_max()) == (16 * 544, 16 * 120, 16 * 92)
+
+
+def test_a_disk_without_room_for_local_state_is_warned_of_and_no_mistake(
+    house: House, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    for file in (house.folder / "state").iterdir():
+        file.unlink()  # what it takes already would count as room
+    house.add("[vault]", "delta = true")
+    assert main.run(["--config", str(house.config), "check-config"]) == 1
+    out = capsys.readouterr().out
+    assert "warning: state_dir: the disk of" in out
+    assert "8.50 KiB are missing: free them, set [vault] delta = false or name another folder" in out
+
+
+def test_what_local_state_takes_already_counts_as_room(tmp_path: Path) -> None:
+    (tmp_path / "map").write_bytes(b"\1" * 20_000)
+    free = shutil.disk_usage(tmp_path).free
+    assert room_missing(tmp_path, tmp_path, 20_000) == 0
+    assert room_missing(tmp_path / "gone", tmp_path, free + (1 << 50)) > 1 << 49
 
 
 def test_a_wrong_file_tells_all_its_mistakes_and_exits_as_configuration(

@@ -80,6 +80,7 @@ def test_every_setting_arrives_with_its_value() -> None:
         compression = "lz4"
         pack_size = "4 MiB"
         paranoid = true
+        delta = false
         [cache]
         path = "/c"
         enabled = false
@@ -99,6 +100,7 @@ def test_every_setting_arrives_with_its_value() -> None:
     vault = config.vault
     assert (vault.connect_timeout_s, vault.retries_max, vault.retry_within_s) == (2.0, 1, 120.0)
     assert (vault.share, vault.compression, vault.pack_size_bytes, vault.paranoid) == ("own", "lz4", 4 << 20, True)
+    assert not vault.delta
     cache = config.cache
     assert cache is not None
     assert (cache.enabled, cache.retries_max, cache.on_error) == (False, 3, "fail")
@@ -140,7 +142,8 @@ def test_relative_paths_are_meant_from_the_folder_of_the_file() -> None:
         ("cache", 'path = "file:///x"', "it must be a plain path, not a URL"),
         ("cache", "verify = { every = '24 h' }", "[cache] verify is not supported by this version yet: remove it"),
         ("vault", 'reconnect_window = "1 min"', "[vault] reconnect_window is not supported by this version yet"),
-        ("vault", "delta = false", "[vault] delta is not supported by this version yet"),
+        ("vault", "delta = 0", "[vault] delta = 0; allowed: true or false"),
+        ("vault", 'on_loss = "resume"', "[vault] on_loss is not supported by this version yet"),
         ("spool", 'path = "/x"', "[spool] is not supported by this version yet: remove it"),
         ("schedule", 'backup = "x"', "[schedule] is not supported by this version yet: remove it"),
         ("queues", 'size = "8 MiB"', "[queues] is unknown, did you mean queue? allowed tables: system, volume,"),
