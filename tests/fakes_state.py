@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from engine.bits import rows_of
-from engine.block import BATCH_BLOCKS, blocks_in
+from engine.block import BATCH_BLOCKS, DELTA_FLAG, blocks_in
+from engine.parts import ORIGINS, PART_ENTRY, Origins, PartEntries, bind, same_place
 from engine.state import ENTRY, Entries, Head, Masks, Pages
 
 
@@ -17,6 +18,8 @@ class MemoryVolumeState:
         self.map: dict[int, Entries] = {}
         self.staged: dict[int, tuple[int, Entries]] = {}
         self.lacking: dict[int, int] = {}
+        self.known: dict[int, tuple[PartEntries, Origins]] = {}
+        self.learned: dict[int, tuple[int, PartEntries, Origins]] = {}
 
     def read(self, pages: Pages) -> Entries:
         found = np.zeros((len(pages), BATCH_BLOCKS), dtype=ENTRY)
@@ -59,19 +62,70 @@ class MemoryVolumeState:
 
     def discard_staged(self) -> None:
         self.staged.clear()
+        self.learned.clear()
 
     def forget(self) -> None:
         self.__init__()  # type: ignore[misc]
 
     def apply(self, head: Head) -> None:
         pages = self.staged_pages()
+        covered = {page: self.staged[page][0] for page in pages.tolist()}
         for page, entries in zip(pages.tolist(), self.current(pages), strict=True):
             self.map[page] = entries.copy()
         blocks = blocks_in(head.volume_bytes)
         for page in list(self.map):
             self.map[page][max(0, blocks - page * BATCH_BLOCKS) :] = np.zeros((), dtype=ENTRY)
         self.staged.clear()
+        for page in {*covered, *self.learned, *self.known}:
+            self._lay_parts(page, covered.get(page, 0))
+        self.learned.clear()
         self.head = head
+
+    def parts(self, pages: Pages) -> tuple[PartEntries, Origins]:
+        found = np.zeros((len(pages), BATCH_BLOCKS), PART_ENTRY), np.zeros((len(pages), BATCH_BLOCKS), ORIGINS)
+        for row, page in enumerate(pages.tolist()):
+            if page in self.known:
+                found[0][row], found[1][row] = self.known[page]
+        return found
+
+    def stage_parts(self, page: int, mask: int, parts: PartEntries, origins: Origins | None) -> None:
+        if not mask:
+            return
+        before, known, sources = self.learned.get(page, (0, *_nothing_known()))
+        chosen = rows_of(np.array([mask], dtype=np.uint64))[0]
+        known, sources = known.copy(), sources.copy()
+        known[chosen] = parts[chosen]
+        sources[chosen] = np.zeros((), ORIGINS) if origins is None else origins[chosen]
+        self.learned[page] = (before | mask, known, sources)
+
+    def read_staged_parts(self, pages: Pages) -> tuple[Masks, PartEntries, Origins]:
+        masks = np.zeros(len(pages), dtype=np.uint64)
+        parts, origins = self.parts(np.full(len(pages), -1))
+        for row, page in enumerate(pages.tolist()):
+            if page in self.learned:
+                masks[row], parts[row], origins[row] = self.learned[page]
+        return masks, parts, origins
+
+    def forget_parts(self) -> None:
+        self.known.clear()
+        self.learned.clear()
+
+    def _lay_parts(self, page: int, covered: int) -> None:
+        """Settle what is known of a page of which the blocks `covered` were staged, once its map is final."""
+        places = self.read(np.array([page]))[0]["place"]
+        parts, origins = self.known.get(page, _nothing_known())
+        mask, learned, sources = self.learned.get(page, (0, *_nothing_known()))
+        bind(places, learned)
+        rows, gone = rows_of(np.array([mask, covered], dtype=np.uint64))
+        parts[gone], origins[gone] = np.zeros((), PART_ENTRY), np.zeros((), ORIGINS)
+        parts[rows], origins[rows] = learned[rows], sources[rows]
+        delta = (places["length"] & np.uint32(DELTA_FLAG)) != 0
+        traced = origins.view(np.uint8).reshape(BATCH_BLOCKS, -1).any(axis=1)
+        stands = same_place(parts["place"], places) & (~delta | traced)
+        parts[~stands], origins[~(stands & delta)] = np.zeros((), PART_ENTRY), np.zeros((), ORIGINS)
+        self.known.pop(page, None)
+        if stands.any():
+            self.known[page] = (parts, origins)
 
     def missing(self, pages: Pages) -> Masks:
         return np.array([self.lacking.get(page, 0) for page in pages.tolist()], dtype=np.uint64)
@@ -84,3 +138,7 @@ class MemoryVolumeState:
 
     def sync_missing(self) -> None:
         return
+
+
+def _nothing_known() -> tuple[PartEntries, Origins]:
+    return np.zeros(BATCH_BLOCKS, PART_ENTRY), np.zeros(BATCH_BLOCKS, ORIGINS)

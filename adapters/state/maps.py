@@ -29,6 +29,7 @@ from adapters.state.pagefile import PAGE_BYTES, WORD_BYTES, PageFile, WordFile, 
 from adapters.state.staging import EVERY_PAGE, Staging, overlay
 from engine.block import blocks_in
 from engine.errors import SessionAborted, StateCorrupt
+from engine.parts import ORIGINS, PART_ENTRY, Origins, PartEntries
 from engine.state import ENTRY, PAGE_ENTRIES, Entries, Head, Masks, Pages
 
 HEAD_MAGIC: Final = b"FBHEAD\x00\x01"
@@ -120,6 +121,21 @@ class VolumeMap:
         entries = self.read(pages)
         overlay(entries, *self._staging.read(pages))
         return entries
+
+    def parts(self, pages: Pages) -> tuple[PartEntries, Origins]:
+        """Return what is known of the parts of the blocks of `pages`: nothing."""
+        shape = (pages.size, PAGE_ENTRIES)
+        return np.zeros(shape, PART_ENTRY), np.zeros(shape, ORIGINS)
+
+    def stage_parts(self, page: int, mask: int, parts: PartEntries, origins: Origins | None) -> None:
+        """Forget what is staged of parts: a hint that may be lost."""
+
+    def read_staged_parts(self, pages: Pages) -> tuple[Masks, PartEntries, Origins]:
+        """Return masks, entries and origins staged for `pages`: none."""
+        return np.zeros(pages.size, dtype=np.uint64), *self.parts(pages)
+
+    def forget_parts(self) -> None:
+        """Discard everything known and staged of parts: nothing."""
 
     def sync_staged(self) -> None:
         """Seal what is staged, durably, also if that is nothing: `apply` needs it.
