@@ -16,17 +16,20 @@ import secrets
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from engine.block import DELTA_FLAG, ID_BYTES, PART_BYTES, PARTS, Bytes, Mask, Refs
-from engine.delta import NO_PART, TRAVELS, assemble, open_links, open_parts, parse_delta
+from engine.delta import NO_PART, TRAVELS, Parts, assemble, open_links, open_parts, parse_delta
+from engine.errors import SessionAborted, StoreCorrupt
 from engine.names import PackName
+from engine.partdigest import PartDigests
 from engine.parts import ORIGINS, SOURCE, SOURCES_MAX, Origins, PartEntries
 from engine.seal import (
+    BROKEN_MEMORY,
     DELTA,
     DELTA_FRAME_MIN,
     HEADER_BYTES,
@@ -39,7 +42,6 @@ from engine.seal import (
 )
 from engine.subkeys import parts_key, record_keys
 
-Digests: TypeAlias = npt.NDArray[np.uint64]  # shape (k, 16)
 _OWN: Final = SOURCES_MAX  # in the holders of parts: the old record itself
 _SHAPE: Final = struct.Struct("<IB3x")
 _LENGTH: Final = struct.Struct("<I")
@@ -48,11 +50,11 @@ _BITMAP: Final = struct.Struct("<H")
 
 @dataclass(frozen=True, slots=True)
 class DeltaRecord:
-    """A sealed delta. `packs`: those its sources lie in; `origins`: its row (dtype ORIGINS) in local state."""
+    """A sealed delta. `packs`: those its sources lie in; `origins`: its row in local state, dtype ORIGINS, shape ()."""
 
     record: bytes
     packs: tuple[PackName, ...]
-    origins: np.void
+    origins: npt.NDArray[np.void]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class DeltaWriter:
         self,
         refs: Sequence[bytes],
         contents: Sequence[Bytes],
-        digests: Digests,
+        digests: PartDigests,
         old_refs: Refs,
         known: PartEntries,
         origins: Origins,
@@ -119,7 +121,7 @@ class DeltaWriter:
         if len(record) * 2 > int(known["whole_bytes"]) > 0:
             return None
         names = {packs[key] for key in chosen["place"]["pack"].tolist()}
-        return DeltaRecord(record, tuple(names), row[()])
+        return DeltaRecord(record, tuple(names), row)
 
 
 def seal_delta(ref: bytes, content: Bytes, part_map: bytes, sources: npt.NDArray[np.void], codec: Codec) -> bytes:
@@ -157,11 +159,20 @@ def seal_delta(ref: bytes, content: Bytes, part_map: bytes, sources: npt.NDArray
     return record
 
 
-def opens_to(ref: bytes, delta: DeltaRecord, content: Bytes) -> bool:
-    """Tell whether a delta just made opens with its keys to what travels of `content`, and names what it was made of.
+def check_delta(ref: bytes, delta: DeltaRecord, content: Bytes) -> None:
+    """Open what was just sealed and compare it with what it was made of.
 
-    Raises: StoreCorrupt.
+    Raises: SessionAborted when they differ: nothing but broken memory or a broken library does that.
     """
+    try:
+        same = _opens_to(ref, delta, content)
+    except StoreCorrupt:
+        same = False
+    if not same:
+        raise SessionAborted(BROKEN_MEMORY)
+
+
+def _opens_to(ref: bytes, delta: DeltaRecord, content: Bytes) -> bool:
     where = "in memory"
     parsed = parse_delta(delta.record, where)
     key, links_key = record_keys(ref[ID_BYTES:])
@@ -176,7 +187,7 @@ def opens_to(ref: bytes, delta: DeltaRecord, content: Bytes) -> bool:
     own = open_parts(parsed, key, where)
     view = memoryview(content)
     rest = {number: view[number * PART_BYTES : (number + 1) * PART_BYTES] for number in range(PARTS)}
-    taken = {origin: type(own)(rest) for origin in range(len(sources))}
+    taken = {origin: Parts(rest) for origin in range(len(sources))}
     same = assemble(parsed, part_map, own, taken, where) == content
     return named and same and parsed.header.id == ref[:ID_BYTES] and part_map == delta.origins["map"].tobytes()
 
@@ -188,7 +199,7 @@ def delta_expectation(record: bytes) -> int:
 
 def _plan(
     lengths: Sequence[int],
-    digests: Digests,
+    digests: PartDigests,
     old_refs: Refs,
     known: PartEntries,
     origins: Origins,
@@ -205,11 +216,13 @@ def _plan(
     is_delta = (known["place"]["length"] & np.uint32(DELTA_FLAG)) != 0
     holders = np.where(is_delta[:, None], origins["map"], TRAVELS)
     holders = np.where(holders == TRAVELS, _OWN, holders).astype(np.uint8)
-    usable = np.isin(sources["place"]["pack"], list(packs)) & (sources["place"]["length"] != 0)
-    same = exists & (digests == known["digests"]) & (holders <= _OWN)
+    keys = np.fromiter(packs, np.uint64, len(packs))
+    usable: Mask = np.isin(sources["place"]["pack"], keys) & (sources["place"]["length"] != 0)
+    same: Mask = exists & (digests == known["digests"]) & (holders <= _OWN)
     same &= np.take_along_axis(usable, np.minimum(holders, _OWN).astype(np.intp), axis=1)
+    # How many parts each holder would give; where all five would give some, the least useful is left out.
     given = np.stack([(same & (holders == holder)).sum(axis=1) for holder in range(SOURCES_MAX + 1)], axis=1)
-    crowded = (given > 0).all(axis=1)
+    crowded: Mask = np.asarray((given > 0).all(axis=1), np.bool_)
     same &= ~(crowded[:, None] & (holders == given.argmin(axis=1)[:, None]))
     travels = exists & ~same
     half = np.where(travels, ends, 0).sum(axis=1) * 2 <= length

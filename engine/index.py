@@ -216,6 +216,15 @@ class PackIndex:
         """Return the writers of the packs with these keys, as far as they are known."""
         return {name.writer for name in self.pack_names(np.unique(keys)) if name is not None}
 
+    def own_packs(self, keys: npt.NDArray[np.uint64], writer: bytes) -> list[PackName | None]:
+        """Return, for each key, the pack of `writer` that may be relied on, or None."""
+        return [None] * len(keys)
+
+    def delta_sources(self, ids: Ids, places: Places) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64], Mask]:
+        """Return (position, key of a pack a source lies in) of the deltas at `places`, and which are answered."""
+        answered: Mask = (places["length"] & np.uint32(1 << 31)) == 0
+        return np.empty(0, np.intp), np.empty(0, np.uint64), answered
+
     def count_packs(self, writers: set[bytes]) -> int:
         """Return how many packs of these writers are known: what a listing of them has to go through at least."""
         wanted = [np.frombuffer(writer, np.uint8) for writer in writers]

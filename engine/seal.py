@@ -50,6 +50,10 @@ ZSTD_WINDOW_MAX: Final = 1 << 17
 SAMPLE_BYTES: Final = 4096
 # After this many blocks in a row that did not shrink, a block of the batch must first show it in a sample.
 STUBBORN_BLOCKS: Final = 2
+BROKEN_MEMORY: Final = (
+    "a block that was just sealed does not open to the same bytes again: this machine's memory or processor corrupts "
+    "data; test its memory, then run the backup again"
+)
 
 _HEADER: Final = struct.Struct("<16sBBHII12s")
 
@@ -213,10 +217,7 @@ class Sealer:
         except StoreCorrupt:
             same = False
         if not same:
-            raise SessionAborted(
-                "a block that was just sealed does not open to the same bytes again: this machine's memory or "
-                "processor corrupts data; test its memory, then run the backup again"
-            )
+            raise SessionAborted(BROKEN_MEMORY)
 
 
 def compressed(codec: Codec, content: Bytes) -> tuple[Codec, Bytes]:

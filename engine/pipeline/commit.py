@@ -170,9 +170,15 @@ class Committer:
 
     async def _volume_point(self, run: VolumeRun, writer: PageWriter) -> VolumePoint:
         parent = run.parent()
-        names = self.vault.packs.index.pack_names
+        index = self.vault.packs.index
         maker = RunMaker(
-            run.state, writer, self._page_reader(), names, self._seal_envelope, problems=self.reliance.problems
+            run.state,
+            writer,
+            self._page_reader(),
+            index.pack_names,
+            index.delta_sources,
+            self._seal_envelope,
+            problems=self.reliance.problems,
         )
         size = run.reader.size_bytes
         return VolumePoint(

@@ -189,7 +189,7 @@ class _Round:
             if not pack.builder.room(len(slot.record)):
                 self._seal(pack)
                 return taken
-            pack.builder.add(slot.record)
+            pack.builder.add(slot.record, slot.packs)
             pack.ids += slot.id
         return len(slots)
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.bits import any_along, rows_of
-from engine.block import BATCH_BLOCKS
+from engine.block import BATCH_BLOCKS, Ids, Mask, Places, ids_of
 from engine.errors import StateCorrupt, StoreCorrupt
 from engine.names import PackName
 from engine.packtable import PackRows, PackTable
@@ -35,14 +35,16 @@ from engine.state import VolumeState
 class RunMaker:
     """Writes the runs of one volume.
 
-    `name_packs` names packs by their keys (None: unknown to the index); `seal_envelope` seals the address of a key
-    tree to the recovery key; `problems` gets a sentence for runs that could not be read.
+    `name_packs` names packs by their keys (None: unknown to the index); `delta_sources` gives, for ids and places,
+    (position, key of a pack a source lies in) of those that are deltas, and which are answered; `seal_envelope` seals
+    the address of a key tree to the recovery key; `problems` gets a sentence for runs that could not be read.
     """
 
     state: VolumeState
     writer: PageWriter
     reader: PageReader
     name_packs: Callable[[npt.NDArray[np.uint64]], Sequence[PackName | None]]
+    delta_sources: Callable[[Ids, Places], tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64], Mask]]
     seal_envelope: Callable[[bytes, bytes], bytes]
     problems: list[str] = field(default_factory=list)
 
@@ -85,15 +87,23 @@ class RunMaker:
         self, chunks: Iterator[RunChunk] | AsyncIterator[RunChunk], tables: Sequence[PackTable], *, base: bool
     ) -> RunDescriptor:
         keys: set[int] = set()
+        orphans = False
 
         async def watched() -> AsyncIterator[RunChunk]:
+            nonlocal orphans
             async for chunk in _each(chunks):
-                keys.update(np.unique(chunk.places["pack"]).tolist())
+                ids = ids_of(chunk.refs)
+                _, sources, known = await anyio.to_thread.run_sync(self.delta_sources, ids, chunk.places)
+                keys.update(np.unique(np.concatenate([chunk.places["pack"], sources])).tolist())
+                orphans = orphans or not known.all()
                 yield chunk
 
         def packs() -> PackRows:
             wanted = np.array(sorted(keys), dtype=np.uint64)
-            found: list[PackName] = []
+            # The index lost the sources of an older delta: they are among the packs its run named.
+            found = [name for table in tables for name in table.names()] if orphans else []
+            if orphans and not found:
+                raise StateCorrupt("local state names a delta whose sources nobody knows; run 'forebay backup --full'")
             for key, name in zip(wanted.tolist(), self.name_packs(wanted), strict=True):
                 # What a run named was checked when it was written; today's index may lack a foreign pack, or name
                 # another one that somebody gave the same key.

@@ -45,6 +45,7 @@ from anyio import Event
 from anyio.lowlevel import checkpoint
 
 from engine.errors import SessionAborted
+from engine.names import PackName
 from engine.ports import Clock
 
 # What a slot costs beside its record: the object, its id, its places in the lanes' lines.
@@ -64,18 +65,19 @@ class Slot:
 
     `id`: the 16 public bytes of its ref; `record`: the sealed record; `lanes`: bits of the lanes that still have
     to take it (`TransmissionQueue.mask`); `nbytes`: what it counts for against the bound; `since`: monotonic
-    seconds at which it was admitted or, if later, came to wait for one lane alone; `tag`: the producer's own.
+    seconds at which it was admitted or, if later, came to wait for one lane alone; `packs`: of a delta, those its
+    sources lie in.
     """
 
-    __slots__ = ("id", "lanes", "nbytes", "record", "since", "tag")
+    __slots__ = ("id", "lanes", "nbytes", "packs", "record", "since")
 
-    def __init__(self, id: bytes, record: bytes, lanes: int, tag: object = None) -> None:
+    def __init__(self, id: bytes, record: bytes, lanes: int, packs: tuple[PackName, ...] = ()) -> None:
         self.id = id
         self.record = record
         self.lanes = lanes
         self.nbytes = len(record) + SLOT_BYTES
         self.since = 0.0
-        self.tag = tag
+        self.packs = packs
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,15 @@
   root is put, and once more after it.
 - When this system first relies on a foreign pack, one of the records it relies on is read and opened: all such
   packs up to 1,000 of a writer, then a random 1,000, and at most 256 MiB of reading a session.
-- A pack that fails is barred, and so is its writer; both are named. What relied on them is sent again.
+- Of the sources of new deltas a random 32, of as many packs, are read and must hold what was taken from them.
+- A pack that fails is barred, and so is its writer if that is another system; both are named. What relied on them is
+  sent again, whole.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,6 +25,7 @@ from engine.errors import ObjectMissing, StateCorrupt, StoreCorrupt
 from engine.names import PackName
 from engine.packstore import PackStore
 from engine.pipeline.resolve import samples
+from engine.pipeline.shaping import SourceSample
 from engine.seal import open_whole
 from engine.state import History, VolumeState
 
@@ -30,6 +33,7 @@ PACKS_OF_WRITER_MAX: Final = 1000
 READ_BYTES_MAX: Final = 256 << 20
 NAMES_AT_ONCE: Final = 65536
 READS_AT_ONCE: Final = 8
+SOURCES_READ_MAX: Final = 32
 
 
 @dataclass(slots=True)
@@ -44,6 +48,7 @@ class Reliance:
     problems: list[str] = field(default_factory=list)
     _read_bytes: int = 0
     _gone: set[int] = field(default_factory=set)
+    _sound: set[int] = field(default_factory=set)  # keys of the packs of which a source was read
 
     def take_gone(self) -> npt.NDArray[np.uint64]:
         """Return the keys of the packs that turned out to be bad since this was last asked."""
@@ -104,6 +109,28 @@ class Reliance:
         if opened:
             await anyio.to_thread.run_sync(self._remember, opened)
         return not failed
+
+    async def sound(self, samples: Mapping[int, SourceSample], written: frozenset[int]) -> bool:
+        """Read some sources of new deltas, by pack key, and bar the packs of those that do not hold what they must.
+
+        Raises: StoreUnavailable, StoreRejected.
+        """
+        rest = np.array(sorted(set(samples) - self._sound), dtype=np.uint64)
+        self.generator.shuffle(rest)
+        wanted = rest[: max(0, SOURCES_READ_MAX - len(self._sound))]
+        good = True
+        for name in self._names(wanted, written):
+            sample = samples[name.key]
+            self._sound.add(name.key)
+            try:
+                (record,) = await self.store.read_records(name, [sample.range()])
+                await anyio.to_thread.run_sync(sample.check, record, str(name))
+            except (StoreCorrupt, ObjectMissing) as error:
+                good = False
+                self._gone.add(name.key)
+                self.store.index.bar([name.key])
+                self.problems.append(f"{error}; what is in this pack is sent again")
+        return good
 
     async def _opens(self, name: PackName, ref: bytes, offset: int, length: int) -> bool:
         """Read and open one record; a problem names the pack and its writer."""

@@ -20,13 +20,17 @@ class RouteChange(msgspec.Struct, frozen=True):
 
 
 class Counts(msgspec.Struct, kw_only=True):
-    """What was done for a volume, all sums, in blocks of 64 KiB or in bytes: of one hop, or of a whole session."""
+    """What was done for a volume, all sums, in blocks of 64 KiB or in bytes: of one hop, or of a whole session.
+
+    `vault_deltas`: how many of the `vault_blocks` travelled as deltas.
+    """
 
     candidates: int = 0
     read_bytes: int = 0
     changed: int = 0
     zero: int = 0
     vault_blocks: int = 0
+    vault_deltas: int = 0
     cache_blocks: int = 0
     vault_bytes: int = 0
     cache_bytes: int = 0

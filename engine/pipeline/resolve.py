@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.bits import any_along, masks_of, rows_of
-from engine.block import Ids, Places, ids_of
+from engine.block import Ids, Mask, Places, ids_of
 from engine.state import Entries, Masks, Pages, VolumeState
 
 CHUNK_PAGES: Final = 512
@@ -32,10 +32,17 @@ class Lookup(Protocol):
         """Return places in acknowledged, usable packs; length 0 where there is none."""
         ...
 
+    def delta_sources(self, ids: Ids, places: Places) -> tuple[npt.NDArray[np.intp], PackKeys, Mask]:
+        """Return (position, key of a pack a source lies in) of the deltas at `places`, and which are answered."""
+        ...
+
 
 @dataclass(slots=True)
 class Resolved:
-    """`keys`: the pack keys staged blocks rely on, ascending; `pages`, `masks`: what has no place, or not any more."""
+    """`keys`: of the packs staged blocks rely on, those of their deltas' sources too, ascending.
+
+    `pages`, `masks`: what has no place, or not any more.
+    """
 
     keys: npt.NDArray[np.uint64]
     pages: Pages
@@ -61,20 +68,22 @@ def resolve(state: VolumeState, index: Lookup, gone: PackKeys = NO_KEYS) -> Reso
     open_masks: list[Masks] = []
     for pages, masks, entries in staged_chunks(state):
         rows = rows_of(masks) & any_along(entries["ref"])
-        places = index.lookup(ids_of(entries["ref"][rows]))
+        ids = ids_of(entries["ref"][rows])
+        places = index.lookup(ids)
         moved = rows.copy()
         moved[rows] = places != entries["place"][rows]
         entries["place"][rows] = places
         for position in np.flatnonzero(moved.any(axis=1)).tolist():
             state.stage(int(pages[position]), int(masks[position]), entries[position])
-        keys = np.union1d(keys, places["pack"][places["length"] > 0])
+        _, sources, _ = index.delta_sources(ids, places)
+        keys = np.union1d(keys, np.concatenate([places["pack"][places["length"] > 0], sources]))
         absent = rows.copy()
         absent[rows] = places["length"] == 0
         lacking = masks_of(absent)
         if lacking.any():
             open_pages.append(pages[lacking > 0])
             open_masks.append(lacking[lacking > 0])
-    for pages, lacking in _unchanged_in(state, gone) if gone.size else ():
+    for pages, lacking in _unchanged_in(state, index, gone) if gone.size else ():
         open_pages.append(pages)
         open_masks.append(lacking)
     if not open_pages:
@@ -85,14 +94,20 @@ def resolve(state: VolumeState, index: Lookup, gone: PackKeys = NO_KEYS) -> Reso
     return Resolved(keys, both, masks)
 
 
-def _unchanged_in(state: VolumeState, gone: PackKeys) -> Iterator[tuple[Pages, Masks]]:
-    """Yield the blocks of the map that nothing is staged for and that lie in packs of `gone`."""
+def _unchanged_in(state: VolumeState, index: Lookup, gone: PackKeys) -> Iterator[tuple[Pages, Masks]]:
+    """Yield the blocks of the map that nothing is staged for and that lie in packs of `gone`, or lean on one."""
     used = state.used_pages(0, EVERY_PAGE)
     for start in range(0, len(used), CHUNK_PAGES):
         part = used[start : start + CHUNK_PAGES]
         staged, _ = state.read_staged(part)
         entries = state.read(part)
-        lost = masks_of(np.isin(entries["place"]["pack"], gone) & any_along(entries["ref"])) & ~staged
+        rows = any_along(entries["ref"])
+        places = entries["place"][rows]
+        positions, sources, known = index.delta_sources(ids_of(entries["ref"][rows]), places)
+        bad: Mask = np.isin(places["pack"], gone) | ~known
+        bad[positions[np.isin(sources, gone)]] = True
+        rows[rows] = bad
+        lost = masks_of(rows) & ~staged
         if lost.any():
             yield part[lost > 0], lost[lost > 0]
 

@@ -25,16 +25,15 @@ from engine.pipeline.candidates import forced
 from engine.pipeline.commit import CacheSide, Committer
 from engine.pipeline.lane import Lane, LaneResult
 from engine.pipeline.parent import Parent, find_parent
-from engine.pipeline.producer import Producer
 from engine.pipeline.reliance import Reliance
 from engine.pipeline.report import SessionReport, iso_time
 from engine.pipeline.resolve import Resolved, resolve
 from engine.pipeline.stores import Side, open_side
 from engine.pipeline.transmit import CACHE, VAULT, Transmitter, first_cause
-from engine.pipeline.volume import VolumeRun, VolumeSource
+from engine.pipeline.volume import Manner, VolumeRun, VolumeSource, open_run
 from engine.policy import CacheErrorPolicy, LanePolicy, QueuePolicy, SlowPolicy
 from engine.ports import Clock, ObjectStore
-from engine.seal import Codec, Sealer
+from engine.seal import Codec
 from engine.state import History, SessionRow, StateStore
 from engine.vault.certificate import Certificates
 from engine.vault.formatobject import FormatObject, read_format
@@ -219,30 +218,12 @@ class Session:
             self.report.problems += await anyio.to_thread.run_sync(run.choose, self._generator)
 
     def _open_volume(self, source: VolumeSource, vault: Side) -> VolumeRun:
-        setup, cache = self.setup, self._cache.side
-        reader = source.open()
-        try:
-            state = setup.state.volume(source.name)
-            if setup.full:
-                state.forget()
-            head = state.head
-            known = head is not None and head.missing_known and (cache is None or head.cache == cache.store_id)
-            producer = Producer(
-                reader,
-                state,
-                Sealer(setup.codec, setup.identity.keys.blocks),
-                setup.identity.keys.blocks,
-                vault.packs.index,
-                cache.packs.index if cache else None,
-                missing_unknown=not known,
-                skip_unreadable=source.skip_unreadable,
-                paranoid=setup.paranoid,
-            )
-            changes = source.tracker.changes(head.generation if head else None)
-            return VolumeRun(source, state, reader, head, producer, changes, not known, cache is not None)
-        except BaseException:
-            reader.close()
-            raise
+        setup = self.setup
+        state = setup.state.volume(source.name)
+        if setup.full:
+            state.forget()
+        how = Manner(setup.identity, setup.codec, vault, self._cache.side, paranoid=setup.paranoid, delta=setup.delta)
+        return open_run(source, state, how)
 
     def _lanes(self, vault: Side) -> list[Lane]:
         setup = self.setup
@@ -337,9 +318,14 @@ class Session:
                 continue
             keys = np.unique(np.concatenate([found.keys for found in resolved]))
             states = [run.state for run in self.runs]
-            if await reliance.present(keys, written) and await reliance.honest(states, keys, written):
+            sources = {key: sample for run in self.runs for key, sample in run.producer.samples.items()}
+            if (
+                await reliance.present(keys, written)
+                and await reliance.honest(states, keys, written)
+                and await reliance.sound(sources, written)
+            ):
                 return keys
-        raise SessionAborted("packs of other systems in the vault do not hold what they claim; see the problems listed")
+        raise SessionAborted("packs in the vault do not hold what they should; see the problems listed")
 
     async def _send_again(self, resolved: Sequence[Resolved]) -> None:
         assert self.transmitter is not None

@@ -70,7 +70,7 @@ class Transmitter:
                 batch = await anyio.to_thread.run_sync(run.producer.make, work, limiter=threads)
                 run.took(batch)
                 run.position = max(run.position, (int(work.pages[-1]) + 1) * BATCH_BYTES)
-                await queue.put([Slot(parcel.id, parcel.record, parcel.lanes) for parcel in batch.parcels])
+                await queue.put([Slot(each.id, each.record, each.lanes, each.packs) for each in batch.parcels])
             finally:
                 in_flight.release()
 

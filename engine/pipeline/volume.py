@@ -11,18 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
 
 from engine.block import BLOCK_BYTES, blocks_in
+from engine.deltawriter import DeltaWriter
 from engine.errors import SessionAborted
 from engine.pipeline.candidates import CandidatePlan, Work, candidates
 from engine.pipeline.producer import Batch, Producer
 from engine.pipeline.report import VolumeReport
+from engine.pipeline.shaping import Shaper
+from engine.pipeline.stores import Side
 from engine.ports import Changes, ChangeTracker, VolumeReader
 from engine.root import VolumePoint, decode_volume
+from engine.seal import Codec, Sealer
 from engine.state import Head, VolumeState
+from engine.subkeys import digest_seed
+from engine.vault.identity import Identity
 
 SAMPLE_SHARE: Final = 0.001
 SAMPLE_BLOCKS_MIN: Final = 10
@@ -41,6 +48,21 @@ class VolumeSource:
     open: Callable[[], VolumeReader]
     tracker: ChangeTracker
     skip_unreadable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a session reads its volumes: who it is, how blocks are sealed, which stores are asked what they lack.
+
+    `paranoid`: open everything again that was just sealed; `delta`: send only changed parts to the vault.
+    """
+
+    identity: Identity
+    codec: Codec
+    vault: Side
+    cache: Side | None
+    paranoid: bool = False
+    delta: bool = True
 
 
 @dataclass(slots=True)
@@ -169,3 +191,36 @@ def merged_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             merged.append((offset, length))
     return merged
+
+
+def open_run(source: VolumeSource, state: VolumeState, how: Manner) -> VolumeRun:
+    """Open a volume for a session (*sync*). Raises: SourceError, ConfigError, StateCorrupt."""
+    keys, index, cache = how.identity.keys, how.vault.packs.index, how.cache
+    shaper: Shaper | None = None
+    if how.delta:
+        own_packs = partial(index.own_packs, writer=how.identity.system)
+        seed = digest_seed(how.identity.listing_key)
+        shaper = Shaper(state, DeltaWriter(how.codec), own_packs, seed, paranoid=how.paranoid)
+    else:
+        state.forget_parts()
+    reader = source.open()
+    try:
+        head = state.head
+        known = head is not None and head.missing_known and (cache is None or head.cache == cache.store_id)
+        producer = Producer(
+            reader,
+            state,
+            Sealer(how.codec, keys.blocks),
+            keys.blocks,
+            index,
+            cache.packs.index if cache else None,
+            missing_unknown=not known,
+            skip_unreadable=source.skip_unreadable,
+            paranoid=how.paranoid,
+            shaper=shaper,
+        )
+        changes = source.tracker.changes(head.generation if head else None)
+        return VolumeRun(source, state, reader, head, producer, changes, not known, cache is not None)
+    except BaseException:
+        reader.close()
+        raise

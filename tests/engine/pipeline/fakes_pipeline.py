@@ -111,7 +111,7 @@ def record_of(number: int, record_bytes: int = RECORD_BYTES_SMALLEST) -> bytes:
 
 
 def slot_of(number: int, lanes: int, record_bytes: int = RECORD_BYTES_SMALLEST) -> Slot:
-    return Slot(id_of(number), record_of(number, record_bytes), lanes, tag=number)
+    return Slot(id_of(number), record_of(number, record_bytes), lanes)
 
 
 def number_of(slot_id: bytes) -> int:

@@ -212,7 +212,7 @@ class Case:
             for wishes in self.plan.wishes:
                 slots = []
                 for lanes, record_bytes in wishes:
-                    slots.append(Slot(id_of(number), record_of(number, record_bytes), lanes, tag=number))
+                    slots.append(Slot(id_of(number), record_of(number, record_bytes), lanes))
                     for bit, name in ((1, "vault"), (2, "cache")):
                         if lanes & bit:
                             self.outcome.wanted.setdefault(name, set()).add(number)

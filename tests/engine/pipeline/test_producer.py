@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +34,9 @@ class Store:
             if (known := self.has.get(id_bytes(ids, row))) is not None:
                 places[row] = (7, known, 99)
         return places
+
+    def delta_sources(self, ids: Ids, places: Places) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64], Mask]:
+        return np.empty(0, np.intp), np.empty(0, np.uint64), np.ones(len(ids), np.bool_)
 
     def claim(self, ids: Ids) -> tuple[Places, Mask]:
         claimed = np.zeros(len(ids), dtype=np.bool_)

@@ -106,7 +106,7 @@ class QueueMachine(RuleBasedStateMachine):
         for lanes, record_bytes in wishes:
             number = self.next_number
             self.next_number += 1
-            slot = Slot(id_of(number), record_of(number, record_bytes), self.queue.mask(*lanes), tag=number)
+            slot = Slot(id_of(number), record_of(number, record_bytes), self.queue.mask(*lanes))
             slots.append(slot)
             if lanes:
                 models.append(ModelSlot(number, slot.nbytes, set(lanes)))
@@ -141,7 +141,6 @@ class QueueMachine(RuleBasedStateMachine):
             return
         shown = task.result()
         assert numbers(shown) == [slot.number for slot in wanted[:limit]]
-        assert [slot.tag for slot in shown] == numbers(shown)
         assert all(slot.record == record_of(n, len(slot.record)) for n, slot in zip(numbers(shown), shown, strict=True))
         count = data.draw(st.integers(0, len(shown)))
         self.queue.took(lane, shown[:count])

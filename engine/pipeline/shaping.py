@@ -1,0 +1,184 @@
+"""The shape of a block in the vault: whole, or the delta of what changed; and what local state remembers of its parts.
+
+Rules:
+- Only a block this hop has to send, that differs from the map, and whose old parts are known, may become a delta.
+  What is sent again because a pack turned out bad always goes whole: so of one content a session makes one delta at
+  most, and what was staged for it can only be meant for that one.
+- Of some deltas a source is remembered, at most one a pack: before the session relies on them a few are read back and
+  must hold what was taken from them (reliance.py).
+- Of every staged block the parts are remembered. What is staged of them is an expectation ("the delta made here", or
+  "a whole record"); it counts only if the place the block gets in the end meets it (engine/parts.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from xxhash import xxh3_64_intdigest
+
+from engine.bits import masks_of
+from engine.block import BATCH_BLOCKS, DELTA_FLAG, LENGTH_MASK, Mask, Places, Refs
+from engine.delta import Source, open_source
+from engine.deltawriter import DeltaRecord, DeltaWriter, check_delta, delta_expectation
+from engine.errors import StoreCorrupt
+from engine.names import PackName
+from engine.partdigest import PartDigests, part_digests
+from engine.parts import ORIGINS, PART_ENTRY, Origins, PartEntries
+from engine.pipeline.candidates import Work
+from engine.pipeline.reading import Read
+from engine.state import PartState
+
+CHECK_EVERY: Final = 64  # one delta in 64, and the first of every hop, is opened again before it travels
+
+SAMPLES_MAX: Final = 1024  # sources remembered, of so many packs
+
+PackKeys: TypeAlias = npt.NDArray[np.uint64]
+Positions: TypeAlias = npt.NDArray[np.intp]
+
+
+@dataclass(slots=True)
+class Shaped:
+    """The parts of one hop's staged blocks, at `positions` among the blocks read: digests, what was known, deltas.
+
+    `known`, `origins`: of the map, shape (k,), zero where nothing is known; `deltas` by position among those read.
+    """
+
+    positions: Positions
+    digests: PartDigests
+    known: PartEntries
+    deltas: dict[int, DeltaRecord] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSample:
+    """A source as some delta uses it: which parts it is to hold, by number, and their digests under `seed`."""
+
+    source: Source
+    digests: Mapping[int, int]
+    seed: int
+
+    def range(self) -> tuple[int, int]:
+        """Return (offset, length) of the source in its pack."""
+        return int(self.source.place["offset"]), int(self.source.place["length"]) & LENGTH_MASK
+
+    def check(self, record: bytes, where: str) -> None:
+        """Raise StoreCorrupt unless `record` is this source and holds what was taken from it."""
+        parts = open_source(self.source, record, where)
+        for number, digest in self.digests.items():
+            part = parts.get(number)
+            if part is None or xxh3_64_intdigest(part, self.seed) != digest:
+                raise StoreCorrupt(where, "a record does not hold the parts that a delta is to take from it")
+
+
+class Shaper:
+    """Makes deltas of one volume and stages its parts, from worker threads.
+
+    `own_packs` names, by key, the packs of this system that may be relied on (None: may not).
+    """
+
+    def __init__(
+        self,
+        state: PartState,
+        writer: DeltaWriter,
+        own_packs: Callable[[PackKeys], Sequence[PackName | None]],
+        seed: int,
+        *,
+        paranoid: bool = False,
+    ) -> None:
+        self._state, self._writer, self._own_packs, self._seed = state, writer, own_packs, seed
+        self._check_every = 1 if paranoid else CHECK_EVERY
+        self.samples: dict[int, SourceSample] = {}  # by pack key
+
+    def shape(self, work: Work, found: Read, old_refs: Refs, staged: Mask, send: Mask) -> Shaped:
+        """Digest the `staged` blocks among those read and make deltas of those to `send`, where that pays.
+
+        `old_refs` are those of the map; both masks go over the blocks read. Raises: StateCorrupt.
+        """
+        positions = np.flatnonzero(staged)
+        digests = part_digests([found.contents[i] for i in positions.tolist()], self._seed)
+        shaped = Shaped(positions, digests, np.zeros(len(positions), PART_ENTRY))
+        if not send.any():
+            return shaped
+        entries, origins = self._known(work, found, positions)
+        shaped.known = entries
+        tried = np.flatnonzero(send[positions] & (entries["place"]["length"] != 0))
+        if not tried.size:
+            return shaped
+        packs = self._packs(entries[tried], origins[tried])
+        at = positions[tried]
+        refs = [found.refs[i].tobytes() for i in at.tolist()]
+        contents = [found.contents[i] for i in at.tolist()]
+        made = self._writer.make(
+            refs, contents, digests[tried], old_refs[at], entries[tried], origins[tried], packs
+        )  # fmt: skip
+        for i, delta in enumerate(made):
+            if delta is not None:
+                if len(shaped.deltas) % self._check_every == 0:
+                    check_delta(refs[i], delta, contents[i])
+                    self._remember(delta, digests[tried[i]])
+                shaped.deltas[int(at[i])] = delta
+        return shaped
+
+    def stage(self, work: Work, found: Read, shaped: Shaped, places: Places, whole: Mapping[int, int]) -> None:
+        """Stage the parts of a hop. `places`: known ones of the blocks read; `whole`: lengths of whole records sealed.
+
+        Raises: StateCorrupt.
+        """
+        positions = shaped.positions
+        if not positions.size:
+            return
+        entries = np.zeros(len(positions), PART_ENTRY)
+        entries["digests"] = shaped.digests
+        lengths = places["length"][positions]
+        estimate = np.where(lengths & np.uint32(DELTA_FLAG), 0, lengths).astype(np.uint32)
+        origins = np.zeros(len(positions), ORIGINS) if shaped.deltas else None
+        for row, position in enumerate(positions.tolist()):
+            delta = shaped.deltas.get(position)
+            if delta is not None and origins is not None:
+                entries["place"]["length"][row] = delta_expectation(delta.record)
+                estimate[row] = shaped.known["whole_bytes"][row]
+                origins[row] = delta.origins
+            elif position in whole:
+                estimate[row] = whole[position]
+        entries["whole_bytes"] = estimate
+        page_of, bit_of = (axis[positions] for axis in np.nonzero(found.rows))
+        for page in np.unique(page_of).tolist():
+            mine = page_of == page
+            self._stage_page(
+                int(work.pages[page]), bit_of[mine], entries[mine], None if origins is None else origins[mine]
+            )
+
+    def _remember(self, delta: DeltaRecord, digests: npt.NDArray[np.uint64]) -> None:
+        for origin, row in enumerate(delta.origins["sources"]):
+            key = int(row["place"]["pack"])
+            if row["place"]["length"] and key not in self.samples and len(self.samples) < SAMPLES_MAX:
+                taken = np.flatnonzero(delta.origins["map"] == origin).tolist()
+                source = Source(row["id"].tobytes(), row["parts_key"].tobytes(), row["place"].copy())
+                self.samples[key] = SourceSample(source, {part: int(digests[part]) for part in taken}, self._seed)
+
+    def _stage_page(self, page: int, bits: Positions, entries: PartEntries, origins: Origins | None) -> None:
+        chosen = np.zeros((1, BATCH_BLOCKS), np.bool_)
+        chosen[0, bits] = True
+        whole_page = np.zeros(BATCH_BLOCKS, PART_ENTRY)
+        whole_page[bits] = entries
+        rows = None
+        if origins is not None and origins["map"].any():
+            rows = np.zeros(BATCH_BLOCKS, ORIGINS)
+            rows[bits] = origins
+        self._state.stage_parts(page, int(masks_of(chosen)[0]), whole_page, rows)
+
+    def _known(self, work: Work, found: Read, positions: Positions) -> tuple[PartEntries, Origins]:
+        page_of, bit_of = (axis[positions] for axis in np.nonzero(found.rows))
+        asked, row = np.unique(page_of, return_inverse=True)
+        entries, origins = self._state.parts(work.pages[asked])
+        return entries[row, bit_of], origins[row, bit_of]
+
+    def _packs(self, entries: PartEntries, origins: Origins) -> dict[int, PackName]:
+        """Return the packs, by key, that the records holding these blocks' parts lie in, as far as usable."""
+        keys = np.unique(np.concatenate([entries["place"]["pack"], origins["sources"]["place"]["pack"].reshape(-1)]))
+        names = self._own_packs(keys)
+        return {key: name for key, name in zip(keys.tolist(), names, strict=True) if name is not None}
