@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -36,6 +35,22 @@ NO_PART: Final = 254  # this part lies beyond the end of a short block
 _SHAPE: Final = struct.Struct("<IB3s")
 _LENGTH: Final = struct.Struct("<I")
 _BITMAP: Final = struct.Struct("<H")
+_PLACE: Final = struct.Struct("<QII")
+_ALL_BEYOND: Final = bytes([NO_PART]) * PARTS
+# By the number of sources: what may stand in the map of a delta for the parts a block has.
+_ORIGINS: Final = tuple(bytes([*range(count), TRAVELS]) for count in range(SOURCES_MAX + 1))
+_NUMBERS: Final = range(PARTS)
+_KIND_AT: Final = 16  # in a record: the byte of its header that tells whole from delta
+
+
+class Link(NamedTuple):
+    """A source of a delta as a reader needs it: `id` 16 bytes, *parts* key 32 bytes, its place in three numbers."""
+
+    id: bytes
+    parts_key: bytes
+    pack: int
+    offset: int
+    length: int
 
 
 class Source(NamedTuple):
@@ -46,8 +61,7 @@ class Source(NamedTuple):
     place: np.void
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """A delta taken apart, nothing opened yet. `frame`: header and extension, what both seals are bound to."""
 
     header: RecordHeader
@@ -59,15 +73,31 @@ class Delta:
     parts: memoryview
 
 
-@dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts one opened record holds literally, by part number."""
+    """The parts one opened record holds literally: some by number, or all of a `content`, the whole block's."""
 
-    by_number: Mapping[int, memoryview]
+    __slots__ = ("_by_number", "content")
+
+    def __init__(self, by_number: Mapping[int, memoryview], content: bytes | None = None) -> None:
+        self._by_number, self.content = by_number, content
+
+    @property
+    def by_number(self) -> Mapping[int, memoryview]:
+        """The parts by part number."""
+        if self.content is None:
+            return self._by_number
+        view = memoryview(self.content)
+        return {at // PART_BYTES: view[at : at + PART_BYTES] for at in range(0, len(view), PART_BYTES)}
 
     def get(self, number: int) -> memoryview | None:
         """Return part `number`, or None if this record does not hold it."""
-        return self.by_number.get(number)
+        if self.content is None:
+            return self._by_number.get(number)
+        return memoryview(self.content)[number * PART_BYTES : (number + 1) * PART_BYTES] or None
+
+    def numbers(self) -> set[int]:
+        """Return which parts there are."""
+        return set(self.by_number)
 
 
 def part_length(number: int, block_length: int) -> int:
@@ -88,28 +118,35 @@ def parse_delta(record: Bytes, where: str) -> Delta:
     if not sizes_fit or not links_stop + TAG_BYTES < len(view) <= links_stop + TAG_BYTES + header.plain_length:
         raise StoreCorrupt(where, "the shape of a delta is not one a delta can have")
     ids_at = HEADER_BYTES + _SHAPE.size
-    ids = tuple(bytes(view[at : at + ID_BYTES]) for at in range(ids_at, ids_at + count * ID_BYTES, ID_BYTES))
     nonce_at = ids_at + count * ID_BYTES
+    ids = tuple([bytes(view[at : at + ID_BYTES]) for at in range(ids_at, nonce_at, ID_BYTES)])
     if _LENGTH.unpack_from(view, nonce_at + NONCE_BYTES)[0] != links_stop - links_at:
         raise StoreCorrupt(where, "the source list of a delta has another length than its sources need")
     nonce = bytes(view[nonce_at : nonce_at + NONCE_BYTES])
     return Delta(header, view[:links_at], block_length, ids, nonce, view[links_at:links_stop], view[links_stop:])
 
 
-def open_links(delta: Delta, links_key: bytes, where: str) -> tuple[tuple[Source, ...], bytes]:
+def read_links(delta: Delta, links_key: bytes, where: str) -> tuple[tuple[Link, ...], bytes]:
     """Return a delta's sources and its map of 16 bytes: where each part comes from. Raises: StoreCorrupt."""
     plain = decrypt(links_key, delta.links_nonce, delta.links, delta.frame, where)
-    sources = []
-    for position, ident in enumerate(delta.source_ids):
-        at = position * LINKS_PER_SOURCE
-        place = np.frombuffer(plain, PLACE, 1, at + KEY_BYTES)[0]
-        sources.append(Source(ident, plain[at : at + KEY_BYTES], place))
-    part_map = plain[len(sources) * LINKS_PER_SOURCE :]
-    for number, origin in enumerate(part_map):
-        beyond = part_length(number, delta.block_length) == 0
-        if beyond != (origin == NO_PART) or (origin >= len(sources) and origin not in (TRAVELS, NO_PART)):
-            raise StoreCorrupt(where, "the map of a delta names a source or part it does not have")
-    return tuple(sources), part_map
+    links = []
+    at = 0
+    for ident in delta.source_ids:
+        links.append(Link(ident, plain[at : at + KEY_BYTES], *_PLACE.unpack_from(plain, at + KEY_BYTES)))
+        at += LINKS_PER_SOURCE
+    part_map = plain[at:]
+    count = -(-delta.block_length // PART_BYTES)
+    # What is left once everything that may stand there is taken out must be nothing.
+    if part_map[count:] != _ALL_BEYOND[count:] or part_map[:count].translate(None, _ORIGINS[len(links)]):
+        raise StoreCorrupt(where, "the map of a delta names a source or part it does not have")
+    return tuple(links), part_map
+
+
+def open_links(delta: Delta, links_key: bytes, where: str) -> tuple[tuple[Source, ...], bytes]:
+    """Return what `read_links` returns, places as they lie in a block map. Raises: StoreCorrupt."""
+    links, part_map = read_links(delta, links_key, where)
+    places = np.array([link[2:] for link in links], PLACE)
+    return tuple(Source(link.id, link.parts_key, place) for link, place in zip(links, places, strict=True)), part_map
 
 
 def open_parts(delta: Delta, parts_key: bytes, where: str) -> Parts:
@@ -119,27 +156,26 @@ def open_parts(delta: Delta, parts_key: bytes, where: str) -> Parts:
     (bitmap,) = _BITMAP.unpack_from(plain)
     parts: dict[int, memoryview] = {}
     at = _BITMAP.size
-    for number in range(PARTS):
-        if bitmap >> number & 1:
-            length = part_length(number, delta.block_length)
-            if length == 0 or at + length > len(plain):
-                raise StoreCorrupt(where, "a delta does not hold the parts its bitmap names")
-            parts[number] = plain[at : at + length]
-            at += length
+    while bitmap:
+        number = (bitmap & -bitmap).bit_length() - 1
+        bitmap &= bitmap - 1
+        length = part_length(number, delta.block_length)
+        if length == 0 or at + length > len(plain):
+            raise StoreCorrupt(where, "a delta does not hold the parts its bitmap names")
+        parts[number] = plain[at : at + length]
+        at += length
     if at != len(plain):
         raise StoreCorrupt(where, "a delta holds more than the parts its bitmap names")
     return Parts(parts)
 
 
-def open_source(source: Source, record: Bytes, where: str) -> Parts:
+def open_source(source: Source | Link, record: Bytes, where: str) -> Parts:
     """Return the parts a source record holds literally, whether it is whole or a delta. Raises: StoreCorrupt."""
     if bytes(record[:ID_BYTES]) != source.id:
         raise StoreCorrupt(where, "another record lies where the source of a delta should be")
-    if parse_header(record, where).kind == DELTA:
+    if len(record) > _KIND_AT and record[_KIND_AT] == DELTA:
         return open_parts(parse_delta(record, where), source.parts_key, where)
-    content = memoryview(open_content(source.parts_key, record, where))
-    count = -(-len(content) // PART_BYTES)
-    return Parts({number: content[number * PART_BYTES : (number + 1) * PART_BYTES] for number in range(count)})
+    return Parts({}, open_content(source.parts_key, record, where))
 
 
 def has_all(parts: Parts, part_map: bytes, origin: int, block_length: int) -> bool:
@@ -156,14 +192,25 @@ def assemble(delta: Delta, part_map: bytes, own: Parts, taken: Mapping[int, Part
 
     The caller compares the result with its ref. Raises: StoreCorrupt.
     """
-    if set(own.by_number) != {number for number, origin in enumerate(part_map) if origin == TRAVELS}:
+    return bytes(put_together(delta, part_map, own, taken, where))
+
+
+def put_together(delta: Delta, part_map: bytes, own: Parts, taken: Mapping[int, Parts], where: str) -> bytearray:
+    """Return what `assemble` returns, in the memory it was put together in. Raises: StoreCorrupt."""
+    if own.numbers() != {number for number in _NUMBERS if part_map[number] == TRAVELS}:
         raise StoreCorrupt(where, "a delta's map and its bitmap disagree")
-    pieces: list[memoryview] = []
-    for number, origin in enumerate(part_map):
-        if origin == NO_PART:
+    length = delta.block_length
+    # Most parts of most blocks come from one whole record: it is copied in one piece, and the others put over it.
+    base, ground = next(
+        ((origin, parts.content) for origin, parts in taken.items() if len(parts.content or b"") == length), (-1, None)
+    )
+    block = bytearray(length) if ground is None else bytearray(ground)
+    for number in _NUMBERS:
+        origin = part_map[number]
+        if origin in (base, NO_PART):
             continue
         piece = (own if origin == TRAVELS else taken[origin]).get(number)
-        if piece is None or len(piece) != part_length(number, delta.block_length):
+        if piece is None or len(piece) != part_length(number, length):
             raise StoreCorrupt(where, "a source of a delta does not hold the part taken from it")
-        pieces.append(piece)
-    return b"".join(pieces)
+        block[number * PART_BYTES : number * PART_BYTES + len(piece)] = piece
+    return block
