@@ -26,10 +26,11 @@ from adapters.state.atomic import read_struct, write_struct
 from adapters.state.files import Disk
 from adapters.state.missing import MissingBitmap
 from adapters.state.pagefile import PAGE_BYTES, WORD_BYTES, PageFile, WordFile, allocate, check_pages, page_sums
+from adapters.state.parts import PartFiles
 from adapters.state.staging import EVERY_PAGE, Staging, overlay
 from engine.block import blocks_in
 from engine.errors import SessionAborted, StateCorrupt
-from engine.parts import ORIGINS, PART_ENTRY, Origins, PartEntries
+from engine.parts import Origins, PartEntries
 from engine.state import ENTRY, PAGE_ENTRIES, Entries, Head, Masks, Pages
 
 HEAD_MAGIC: Final = b"FBHEAD\x00\x01"
@@ -75,6 +76,7 @@ class VolumeMap:
         self._sums = WordFile(disk.open(folder / "map.sums", writable=writable))
         self._missing = MissingBitmap(disk.open(folder / "missing", writable=writable))
         self._staging = Staging(folder, disk, writable=writable, base=self.read)
+        self._parts = PartFiles(folder, disk, writable=writable)
         if writable:
             self._recover(keep_sealed)
 
@@ -90,9 +92,7 @@ class VolumeMap:
         standing = self._settled()
         if standing is None:
             return np.zeros((pages.size, PAGE_ENTRIES), dtype=ENTRY)
-        images = self._map.read(pages)
-        check_pages(self._map.file.path, pages, images, self._sums.read(pages))
-        return images.view(ENTRY)
+        return self._checked(pages)
 
     def used_pages(self, first: int, stop: int) -> Pages:
         """Return the pages in [first, stop) whose entries are not all zero, without staged changes.
@@ -123,19 +123,21 @@ class VolumeMap:
         return entries
 
     def parts(self, pages: Pages) -> tuple[PartEntries, Origins]:
-        """Return what is known of the parts of the blocks of `pages`: nothing."""
-        shape = (pages.size, PAGE_ENTRIES)
-        return np.zeros(shape, PART_ENTRY), np.zeros(shape, ORIGINS)
+        """Return what is known of the parts of the blocks of `pages`, zero where nothing is (parts.py)."""
+        return self._parts.read(pages, self.read)
 
     def stage_parts(self, page: int, mask: int, parts: PartEntries, origins: Origins | None) -> None:
-        """Forget what is staged of parts: a hint that may be lost."""
+        """Stage what becomes known of the blocks of a page that `mask` names. Raises: StateCorrupt, SessionAborted."""
+        self._staging.break_seal()
+        self._parts.stage(page, mask, parts, origins)
 
     def read_staged_parts(self, pages: Pages) -> tuple[Masks, PartEntries, Origins]:
-        """Return masks, entries and origins staged for `pages`: none."""
-        return np.zeros(pages.size, dtype=np.uint64), *self.parts(pages)
+        """Return masks, entries and origins staged for `pages`. Raises: StateCorrupt."""
+        return self._parts.read_staged(pages)
 
     def forget_parts(self) -> None:
-        """Discard everything known and staged of parts: nothing."""
+        """Discard everything known and staged of parts. Raises: SessionAborted."""
+        self._parts.forget()
 
     def sync_staged(self) -> None:
         """Seal what is staged, durably, also if that is nothing: `apply` needs it.
@@ -144,7 +146,7 @@ class VolumeMap:
         """
         with self._lock:
             standing = self._settled()
-            self._staging.close_set(standing.seal if standing else b"")
+            self._staging.close_set(standing.seal if standing else b"", self._parts.total())
 
     def discard_staged(self) -> None:
         """Forget what is staged, unless its apply has begun: then it is committed and stays.
@@ -153,7 +155,7 @@ class VolumeMap:
         """
         with self._lock:
             if self._pending is None or self.problem is not None:
-                self._staging.drop()
+                self._drop_staged()
 
     def forget(self) -> None:
         """Discard the map, its head, its bitmap and what is staged. Raises: SessionAborted."""
@@ -162,7 +164,8 @@ class VolumeMap:
             self._disk.remove(self._next_path)
             self._disk.sync_folder(self._folder)
             self._standing = self._pending = self.problem = None
-            self._staging.drop()
+            self._drop_staged()
+            self._parts.drop_known()
             self._map.cut(0)
             self._sums.cut(0)
             self._missing.clear()
@@ -178,7 +181,7 @@ class VolumeMap:
             seal = self._staging.seal
             if seal is None:
                 if base is not None and _same_point(base.head, head):
-                    self._staging.drop()
+                    self._drop_staged()
                     return
                 raise StateCorrupt(f"{self._folder} holds no finished set of changes for this restore point")
             if base is not None and seal.number == base.seal:
@@ -219,6 +222,7 @@ class VolumeMap:
     def close(self) -> None:
         """Release the files."""
         self._staging.close()
+        self._parts.close()
         self._missing.close()
         self._map.file.close()
         self._sums.file.close()
@@ -233,6 +237,8 @@ class VolumeMap:
     def _recover(self, keep_sealed: bool) -> None:
         """Finish an apply that was cut off; drop what was staged and is not sealed, not wanted, or applied already."""
         seal = self._staging.seal if self._staging.adds_up() else None
+        if seal is None or not self._parts.adds_up(seal.parts):
+            self._parts.drop_staged()
         if self._pending is not None and self.problem is None:
             try:
                 if seal is None:
@@ -241,9 +247,9 @@ class VolumeMap:
             except StateCorrupt as error:
                 self.problem = str(error)
         if seal is not None and self._standing is not None and seal.number == self._standing.seal:
-            self._staging.drop_applied()
+            self._drop_applied()
         elif seal is None or not keep_sealed:
-            self._staging.drop()
+            self._drop_staged()
 
     def _settled(self) -> _Standing | None:
         """Return what the map stands at, None if there is no map; completes a begun apply, checks the total once."""
@@ -271,6 +277,7 @@ class VolumeMap:
         self._disk.remove(self._next_path)
         self._disk.sync_folder(self._folder)
         self._standing = self._pending = self.problem = None
+        self._parts.drop_known()
         for file in (self._map, self._sums):
             file.cut(0)
             file.file.sync()
@@ -340,13 +347,27 @@ class VolumeMap:
         self._sums.file.sync()
         self._check_total(standing)
         self._missing.cut(standing.blocks)
+        self._parts.apply(self._staging.masks, self._checked, standing.blocks)
         self._disk.replace(self._next_path, self._head_path)
         self._standing, self._pending = standing, None
         self._close_apply()
 
     def _close_apply(self) -> None:
         self._disk.sync_folder(self._folder)
+        self._drop_applied()
+
+    def _drop_applied(self) -> None:
         self._staging.drop_applied()
+        self._parts.drop_staged()
+
+    def _drop_staged(self) -> None:
+        self._staging.drop()
+        self._parts.drop_staged()
+
+    def _checked(self, pages: Pages) -> Entries:
+        images = self._map.read(pages)
+        check_pages(self._map.file.path, pages, images, self._sums.read(pages))
+        return images.view(ENTRY)
 
 
 def _same_point(known: Head, head: Head) -> bool:

@@ -1,4 +1,4 @@
-"""Sparse arrays in files: one `uint64` a page (`WordFile`) and one 4 KiB image a page (`PageFile`).
+"""Sparse arrays in files: one `uint64` a page (`WordFile`) and one image of a fixed size a page (`PageFile`).
 
 What was never written reads as zero and takes no space: the cost of both goes with what is used. Scans run over
 windows, so that memory stays bounded whatever the volume's size. Values are little-endian.
@@ -15,16 +15,17 @@ import numpy.typing as npt
 import xxhash
 
 from adapters.state.files import StateFile
+from engine.block import Mask
 from engine.errors import StateCorrupt
 from engine.state import ENTRY, PAGE_ENTRIES, Pages
 
-PAGE_BYTES: Final = ENTRY.itemsize * PAGE_ENTRIES
+PAGE_BYTES: Final = ENTRY.itemsize * PAGE_ENTRIES  # of the map, and a block of most file systems
 WORD_BYTES: Final = 8
 WINDOW_PAGES: Final = 1 << 17  # words scanned at once: 1 MiB
 GROUP_PAGES: Final = 512  # images copied at once: 2 MiB
 
 Words: TypeAlias = npt.NDArray[np.uint64]
-Images: TypeAlias = npt.NDArray[np.uint8]  # shape (n, PAGE_BYTES)
+Images: TypeAlias = npt.NDArray[np.uint8]  # shape (n, bytes of a page)
 
 
 def bytes_of(array: npt.NDArray[Any]) -> memoryview:
@@ -45,23 +46,30 @@ def runs_of(pages: Pages) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def groups_of(pages: Pages) -> Iterator[Pages]:
-    """Yield `pages` in pieces whose images fit into memory."""
-    for start in range(0, pages.size, GROUP_PAGES):
-        yield pages[start : start + GROUP_PAGES]
+def groups_of(pages: Pages, count: int = GROUP_PAGES) -> Iterator[Pages]:
+    """Yield `pages` in pieces of `count`, whose images fit into memory."""
+    for start in range(0, pages.size, count):
+        yield pages[start : start + count]
 
 
-def page_sums(pages: Pages, images: Images) -> Words:
-    """Return the checksum of each image: xxh3_64 seeded with its page number; 0 stands for an all-zero image."""
-    flat = bytes_of(images)
-    sums = np.fromiter(
-        (
-            xxhash.xxh3_64_intdigest(flat[at * PAGE_BYTES : (at + 1) * PAGE_BYTES], page) or 1
-            for at, page in enumerate(pages.tolist())
-        ),
-        dtype="<u8",
-        count=pages.size,
+def lay_over(images: npt.NDArray[Any], rows: Mask, others: npt.NDArray[Any]) -> None:
+    """Replace the items of `images` that `rows` names by those of `others` (same dtype; shape or one), in place."""
+    # As opaque bytes: numpy copies items with fields field by field, which takes ten times as long.
+    opaque = np.dtype((np.void, images.dtype.itemsize))
+    np.copyto(images.view(opaque), others.view(opaque), where=rows)
+
+
+def digests_of(seeds: Pages | Words, images: Images) -> Words:
+    """Return the seeded xxh3_64 of each image; never 0."""
+    flat, size, digest = bytes_of(images), images.shape[1], xxhash.xxh3_64_intdigest
+    return np.array(
+        [digest(flat[at * size : (at + 1) * size], seed) or 1 for at, seed in enumerate(seeds.tolist())], dtype="<u8"
     )
+
+
+def page_sums(seeds: Pages | Words, images: Images) -> Words:
+    """Return the checksum of each image: its digest seeded with its page number; 0 stands for an all-zero image."""
+    sums = digests_of(seeds, images)
     sums[~images.view(np.uint64).any(axis=1)] = 0
     return sums
 
@@ -86,6 +94,16 @@ class WordFile:
         for start, stop in runs_of(pages):
             self.file.read_into(int(pages[start]) * WORD_BYTES, view[start * WORD_BYTES : stop * WORD_BYTES])
         return out
+
+    def word(self, page: int) -> int:
+        """Return the word of one page."""
+        word = bytearray(WORD_BYTES)
+        self.file.read_into(page * WORD_BYTES, memoryview(word))
+        return int.from_bytes(word, "little")
+
+    def set_word(self, page: int, word: int) -> None:
+        """Set the word of one page."""
+        self.file.write_at(page * WORD_BYTES, word.to_bytes(WORD_BYTES, "little"))
 
     def read_range(self, first: int, stop: int) -> Words:
         """Return the words of the pages in [first, stop)."""
@@ -128,29 +146,31 @@ class WordFile:
 
 
 class PageFile:
-    """A file of one 4 KiB image per page."""
+    """A file of one image of `page_bytes` per page."""
 
-    def __init__(self, file: StateFile) -> None:
-        self.file = file
+    def __init__(self, file: StateFile, page_bytes: int = PAGE_BYTES) -> None:
+        self.file, self.page_bytes = file, page_bytes
 
     def read(self, pages: Pages) -> Images:
         """Return the images of `pages`, unchecked."""
-        out = np.empty((pages.size, PAGE_BYTES), dtype=np.uint8)
+        size = self.page_bytes
+        out = np.empty((pages.size, size), dtype=np.uint8)
         view = bytes_of(out)
         for start, stop in runs_of(pages):
-            self.file.read_into(int(pages[start]) * PAGE_BYTES, view[start * PAGE_BYTES : stop * PAGE_BYTES])
+            self.file.read_into(int(pages[start]) * size, view[start * size : stop * size])
         return out
 
     def write(self, pages: Pages, images: Images) -> None:
         """Set the images of `pages`."""
+        size = self.page_bytes
         view = bytes_of(np.ascontiguousarray(images))
         for start, stop in runs_of(pages):
-            self.file.write_at(int(pages[start]) * PAGE_BYTES, view[start * PAGE_BYTES : stop * PAGE_BYTES])
+            self.file.write_at(int(pages[start]) * size, view[start * size : stop * size])
 
     def cut(self, pages: int) -> None:
         """Drop all pages from number `pages` on."""
-        if self.file.size() > pages * PAGE_BYTES:
-            self.file.truncate(pages * PAGE_BYTES)
+        if self.file.size() > pages * self.page_bytes:
+            self.file.truncate(pages * self.page_bytes)
 
 
 def allocate(file: StateFile, pages: Pages, item_bytes: int) -> None:

@@ -24,7 +24,6 @@ from adapters.state.atomic import read_struct, write_struct
 from adapters.state.files import Disk
 from adapters.state.pagefile import (
     PAGE_BYTES,
-    WORD_BYTES,
     Images,
     PageFile,
     WordFile,
@@ -32,6 +31,7 @@ from adapters.state.pagefile import (
     bytes_of,
     check_pages,
     groups_of,
+    lay_over,
     page_sums,
 )
 from engine.bits import rows_of
@@ -45,19 +45,19 @@ EVERY_PAGE: Final = 1 << 50
 
 class Seal(msgspec.Struct, frozen=True):
     """A sealed set: its number (16 random bytes), the number of the set its map was made from (b"": no map), and
-    totals modulo 2**64 of the masks and checksums of its pages.
+    totals modulo 2**64 of the masks and checksums of its pages, and of what is staged beside them (parts.py).
     """
 
     number: bytes
     base: bytes
     masks: int
     sums: int
+    parts: int = 0
 
 
 def overlay(entries: Entries, masks: Masks, staged: Entries) -> None:
     """Replace the entries that `masks` names by the staged ones, in place."""
-    rows = rows_of(masks)
-    entries[rows] = staged[rows]
+    lay_over(entries, rows_of(masks), staged)
 
 
 class Staging:
@@ -84,11 +84,8 @@ class Staging:
         """Stage the entries of a page that `mask` names, over what was staged of it before."""
         if not mask:
             return
-        if self.seal is not None:
-            self._break_seal()
-        word = bytearray(WORD_BYTES)
-        self.masks.file.read_into(page * WORD_BYTES, memoryview(word))
-        before = int.from_bytes(word, "little")
+        self.break_seal()
+        before = self.masks.word(page)
         image = np.ascontiguousarray(entries)
         if before & ~mask:
             pages = np.array([page], dtype=np.int64)
@@ -97,7 +94,7 @@ class Staging:
             image = merged[0]
         self.images.file.write_at(page * PAGE_BYTES, bytes_of(image))
         if before != before | mask:
-            self.masks.file.write_at(page * WORD_BYTES, (before | mask).to_bytes(WORD_BYTES, "little"))
+            self.masks.set_word(page, before | mask)
 
     def pages(self) -> Pages:
         """Return the staged pages, ascending."""
@@ -123,10 +120,10 @@ class Staging:
         check_pages(self.images.file.path, pages, images, sums)
         return images, sums
 
-    def close_set(self, base: bytes) -> None:
+    def close_set(self, base: bytes, parts: int) -> None:
         """Seal what is staged over the map made from set `base`: whole images, checksums, all durable.
 
-        Nothing staged is a set, too.
+        Nothing staged is a set, too. `parts`: the total of what is staged beside, which need not be durable.
         """
         if self.seal is not None:
             return
@@ -146,7 +143,7 @@ class Staging:
             sums_total += int(sums.sum(dtype=np.uint64))
         for file in (self.images.file, self.masks.file, self.sums.file):
             file.sync()
-        seal = Seal(secrets.token_bytes(16), base, masks_total & WHOLE_MASK, sums_total & WHOLE_MASK)
+        seal = Seal(secrets.token_bytes(16), base, masks_total & WHOLE_MASK, sums_total & WHOLE_MASK, parts)
         write_struct(self._seal_path, SEAL_MAGIC, seal, self._disk)
         self.seal = seal
 
@@ -159,7 +156,7 @@ class Staging:
 
     def drop(self) -> None:
         """Forget what is staged; after a crash it may be found again, but not with its seal."""
-        self._break_seal()
+        self.break_seal()
         self._cut()
 
     def drop_applied(self) -> None:
@@ -178,7 +175,10 @@ class Staging:
         self.images.cut(0)
         self.sums.cut(0)
 
-    def _break_seal(self) -> None:
+    def break_seal(self) -> None:
+        """Remove the seal, durably, if there is one: what follows changes what is staged."""
+        if self.seal is None and not self._damaged:
+            return
         with self._lock:
             if self.seal is None and not self._damaged:
                 return
