@@ -6,15 +6,17 @@ under `NAME.1` … `NAME.9`; it is looked for only when the plain name gives som
 
 from __future__ import annotations
 
+import struct
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from engine.errors import ObjectMissing, StoreCorrupt
 from engine.index import PackIndex
 from engine.names import PackName
 from engine.ports import ObjectStore
-from engine.seal import parse_header
+from engine.seal import HEADER_BYTES
 from engine.workers import run_workers
 
 GAP_BYTES: Final = 64 << 10
@@ -25,7 +27,31 @@ LISTING_PAGE: Final = 1000  # names a listing gives a request
 STATS_ALWAYS: Final = 4  # so few packs are never worth a listing
 ALTERNATES_MAX: Final = 4096
 
+_BODY: Final = struct.Struct("<I")
+_BODY_AT: Final = 24  # in a record's header: how long its body is
+
 Range = tuple[int, int]
+
+
+class Extents:
+    """What was fetched of one pack: a record that lies within is cut out of it, without a copy."""
+
+    __slots__ = ("_pieces", "_starts")
+
+    def __init__(self, pieces: Iterable[tuple[int, bytes]]) -> None:
+        """Keep (offset in the pack, bytes) pairs."""
+        ordered = sorted(pieces, key=lambda piece: piece[0])
+        self._starts = [start for start, _ in ordered]
+        self._pieces = [memoryview(data) for _, data in ordered]
+
+    def cut(self, offset: int, length: int) -> memoryview | None:
+        """Return `length` bytes at `offset` of the pack, or None if they were not fetched."""
+        at = bisect_right(self._starts, offset) - 1
+        if at < 0:
+            return None
+        start = offset - self._starts[at]
+        record = self._pieces[at][start : start + length]
+        return record if len(record) == length else None
 
 
 class PackReads:
@@ -37,26 +63,38 @@ class PackReads:
 
     async def read(self, pack: PackName, ranges: Sequence[Range]) -> list[bytes]:
         """Return the records at (offset, length); see `PackStore.read_records`."""
+        extents = await self.fetch(pack, ranges)
+        return [bytes(extents.cut(offset, length) or b"") for offset, length in ranges]
+
+    async def fetch(self, pack: PackName, ranges: Sequence[Range], gap_bytes: int = GAP_BYTES) -> Extents:
+        """Return the records at (offset, length), and what lies between two no farther than `gap_bytes` apart.
+
+        Raises: as `PackStore.read_records`.
+        """
         for offset, length in ranges:
             if offset < 0 or length <= 0 or offset + length > pack.size:
                 raise StoreCorrupt(str(pack), f"a place names {length} bytes at offset {offset}, outside the pack")
-        found: list[bytes] = [b""] * len(ranges)
-        requests = list(_requests(ranges))
-        rest = iter(requests)
-
-        async def work() -> None:
-            for start, stop, positions in rest:
-                data = memoryview(await self._get(pack, start, stop - start))
-                for position in positions:
-                    offset, length = ranges[position]
-                    found[position] = bytes(data[offset - start : offset - start + length])
-
-        await run_workers(work, min(REQUESTS_MAX, len(requests)))
-        if pack not in self._alternates and not all(_is_record(record) for record in found):
+        extents = await self._fetch(pack, ranges, gap_bytes)
+        if pack not in self._alternates and not all(_is_record(extents.cut(*each)) for each in ranges):
             name = await self._locate(pack)
             if name != str(pack):
-                return await self.read(pack, ranges)
-        return found
+                return await self._fetch(pack, ranges, gap_bytes)
+        return extents
+
+    async def _fetch(self, pack: PackName, ranges: Sequence[Range], gap_bytes: int) -> Extents:
+        requests = requests_for(ranges, gap_bytes)
+        if len(requests) == 1:
+            ((start, stop),) = requests
+            return Extents([(start, await self._get(pack, start, stop - start))])
+        rest = iter(requests)
+        pieces: list[tuple[int, bytes]] = []
+
+        async def work() -> None:
+            for start, stop in rest:
+                pieces.append((start, await self._get(pack, start, stop - start)))
+
+        await run_workers(work, min(REQUESTS_MAX, len(requests)))
+        return Extents(pieces)
 
     async def absent(self, names: Collection[PackName]) -> set[PackName]:
         """Return those of `names` that are not there with the right size."""
@@ -125,25 +163,26 @@ class PackReads:
         return name
 
 
-def _is_record(record: bytes) -> bool:
-    try:
-        return parse_header(record, "").record_bytes == len(record)
-    except StoreCorrupt:
-        return False
+def _is_record(record: memoryview | None) -> bool:
+    """Tell whether what was read is as long as its header says: enough to tell the right object from a wrong one."""
+    return (
+        record is not None
+        and len(record) >= HEADER_BYTES
+        and HEADER_BYTES + _BODY.unpack_from(record, _BODY_AT)[0] == len(record)
+    )
 
 
-def _requests(ranges: Sequence[Range]) -> Iterator[tuple[int, int, list[int]]]:
-    """Yield (start, stop, positions of the ranges within) of what is to be fetched, ascending."""
-    start, stop, positions = 0, 0, list[int]()
-    for position in sorted(range(len(ranges)), key=lambda each: ranges[each]):
-        offset, length = ranges[position]
+def requests_for(ranges: Sequence[Range], gap_bytes: int) -> list[tuple[int, int]]:
+    """Return, as (start, stop), what is to be fetched for `ranges`, ascending: every one of them lies within one."""
+    requests: list[tuple[int, int]] = []
+    start = stop = -1
+    for offset, length in sorted(ranges):
         end = offset + length
-        if positions and (offset - stop > GAP_BYTES or max(stop, end) - start > REQUEST_BYTES):
-            yield start, stop, positions
-            positions = []
-        if not positions:
-            start, stop, positions = offset, end, []
-        positions.append(position)
+        if start < 0 or offset - stop > gap_bytes or max(stop, end) - start > REQUEST_BYTES:
+            if start >= 0:
+                requests.append((start, stop))
+            start, stop = offset, end
         stop = max(stop, end)
-    if positions:
-        yield start, stop, positions
+    if start >= 0:
+        requests.append((start, stop))
+    return requests
