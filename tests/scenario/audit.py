@@ -32,10 +32,11 @@ class Audit:
 
 def audit(machine: Machine, point: str = LATEST, volume: str = "data") -> Audit:
     """Follow every block to its records by pinned places and the packs its point's runs name; everything must fit."""
-    return anyio.run(_audit, Recoverer.of(machine), machine, point, volume)
+    return anyio.run(audited, Recoverer.of(machine), point, volume)
 
 
-async def _audit(recoverer: Recoverer, machine: Machine, point: str, volume: str) -> Audit:
+async def audited(recoverer: Recoverer, point: str, volume: str) -> Audit:
+    """Follow every block, as `audit` does."""
     recoverer.cache = None
     places, _ = recoverer.places()
     catalogue, access = await recoverer.catalogue(places)
@@ -50,17 +51,20 @@ async def _audit(recoverer: Recoverer, machine: Machine, point: str, volume: str
     result = Audit()
     data: dict[PackName, bytes] = {}
 
-    def record_at(place: np.void) -> bytes:
+    assert recoverer.vault is not None
+    vault = recoverer.vault
+
+    async def record_at(place: np.void) -> bytes:
         name = packs[int(place["pack"])]
         if name not in data:
-            data[name] = (machine.vault / str(name)).read_bytes()
+            data[name] = await vault.get(str(name))
         start = int(place["offset"])
         return data[name][start : start + (int(place["length"]) & LENGTH_MASK)]
 
     for ref, place in zip(window.refs, window.places, strict=True):
         if not ref.any():
             continue
-        record = record_at(place)
+        record = await record_at(place)
         assert parse_header(record, "audit").id == ref[:ID_BYTES].tobytes()
         if parse_header(record, "audit").kind == WHOLE:
             assert not int(place["length"]) & DELTA_FLAG
@@ -70,7 +74,7 @@ async def _audit(recoverer: Recoverer, machine: Machine, point: str, volume: str
         delta = parse_delta(record, "audit")
         sources, part_map = open_links(delta, record_keys(ref[ID_BYTES:].tobytes())[1], "audit")
         for origin, source in enumerate(sources):
-            held = open_source(source, record_at(source.place), "audit")
+            held = open_source(source, await record_at(source.place), "audit")
             assert has_all(held, part_map, origin, delta.block_length), "a source holds what is taken from it"
         result.deltas += 1
         result.records_max = max(result.records_max, 1 + len(sources))

@@ -21,8 +21,9 @@ from adapters.config import load_config
 from adapters.state import identity as files
 from adapters.state.directory import StateDirectory
 from adapters.stores.folder import FolderStore
-from engine.block import Bytes
+from engine.block import PART_BYTES, PARTS, Bytes
 from engine.pipeline.report import SessionReport
+from tests.scenario.audit import audited
 from tests.scenario.cheap import enrolled
 from tests.scenario.machine import BLOCK, Machine, overwrite, random_volume
 from tests.scenario.recover import Recoverer
@@ -68,6 +69,7 @@ class History:
         self.change_volumes()
         away = self.move_cache()
         self.lose_state()
+        self.change_setting()
         names = [] if self.chance.random() < 0.7 else [self.chance.choice(sorted(self.machine.volumes))]
         contents = {name: self.machine.volumes[name].read_bytes() for name in names or self.machine.volumes}
         CutStore.left = self.chance.randrange(1, 10) if self.chance.random() < 0.25 else 0
@@ -81,6 +83,8 @@ class History:
         self.points[report.point] = contents
         for point in (report.point, self.chance.choice(sorted(self.points))):
             await self.compare(point, problems_too=not away)
+        for name in contents:
+            assert (await audited(Recoverer.of(self.machine), report.point, name)).records_max <= 5, self.told
         if not away:
             assert report.cache == "ok", self.told
             await self.compare(report.point, only_cache=True)
@@ -96,6 +100,26 @@ class History:
                     [bytes(BLOCK), bytes([self.chance.randrange(1, 6)]) * BLOCK, self.chance.randbytes(BLOCK)]
                 )
                 overwrite(path, self.chance.randrange(blocks), content)
+            for _ in range(self.chance.randrange(0, 12) if blocks else 0):
+                self.change_part(path, self.chance.randrange(blocks))
+
+    def change_part(self, path: Path, block: int) -> None:
+        """Rewrite some bytes within a block, or give one of its parts the bytes it has elsewhere."""
+        with path.open("r+b") as volume:
+            at = block * BLOCK + self.chance.randrange(PARTS) * PART_BYTES
+            content = self.chance.randbytes(self.chance.choice([1, 100, PART_BYTES]))
+            if self.chance.random() < 0.3:
+                volume.seek(self.chance.randrange(BLOCK) // PART_BYTES * PART_BYTES)
+                content = volume.read(PART_BYTES)
+            volume.seek(at)
+            volume.write(content)
+
+    def change_setting(self) -> None:
+        if self.chance.random() < 0.08:
+            on = self.chance.random() < 0.5
+            self.told.append(f"delta {on}")
+            self.machine.extra["vault"] = f"delta = {str(on).lower()}"
+            self.machine.write_config()
 
     def move_cache(self) -> bool:
         aside = self.cache.with_name("aside")
@@ -107,10 +131,14 @@ class History:
         return away
 
     def lose_state(self) -> None:
-        part = self.chance.choices(["volumes", "index", "newest", None], [6, 4, 3, 87])[0]
+        part = self.chance.choices(["volumes", "index", "newest", "parts", None], [5, 4, 3, 3, 85])[0]
         if part is None:
             return
         self.told.append(f"lost {part}")
+        if part == "parts":
+            for path in self.machine.state.rglob(self.chance.choice(["parts*", "origins*"])):
+                path.unlink()
+            return
         lost = self.machine.state / part
         shutil.rmtree(lost) if lost.is_dir() else lost.unlink(missing_ok=True)
 
