@@ -9,6 +9,7 @@ from functools import partial
 
 from adapters.clock import SystemClock
 from adapters.config import Config, Volume
+from adapters.logs import logger
 from adapters.state.directory import StateDirectory
 from adapters.stores.folder import FolderStore
 from adapters.trackers.compare import CompareTracker
@@ -96,9 +97,7 @@ async def _swept(store: FolderStore) -> None:
 
 
 def _log_retry(store: str, failed: FailedTry) -> None:
-    import structlog
-
-    structlog.get_logger("retry").warning(
+    logger("retry").warning(
         "store_call_failed",
         component=store,
         operation=failed.operation,

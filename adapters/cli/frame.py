@@ -14,6 +14,7 @@ adapters/main.py, so they may stand before or after the command's name. Errors a
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -129,6 +130,10 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
     Raises: what `main` raises, an exception group as its weightiest member (see `sole_error`).
     """
     import anyio
+
+    if not gc.isenabled():  # as `adapters.main` leaves it until everything is imported
+        gc.freeze()
+        gc.enable()
 
     async def guarded() -> T:
         interrupt = signal.getsignal(signal.SIGINT)

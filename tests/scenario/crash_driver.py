@@ -34,6 +34,7 @@ WARM: Final = (
     "adapters.cli.progress",
     "adapters.cli.recovering",
     "adapters.cli.restore",
+    "adapters.cli.session",
     "adapters.cli.status",
     "adapters.compose",
     "adapters.logs",
