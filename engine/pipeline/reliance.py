@@ -48,6 +48,7 @@ class Reliance:
     problems: list[str] = field(default_factory=list)
     _read_bytes: int = 0
     _gone: set[int] = field(default_factory=set)
+    _bad: set[int] = field(default_factory=set)  # all that ever were in `_gone`
     _sound: set[int] = field(default_factory=set)  # keys of the packs of which a source was read
 
     def take_gone(self) -> npt.NDArray[np.uint64]:
@@ -65,8 +66,7 @@ class Reliance:
             names = self._names(keys[start : start + NAMES_AT_ONCE], written)
             for name in sorted(await self.store.present(names)):
                 good = False
-                self._gone.add(name.key)
-                self.store.index.bar([name.key])
+                self._give_up(name)
                 again = "blocks are sent" if name.kind == "data" else "pages are written"
                 self.problems.append(f"object {name} is gone from the vault or has a wrong size; its {again} again")
         return good
@@ -104,8 +104,8 @@ class Reliance:
             for key, (ref, place) in chosen.items():
                 group.start_soon(check, foreign[key], ref, place)
         for name in failed:
-            self._gone.add(name.key)
-            self.store.index.bar([name.key], [name.writer])
+            self._give_up(name)
+            self.store.index.bar(writers=[name.writer])
         if opened:
             await anyio.to_thread.run_sync(self._remember, opened)
         return not failed
@@ -115,7 +115,7 @@ class Reliance:
 
         Raises: StoreUnavailable, StoreRejected.
         """
-        rest = np.array(sorted(set(samples) - self._sound), dtype=np.uint64)
+        rest = np.array(sorted(set(samples) - self._sound - self._bad), dtype=np.uint64)
         self.generator.shuffle(rest)
         wanted = rest[: max(0, SOURCES_READ_MAX - len(self._sound))]
         good = True
@@ -127,8 +127,7 @@ class Reliance:
                 await anyio.to_thread.run_sync(sample.check, record, str(name))
             except (StoreCorrupt, ObjectMissing) as error:
                 good = False
-                self._gone.add(name.key)
-                self.store.index.bar([name.key])
+                self._give_up(name)
                 self.problems.append(f"{error}; what is in this pack is sent again")
         return good
 
@@ -144,6 +143,11 @@ class Reliance:
             )
             return False
         return True
+
+    def _give_up(self, name: PackName) -> None:
+        self._gone.add(name.key)
+        self._bad.add(name.key)
+        self.store.index.bar([name.key])
 
     def _names(self, keys: npt.NDArray[np.uint64], written: frozenset[int]) -> list[PackName]:
         names = self.store.index.pack_names(keys)
