@@ -3,13 +3,14 @@
 An undamaged store gives a block from at most five records: a delta and its four sources. Where pinned places fail,
 look-ups by id are bounded too: at most `RECORDS_MAX` records are read for one block. A delta's sources are opened
 with their *parts* keys alone, so a source that is itself a delta gives what travels in it and never leads further.
+This is the careful way, one block at a time; a restore opens what is undamaged in batches (engine/recovery).
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -18,15 +19,31 @@ from engine.delta import Delta, Parts, Source, assemble, has_all, open_links, op
 from engine.errors import ObjectMissing, StoreCorrupt
 from engine.index import PackIndex
 from engine.names import PackName
-from engine.seal import WHOLE, open_whole, parse_header, verify_ref
+from engine.seal import RECORD_BYTES_MAX, RECORD_BYTES_MIN, WHOLE, open_whole, parse_header, verify_ref
 from engine.subkeys import DomainKeys, record_keys
 
 RECORDS_MAX: Final = 16
 
 Resolve: TypeAlias = Callable[[int], PackName | None]
-Candidate: TypeAlias = tuple[PackName, int, int]  # pack, offset, length
-_Delta: TypeAlias = tuple[Delta, bytes, str]  # a delta, its map, the pack it lies in
 Read: TypeAlias = Callable[[PackName, Sequence[tuple[int, int]]], Awaitable[list[bytes]]]
+_Delta: TypeAlias = tuple[Delta, bytes, str]  # a delta, its map, the pack it lies in
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """One store's records: what lies where, and its ranged reads."""
+
+    index: PackIndex
+    read: Read
+
+
+class Candidate(NamedTuple):
+    """Where a record may lie: `shelf` counts from the one opened, 0, through the others."""
+
+    shelf: int
+    pack: PackName
+    offset: int
+    length: int
 
 
 @dataclass(slots=True)
@@ -42,21 +59,26 @@ class _Attempt:
 
 
 class Opener:
-    """Opens records of one store; `read` is its ranged reads."""
+    """Opens records of one store; `read` is its ranged reads. `others`: stores where what it lacks is looked for."""
 
-    def __init__(self, index: PackIndex, read: Read, keys: DomainKeys) -> None:
-        self._index, self._read, self._keys = index, read, keys
+    def __init__(self, index: PackIndex, read: Read, keys: DomainKeys, others: Sequence[Shelf] = ()) -> None:
+        self._shelves, self._keys = (Shelf(index, read), *others), keys
 
     async def open(
-        self, ref: bytes, place: np.void | None = None, resolve: Resolve | None = None, subkey: bytes | None = None
+        self,
+        ref: bytes,
+        place: np.void | None = None,
+        resolve: Resolve | None = None,
+        subkey: bytes | None = None,
+        read_before: int = 0,
     ) -> bytes:
-        """Return the content of `ref`; see `PackStore.open_block`."""
-        attempt = _Attempt()
+        """Return the content of `ref`; see `PackStore.open_block`. `read_before`: records already read for it."""
+        attempt = _Attempt(read_before)
         for candidate in self._candidates(ref[:ID_BYTES], place, resolve):
             record = await self._try(candidate, attempt)
             if record is None:
                 continue
-            where = str(candidate[0])
+            where = str(candidate.pack)
             try:
                 if parse_header(record, where).kind == WHOLE:
                     return open_whole(ref, record, subkey or self._keys.blocks, where)
@@ -75,7 +97,7 @@ class Opener:
             if record is None:
                 continue
             try:
-                header = parse_header(record, str(candidate[0]))
+                header = parse_header(record, str(candidate.pack))
             except StoreCorrupt:
                 continue
             if header.id == ident and header.kind == WHOLE and header.record_bytes == len(record):
@@ -111,7 +133,7 @@ class Opener:
             attempt.records = inner.records
             if record is None:
                 continue
-            at = str(candidate[0])
+            at = str(candidate.pack)
             try:
                 parts = open_source(source, record, at)
             except StoreCorrupt as error:
@@ -123,33 +145,38 @@ class Opener:
         raise StoreCorrupt(where, f"a delta in it needs a record that cannot be had: {inner.failure}")
 
     async def _try(self, candidate: Candidate, attempt: _Attempt) -> bytes | None:
-        """Return the record at a place not tried before, or None; what went wrong is noted."""
-        pack, offset, length = candidate
+        """Read a candidate once, within the bound; None: not to be had."""
         if candidate in attempt.tried:
             return None
         attempt.tried.add(candidate)
+        shelf, pack, offset, length = candidate
         if attempt.records >= RECORDS_MAX:
             attempt.failed(StoreCorrupt(str(pack), f"a block in it could not be had from {RECORDS_MAX} records"))
             return None
+        if not RECORD_BYTES_MIN <= length <= RECORD_BYTES_MAX:
+            attempt.failed(
+                StoreCorrupt(str(pack), f"a place in it names {length} bytes, and no record is that long or short")
+            )
+            return None
         attempt.records += 1
         try:
-            return (await self._read(pack, [(offset, length)]))[0]
+            return (await self._shelves[shelf].read(pack, [(offset, length)]))[0]
         except (StoreCorrupt, ObjectMissing) as error:
             attempt.failed(error)
             return None
 
     def _candidates(self, ident: bytes, place: np.void | None, resolve: Resolve | None) -> Iterator[Candidate]:
-        """Yield where a record may lie: the pinned place, then every place of the id."""
-        pinned = [] if place is None or not place["length"] else [place]
-        for each in pinned:
-            yield from self._at(each, resolve)
-        for each in self._index.all_places(ident):
-            yield from self._at(each, resolve)
+        """Yield where a record may lie: the pinned place, then every place of the id, here and in the other stores."""
+        if place is not None and place["length"]:
+            yield from self._at(0, place, resolve)
+        for number, shelf in enumerate(self._shelves):
+            for each in shelf.index.all_places(ident):
+                yield from self._at(number, each, None if number else resolve)
 
-    def _at(self, place: np.void, resolve: Resolve | None) -> Iterator[Candidate]:
+    def _at(self, shelf: int, place: np.void, resolve: Resolve | None) -> Iterator[Candidate]:
         key = int(place["pack"])
         named = resolve(key) if resolve is not None else None
         packs = [] if named is None else [named]
-        packs += [pack for pack in self._index.packs_of_key(key) if pack != named]
+        packs += [pack for pack in self._shelves[shelf].index.packs_of_key(key) if pack != named]
         for pack in packs:
-            yield pack, int(place["offset"]), int(place["length"]) & LENGTH_MASK
+            yield Candidate(shelf, pack, int(place["offset"]), int(place["length"]) & LENGTH_MASK)
