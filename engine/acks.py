@@ -55,7 +55,9 @@ class PackAck:
         columns_fit = len(stored.ids) == count * 16 and len(stored.offsets) == len(stored.lengths) == count * 4
         if name is None or not columns_fit or count == 0:
             return None
-        known = tuple((position, source) for position, source in sources if source is not None and position < count)
+        known = tuple(
+            (position, source) for position, source in sources if source is not None and 0 <= position < count
+        )
         if len(known) != len(sources):
             return None
         offsets, lengths = np.frombuffer(stored.offsets, "<u4"), np.frombuffer(stored.lengths, "<u4")

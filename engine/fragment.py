@@ -17,6 +17,7 @@ from blake3 import blake3
 
 from engine.acks import PackAck
 from engine.block import DELTA_FLAG, LENGTH_MASK, Bytes
+from engine.columns import U32, U64, Columns, Rows, SourceRows, sort_order
 from engine.errors import StoreCorrupt
 from engine.names import FragmentName
 from engine.pack import FOOTER_BYTES_MIN, PACK_HEADER_BYTES
@@ -24,7 +25,7 @@ from engine.packtable import PACK_ROW, PackRows, fault_in, rows_from_bytes, rows
 from engine.seal import RECORD_BYTES_MAX, RECORD_BYTES_MIN
 from engine.subkeys import DomainKeys
 from engine.trailer import CHECKSUM_BYTES, TRAILER_BYTES, Signer, Verifier, check_trailer, make_trailer
-from engine.view import U32, U64, Columns, Rows, sort_order
+from engine.view import View
 
 INDEX_LABEL: Final = b"forebay index v1\0"
 INDEX_VERSION: Final = 1
@@ -66,7 +67,7 @@ class Layout:
 
     @property
     def trailer(self) -> int:
-        """Start of what seals the whole."""
+        """Where the source rows end: of a fragment, the start of what seals it."""
         return self.source_list + self.sources * 8
 
     def columns(self, data: Bytes) -> Columns:
@@ -95,6 +96,11 @@ class Fragment:
     covers: tuple[FragmentName, ...]
     sources: npt.NDArray[np.uint32]
     checksum: bytes
+
+    def view(self, writer: bytes) -> View:
+        """Return the view of it that the system `writer` has."""
+        sources = SourceRows(self.sources[:, 0], self.sources[:, 1])
+        return View(self.columns, self.rows, own=self.name.writer == writer, sources=sources)
 
 
 def encode_fragment(

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from engine.block import Mask
-from engine.view import Column64
+from engine.columns import Column64
 
 BITS_LOG2_MIN: Final = 16
 BITS_LOG2_MAX: Final = 27  # 16 MiB

@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.acks import PackAck
-from engine.block import ID_BYTES, PLACE, Ids, Mask, Places, ids_from_bytes
+from engine.block import DELTA_FLAG, ID_BYTES, PLACE, Ids, Mask, Places, ids_from_bytes
+from engine.columns import U32, Column64, Rows
 from engine.idfilter import IDS_MAX, IdFilter
 from engine.names import PackName
 from engine.pack import FinishedPack
-from engine.packtable import PACK_ROW_BYTES, pack_name, rows_of
+from engine.packtable import PACK_ROW_BYTES, pack_name
 from engine.view import PLACES_MAX, View, join_views, view_of_pack
 
 # The filter is built once so many ids have been asked for that building it pays, in ids held per id asked.
@@ -69,7 +70,8 @@ class PackIndex:
     def lookup(self, ids: Ids) -> Places:
         """Return where each id may be relied on to lie; length 0: nowhere.
 
-        Own packs come first; barred packs, and deltas of other systems, are passed over.
+        Own packs come first; barred packs are passed over, and so are deltas of other systems, and own ones whose
+        sources are not known or lie in barred packs.
         """
         count = len(ids)
         places = np.zeros(count, dtype=PLACE)
@@ -124,15 +126,16 @@ class PackIndex:
 
     def add_pack(self, pack: FinishedPack | PackAck) -> None:
         """List a pack the store has acknowledged; ends the claims on its ids."""
-        view = _view_of(pack)
+        view = view_of_pack(pack)
+        home = np.array([pack.name.key], np.uint64)
         raw = pack.ids.tobytes()
         with self._lock:
             views = self._views
             if views.gate is not None:
                 views.gate.add(view.columns.lo, view.columns.hi)
             for other in views.foreign:
-                if other.holds_packs(view.keys).any():
-                    other.bar_packs(view.keys)
+                if other.holds_packs(home).any():
+                    other.bar_packs(home)
             fresh = [*views.fresh, view]
             # Neighbours of like size are joined, so that there are few and each entry is copied few times.
             while len(fresh) > 1 and len(fresh[-2]) <= 2 * len(fresh[-1]):
@@ -153,7 +156,10 @@ class PackIndex:
             self._views, self._asked = _Views(tuple(fresh), tuple(own), tuple(foreign)), 0
 
     def bar(self, pack_keys: Iterable[int] = (), writers: Iterable[bytes] = ()) -> None:
-        """Rely on nothing in these packs, nor in any pack of these writers, for the rest of the session."""
+        """Rely on nothing in these packs, nor in any pack of these writers, for the rest of the session.
+
+        Nor on deltas that have a source there.
+        """
         with self._lock:
             self._barred_packs.update(pack_keys)
             self._barred_writers.update(writers)
@@ -216,21 +222,48 @@ class PackIndex:
         """Return the writers of the packs with these keys, as far as they are known."""
         return {name.writer for name in self.pack_names(np.unique(keys)) if name is not None}
 
-    def own_packs(self, keys: npt.NDArray[np.uint64], writer: bytes) -> list[PackName | None]:
-        """Return, for each key, the pack of `writer` that may be relied on, or None."""
-        return [None] * len(keys)
-
-    def delta_sources(self, ids: Ids, places: Places) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64], Mask]:
-        """Return (position, key of a pack a source lies in) of the deltas at `places`, and which are answered."""
-        answered: Mask = (places["length"] & np.uint32(1 << 31)) == 0
-        return np.empty(0, np.intp), np.empty(0, np.uint64), answered
-
     def count_packs(self, writers: set[bytes]) -> int:
         """Return how many packs of these writers are known: what a listing of them has to go through at least."""
-        wanted = [np.frombuffer(writer, np.uint8) for writer in writers]
-        return sum(
-            int((view.rows["writer"] == writer).all(axis=1).sum()) for view in self._views.all() for writer in wanted
-        )
+        return sum(view.count_packs(writer) for view in self._views.all() for writer in writers)
+
+    def own_packs(self, keys: Column64, writer: bytes) -> list[PackName | None]:
+        """Return, for each key, the pack of that key if `writer`, this system, wrote it; else None.
+
+        None, too, if it is barred, or if no fragment of this system and no pack put since lists it.
+        """
+        unique, inverse = np.unique(keys, return_inverse=True)
+        names: list[PackName | None] = [None] * len(unique)
+        views = self._views
+        for view in (*views.fresh, *views.own):
+            which, rows = view.own_packs(unique, writer)
+            for position, row in zip(which.tolist(), rows, strict=True):
+                names[position] = names[position] or pack_name(row)
+        return [names[position] for position in inverse.tolist()]
+
+    def delta_sources(self, ids: Ids, places: Places) -> tuple[Rows, Column64, Mask]:
+        """Return where the sources of own deltas lie: pairs (position, key of a pack that holds a source).
+
+        And a mask of the positions that are answered: all but those whose place is of a delta that no own view
+        knows at exactly this place, or knows without its sources. What is barred does not matter here.
+        """
+        answered: Mask = places["length"] & U32.type(DELTA_FLAG) == 0
+        views = self._views
+        positions: list[Rows] = []
+        keys: list[Column64] = []
+        for view in (*views.fresh, *views.own):
+            open_ = np.flatnonzero(~answered)
+            if not open_.size:
+                break
+            rows = view.find_exact(ids[open_, 0], ids[open_, 1], places[open_])
+            found = np.flatnonzero(rows >= 0)
+            if found.size:
+                which, packs, known = view.sources_of(rows[found])
+                positions.append(open_[found[which]])
+                keys.append(packs)
+                answered[open_[found[known]]] = True
+        if not positions:
+            return np.empty(0, np.intp), np.empty(0, np.uint64), answered
+        return np.concatenate(positions), np.concatenate(keys), answered
 
     def _bar_in(self, views: Sequence[View]) -> None:
         if self._barred_packs or self._barred_writers:
@@ -281,10 +314,6 @@ def _bar_ambiguous(own: Sequence[View], foreign: Sequence[View]) -> None:
     if doubtful.size:
         for view in foreign:
             view.bar_packs(doubtful)
-
-
-def _view_of(pack: FinishedPack | PackAck) -> View:
-    return view_of_pack(pack.ids, pack.offsets, pack.lengths, rows_of([pack.name]))
 
 
 def _search(views: _Views, own_only: bool, ids: Ids, places: Places) -> None:

@@ -15,25 +15,25 @@ import numpy as np
 from blake3 import blake3
 
 from engine.block import Mask
+from engine.columns import U32, Columns, Listing, SourceRows
 from engine.errors import StateCorrupt, StoreCorrupt
 from engine.fragment import INDEX_HEADER_BYTES, Fragment, Layout, open_fragment, view_fragment
-from engine.merge import count_kept, join_tables, merge_columns
+from engine.merge import count_kept, count_kept_sources, in_order, merge_listings
 from engine.names import FragmentName
-from engine.packtable import KINDS, PackRows
+from engine.packtable import KINDS, PackRows, join_tables
 from engine.ports import MirrorFiles
 from engine.subkeys import DomainKeys
-from engine.view import Columns, View
+from engine.view import View
 
-VIEWS_MAX: Final = 8  # of own and of foreign fragments each; more are merged
-VIEWS_AFTER_MERGE: Final = 4
+VIEWS_MAX: Final = 8  # of own and of foreign fragments each; more are merged, to half as many
 MERGED_AT_ONCE_MAX: Final = 32
 CHECKED_BYTES_MAX: Final = 2 << 20  # mirror files up to this size are hashed whenever they are opened
 
 _LABEL: Final = b"forebay mirror v1\0"
 _MAGIC: Final = b"FBLOCAL\x01"
-_HEADER: Final = struct.Struct("<8sII16s16sII24x")
+_HEADER: Final = struct.Struct("<8sII16s16sIII20x")
 _COVER: Final = struct.Struct("<16s8sII32s")
-_VERSION: Final = 1
+_VERSION: Final = 2
 _SEAL_BYTES: Final = 64
 
 
@@ -59,10 +59,10 @@ class Local:
 
 
 class Mirror:
-    """What of a store's index is held locally."""
+    """What of a store's index is held locally, in at most `views_max` own and as many foreign files."""
 
-    def __init__(self, files: MirrorFiles, keys: DomainKeys, writer: bytes) -> None:
-        self._files, self._keys, self._writer = files, keys, writer
+    def __init__(self, files: MirrorFiles, keys: DomainKeys, writer: bytes, *, views_max: int = VIEWS_MAX) -> None:
+        self._files, self._keys, self._writer, self._views_max = files, keys, writer, views_max
         self._locals: dict[str, Local] = {}
         self._loaded = False
         self._number = 0
@@ -126,8 +126,8 @@ class Mirror:
         """Merge the smallest files until few enough views are left."""
         for own in (True, False):
             group = sorted((local for local in self._locals.values() if local.view.own is own), key=_entries)
-            while len(group) > VIEWS_MAX:
-                count = min(MERGED_AT_ONCE_MAX, len(group) - VIEWS_AFTER_MERGE + 1)
+            while len(group) > self._views_max:
+                count = min(MERGED_AT_ONCE_MAX, len(group) - self._views_max // 2 + 1)
                 merged = self._merge(group[:count], frozenset())
                 group = sorted([*group[count:], *([merged] if merged else [])], key=_entries)
 
@@ -142,7 +142,19 @@ class Mirror:
         self._files.remove(local.file)
 
     def _merge(self, parts: Sequence[Local], without: frozenset[bytes]) -> Local | None:
-        """Replace `parts` by one merge of them that leaves out all packs of the writers in `without`."""
+        """Replace `parts` by one merge of them that leaves out all packs of the writers in `without`.
+
+        Damaged ones only go, to be fetched again; None: all of them were.
+        """
+        sound = [part for part in parts if in_order(part.view.listing)]
+        merged = self._write_merge(sound, without) if sound else None
+        for part in parts:
+            self._remove(part)
+        if merged is not None:
+            self._locals[merged.file] = merged
+        return merged
+
+    def _write_merge(self, parts: Sequence[Local], without: frozenset[bytes]) -> Local:
         contents = {name: s for part in parts for name, s in part.contents.items() if name.writer not in without}
         superseded = {name for part in parts for name in part.superseded if name.writer not in without}
         self._number += 1
@@ -152,30 +164,26 @@ class Mirror:
             + [_COVER.pack(n.writer, n.incarnation, n.sequence, 0, bytes(32)) for n in sorted(superseded)]
         )
         views = [part.view for part in parts]
-        dropped = [_rows_of_writers(view.rows, without) for view in views]
-        self._write_merge(file, views, dropped, covers)
+        rows, maps = join_tables([view.rows for view in views], [_rows_of_writers(v.rows, without) for v in views])
+        listings = [view.listing for view in views]
+        entries = sum(count_kept(part.columns, row_map) for part, row_map in zip(listings, maps, strict=True))
+        sources = sum(count_kept_sources(part, row_map) for part, row_map in zip(listings, maps, strict=True))
+        layout = Layout(entries, len(rows), len(covers) // _COVER.size, sources, cover_bytes=_COVER.size)
+        sealed = layout.trailer + len(rows)
+        buffer = self._files.create(file, sealed + _SEAL_BYTES)
+        header = (_MAGIC, _VERSION, entries, self._keys.domain, self._writer, layout.packs, layout.covers, sources)
+        buffer[:INDEX_HEADER_BYTES] = _HEADER.pack(*header)
+        listed = _fill(layout.columns(buffer), _source_rows(layout, buffer), len(rows), merge_listings(listings, maps))
+        buffer[layout.table : layout.cover_list] = rows.tobytes()
+        buffer[layout.cover_list : layout.source_list] = covers
+        buffer[layout.trailer : sealed] = listed.tobytes()
+        checksum = blake3(buffer[:sealed]).digest()
+        buffer[sealed:] = checksum + self._keys.mac(_LABEL, checksum)
+        self._files.publish(file, buffer)
         merged = self._open(file)
         if merged is None:
             raise StateCorrupt(f"the index mirror does not give back what was just written to it ({file})")
-        for part in parts:
-            self._remove(part)
-        self._locals[file] = merged
         return merged
-
-    def _write_merge(self, file: str, views: Sequence[View], dropped: Sequence[Mask], covers: bytes) -> None:
-        rows, maps = join_tables([view.rows for view in views], dropped)
-        columns = [view.columns for view in views]
-        entries = sum(count_kept(part, row_map) for part, row_map in zip(columns, maps, strict=True))
-        layout = Layout(entries, len(rows), len(covers) // _COVER.size, cover_bytes=_COVER.size)
-        buffer = self._files.create(file, layout.trailer + _SEAL_BYTES)
-        header = (_MAGIC, _VERSION, entries, self._keys.domain, self._writer, layout.packs, layout.covers)
-        buffer[:INDEX_HEADER_BYTES] = _HEADER.pack(*header)
-        _fill(layout.columns(buffer), merge_columns(columns, maps))
-        buffer[layout.table : layout.cover_list] = rows.tobytes()
-        buffer[layout.cover_list : layout.trailer] = covers
-        checksum = blake3(buffer[: layout.trailer]).digest()
-        buffer[layout.trailer :] = checksum + self._keys.mac(_LABEL, checksum)
-        self._files.publish(file, buffer)
 
     def _open(self, file: str) -> Local | None:
         """Return a file of the mirror, or None if it is damaged, of another domain, or none of ours."""
@@ -185,9 +193,8 @@ class Mirror:
             data = self._files.open(file)
             if name is not None:
                 fragment = self._reopen(name, data)
-                view = View(fragment.columns, fragment.rows, own=name.writer == self._writer)
                 contents = {name: Stamp(len(data), fragment.checksum)}
-                return Local(file, view, contents, frozenset(fragment.covers))
+                return Local(file, fragment.view(self._writer), contents, frozenset(fragment.covers))
             return self._open_merge(file, data, own) if own or file.startswith("merged/foreign-") else None
         except (StoreCorrupt, StateCorrupt):
             return None
@@ -200,19 +207,22 @@ class Mirror:
     def _open_merge(self, file: str, data: memoryview, own: bool) -> Local:
         if len(data) < INDEX_HEADER_BYTES + _SEAL_BYTES:
             raise StoreCorrupt(file, "it is cut")
-        magic, version, entries, domain, writer, packs, covers = _HEADER.unpack_from(data)
-        layout = Layout(entries, packs, covers, cover_bytes=_COVER.size)
+        magic, version, entries, domain, writer, packs, covers, sources = _HEADER.unpack_from(data)
+        layout = Layout(entries, packs, covers, sources, cover_bytes=_COVER.size)
+        sealed = layout.trailer + packs
         if (magic, version, domain, writer) != (_MAGIC, _VERSION, self._keys.domain, self._writer):
             raise StoreCorrupt(file, "it is not a merge of this mirror")
-        if layout.trailer + _SEAL_BYTES != len(data):
+        if sealed + _SEAL_BYTES != len(data):
             raise StoreCorrupt(file, "its counts do not fit its length")
         if len(data) <= CHECKED_BYTES_MAX:
-            checksum = blake3(data[: layout.trailer]).digest()
-            if bytes(data[layout.trailer :]) != checksum + self._keys.mac(_LABEL, checksum):
+            checksum = blake3(data[:sealed]).digest()
+            if bytes(data[sealed:]) != checksum + self._keys.mac(_LABEL, checksum):
                 raise StoreCorrupt(file, "its checksum does not fit its bytes")
         contents: dict[FragmentName, Stamp] = {}
         superseded: set[FragmentName] = set()
-        for of, incarnation, sequence, size, checksum in _COVER.iter_unpack(data[layout.cover_list : layout.trailer]):
+        for of, incarnation, sequence, size, checksum in _COVER.iter_unpack(
+            data[layout.cover_list : layout.source_list]
+        ):
             if size:
                 contents[FragmentName(of, incarnation, sequence)] = Stamp(size, checksum)
             else:
@@ -220,17 +230,31 @@ class Mirror:
         rows = layout.rows(data)
         if bool((rows["kind"] >= len(KINDS)).any()):
             raise StoreCorrupt(file, "it names a pack of an unknown kind")
-        return Local(file, View(layout.columns(data), rows, own), contents, frozenset(superseded))
+        listed = np.frombuffer(data, np.bool_, packs, layout.trailer)
+        view = View(layout.columns(data), rows, own, _source_rows(layout, data), listed)
+        return Local(file, view, contents, frozenset(superseded))
 
 
-def _fill(columns: Columns, chunks: Iterable[Columns]) -> None:
-    at = 0
-    for chunk in chunks:
-        stop = at + chunk.entries
+def _source_rows(layout: Layout, data: memoryview) -> SourceRows:
+    """Return the source rows of a merge: two columns, unlike a fragment's, so that they are searched where they lie."""
+    at, count = layout.source_list, layout.sources
+    return SourceRows(np.frombuffer(data, U32, count, at), np.frombuffer(data, U32, count, at + 4 * count))
+
+
+def _fill(columns: Columns, sources: SourceRows, packs: int, chunks: Iterable[Listing]) -> Mask:
+    """Write all chunks one after the other; return which of the packs are listed."""
+    listed: Mask = np.zeros(packs, np.bool_)
+    at = sources_at = 0
+    for chunk, rows in chunks:
+        stop, sources_stop = at + chunk.entries, sources_at + len(rows.entry)
         columns.lo[at:stop], columns.hi[at:stop] = chunk.lo, chunk.hi
         columns.pack[at:stop], columns.offset[at:stop], columns.length[at:stop] = chunk.pack, chunk.offset, chunk.length
-        at = stop
-    assert at == columns.entries
+        sources.entry[sources_at:sources_stop] = rows.entry + U32.type(at)
+        sources.pack[sources_at:sources_stop] = rows.pack
+        listed[chunk.pack] = True
+        at, sources_at = stop, sources_stop
+    assert (at, sources_at) == (columns.entries, len(sources.entry))
+    return listed
 
 
 def _rows_of_writers(rows: PackRows, writers: Collection[bytes]) -> Mask:

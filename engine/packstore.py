@@ -182,7 +182,9 @@ class PackStore:
                 durable.append(ack)
         # A fragment may list its writer's packs only; a state directory may outlive an identity.
         mine = [ack for ack in durable if ack.name.writer == self.writer]
-        kept = [ack for ack in mine if not any(view.pack_rows(ack.name.key).size for view in own)]
+        keys = np.array([ack.name.key for ack in mine], np.uint64)
+        listed = np.any([np.zeros(len(keys), np.bool_), *(view.lists_packs(keys) for view in own)], axis=0)
+        kept = [ack for ack, known in zip(mine, listed.tolist(), strict=True) if not known]
         await anyio.to_thread.run_sync(self._take_up, kept)
 
     async def _reads_back(self, name: PackName) -> bool:

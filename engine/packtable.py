@@ -5,19 +5,20 @@ A row is `writer 16 | hash 32 | size u32 | kind u32` (0 data, 1 page). Tables ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.block import Bytes
+from engine.block import Bytes, Mask
 from engine.names import PackName
 
 PACK_ROW: Final = np.dtype([("writer", "u1", (16,)), ("hash", "u1", (32,)), ("size", "<u4"), ("kind", "<u4")])
 PACK_ROW_BYTES: Final = PACK_ROW.itemsize
 PACK_BYTES_MAX: Final = 80 << 20  # nothing larger is taken for a pack
 KINDS: Final = ("data", "page")
+DROPPED: Final = 0xFFFFFFFF  # in a row map: this pack is left out
 
 PackRows: TypeAlias = npt.NDArray[np.void]  # dtype PACK_ROW, shape (n,)
 
@@ -25,13 +26,11 @@ PackRows: TypeAlias = npt.NDArray[np.void]  # dtype PACK_ROW, shape (n,)
 def rows_of(names: Iterable[PackName]) -> PackRows:
     """Return the rows of `names`, sorted by hash, each pack once."""
     unique = {name.hash: name for name in names}
-    rows = np.zeros(len(unique), PACK_ROW)
-    for row, digest in zip(rows, sorted(unique), strict=True):
-        name = unique[digest]
-        row["writer"] = np.frombuffer(name.writer, np.uint8)
-        row["hash"] = np.frombuffer(name.hash, np.uint8)
-        row["size"], row["kind"] = name.size, KINDS.index(name.kind)
-    return rows
+    packed = [
+        b"".join((name.writer, digest, name.size.to_bytes(4, "little"), KINDS.index(name.kind).to_bytes(4, "little")))
+        for digest, name in sorted(unique.items())
+    ]
+    return np.frombuffer(bytearray(b"".join(packed)), PACK_ROW)
 
 
 def rows_from_bytes(data: Bytes) -> PackRows:
@@ -62,6 +61,27 @@ def fault_in(rows: PackRows) -> str | None:
     if bool(((rows["size"] == 0) | (rows["size"] > PACK_BYTES_MAX)).any()):
         return "it names a pack of an impossible size"
     return None
+
+
+def join_tables(tables: Sequence[PackRows], dropped: Sequence[Mask]) -> tuple[PackRows, list[npt.NDArray[np.uint32]]]:
+    """Return the union of pack tables, and for each of them the new row of each of its rows (DROPPED if masked).
+
+    Rows count as the same only if they are so in every field: a table from a neighbour must not change what is
+    known of someone else's pack.
+    """
+    kept = [table[~mask] for table, mask in zip(tables, dropped, strict=True)]
+    joined = np.concatenate(kept) if kept else np.zeros(0, PACK_ROW)
+    # Fixed width: the zero bytes NumPy strips from the end of strings change neither order nor equality.
+    raw = np.ascontiguousarray(joined).view(f"S{PACK_ROW.itemsize}").reshape(-1)
+    _, first, inverse = np.unique(raw, return_index=True, return_inverse=True)
+    maps, at = [], 0
+    for mask in dropped:
+        row_map = np.full(len(mask), DROPPED, np.uint32)
+        count = int((~mask).sum())
+        row_map[~mask] = inverse[at : at + count]
+        at += count
+        maps.append(row_map)
+    return joined[first], maps
 
 
 class PackTable:

@@ -10,6 +10,7 @@ from blake3 import blake3
 
 from engine.acks import PackAck
 from engine.block import Ids, ids_from_bytes, ref_of
+from engine.columns import U32
 from engine.errors import StateCorrupt
 from engine.index import PackIndex
 from engine.names import PackName
@@ -18,7 +19,6 @@ from engine.packstore import PackStore
 from engine.ports import ObjectStore
 from engine.seal import Codec, Sealer
 from engine.subkeys import DomainKeys
-from engine.view import U32
 
 ALICE = b"a" * 16
 BOB = b"b" * 16

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.acks import PackAck
+from engine.columns import U32
 from engine.errors import StoreCorrupt
 from engine.fragment import INDEX_LABEL, encode_fragment, open_fragment, view_fragment
 from engine.names import FragmentName, PackName
 from engine.trailer import make_trailer
-from engine.view import U32
 from tests.engine.fakes_packs import ALICE, BOB, Team, ack, random_ids
 
 TEAM = Team()

@@ -9,10 +9,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.merge import DROPPED, count_kept, join_tables, merge_columns
+from engine.columns import NO_SOURCES, U32, U64, Columns, Listing, sort_order
+from engine.merge import count_kept, merge_listings
 from engine.names import PackName
-from engine.packtable import pack_name, rows_of
-from engine.view import U32, U64, Columns, sort_order
+from engine.packtable import DROPPED, join_tables, pack_name, rows_of
 
 # Few values, so that ids, halves of ids, and whole entries collide all the time.
 half = st.sampled_from([0, 1, 2, 5, (1 << 63), (1 << 64) - 1])
@@ -26,7 +26,12 @@ def columns(entries: Sequence[tuple[int, int, int, int]]) -> Columns:
     return Columns(lo, hi, pack.astype(U32), offset.astype(U32), np.full(len(rows), 60, U32))
 
 
-def tuples(part: Columns) -> list[tuple[int, int, int, int]]:
+def listing(entries: Sequence[tuple[int, int, int, int]]) -> Listing:
+    return Listing(columns(entries), NO_SOURCES)
+
+
+def tuples(listed: Listing) -> list[tuple[int, int, int, int]]:
+    part = listed.columns
     return list(zip(part.lo.tolist(), part.hi.tolist(), part.pack.tolist(), part.offset.tolist(), strict=True))
 
 
@@ -34,7 +39,7 @@ def tuples(part: Columns) -> list[tuple[int, int, int, int]]:
 @settings(max_examples=300, deadline=None)
 def test_a_merge_is_the_union_in_order(parts: list[list[tuple[int, int, int, int]]], entries_max: int) -> None:
     identity = np.arange(3, dtype=U32)
-    chunks = list(merge_columns([columns(part) for part in parts], [identity] * len(parts), entries_max))
+    chunks = list(merge_listings([listing(part) for part in parts], [identity] * len(parts), entries_max))
     merged = [each for chunk in chunks for each in tuples(chunk)]
     assert Counter(merged) == Counter(each for part in parts for each in part)
     assert [each[:2] for each in merged] == sorted(each[:2] for each in merged)
@@ -48,7 +53,7 @@ def test_dropped_packs_and_rows_without_a_pack_are_left_out(
 ) -> None:
     # Row 2 lies outside the map: what a damaged mirror may hold.
     row_map = np.array([DROPPED if row in dropped else row + 7 for row in range(2)], dtype=U32)
-    merged = [each for chunk in merge_columns([columns(entries)], [row_map], entries_max) for each in tuples(chunk)]
+    merged = [each for chunk in merge_listings([listing(entries)], [row_map], entries_max) for each in tuples(chunk)]
     expected = [(lo, hi, row + 7, offset) for lo, hi, row, offset in entries if row < 2 and row not in dropped]
     assert Counter(merged) == Counter(expected)
     assert count_kept(columns(entries), row_map) == len(expected)
