@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from engine.block import Bytes
+if TYPE_CHECKING:
+    from engine.block import Bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Ports and records of local state: everything under `state_dir` but the identity can be rebuilt.
+"""Ports of local state and the shape of a map: everything under `state_dir` but the identity can be rebuilt.
 
 A volume's map is one `ENTRY` per block (64 bytes) in pages of 64 entries, so that one page is one batch. The
 session stages changed pages beside the map; the staged pages are the redo log of the commit: they are made
@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol, TypeAlias
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from engine.block import BATCH_BLOCKS, PLACE
-from engine.errors import StateCorrupt
-from engine.names import PointId
 from engine.parts import Origins, PartEntries
 from engine.ports import AckLog, MirrorFiles
+from engine.staterecords import Head as Head
+from engine.staterecords import Intent as Intent
+from engine.staterecords import Newest as Newest
+from engine.staterecords import SessionRow as SessionRow
 
 # The ref of a block and the place of its record in the vault. All zero: a zero block.
 ENTRY: Final = np.dtype([("ref", "u1", (48,)), ("place", PLACE)])
@@ -27,79 +28,6 @@ PAGE_ENTRIES: Final = BATCH_BLOCKS
 Entries: TypeAlias = npt.NDArray[np.void]  # dtype ENTRY, shape (pages, 64)
 Pages: TypeAlias = npt.NDArray[np.int64]  # ascending page numbers, shape (n,)
 Masks: TypeAlias = npt.NDArray[np.uint64]  # one bit per entry of a page, bit i = entry i, shape (n,)
-
-
-class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """What a volume's map stands at.
-
-    `order`/`incarnation`: the restore point the map is the state of; `root_hash`: BLAKE3 of that root object;
-    `vault`, `cache`: store ids (16 bytes; `cache` None without one) the map's places and the missing-block bitmap
-    are bound to; `domain` 16 bytes; `volume_bytes`; `generation` of the change tracker; `point`: the encoded
-    `VolumePoint` (runs of the parent); `missing_known`: False when the bitmap says nothing (all blocks count as
-    missing from the cache); `pages_cached`: the cache holds every page of the point's runs; `unreadable`: block
-    numbers that must be candidates again.
-    """
-
-    order: int
-    incarnation: bytes
-    root_hash: bytes
-    vault: bytes
-    cache: bytes | None
-    domain: bytes
-    volume_bytes: int
-    generation: str | None
-    point: bytes
-    missing_known: bool
-    pages_cached: bool = False
-    unreadable: list[int] = []
-
-
-class Intent(msgspec.Struct, frozen=True, kw_only=True):
-    """The journal's one record: the commit that may have happened.
-
-    `root` is the root object's name, `root_hash` its BLAKE3, `heads` what each volume's map will stand at.
-    """
-
-    root: str
-    root_hash: bytes
-    vault: bytes
-    heads: dict[str, Head]
-
-    def newest(self) -> Newest:
-        """Return what local state ends with once this commit has happened. Raises: StateCorrupt."""
-        parsed = PointId.parse_root(self.root)
-        if parsed is None:
-            raise StateCorrupt(f"the journal names no root: {self.root!r}")
-        system, point = parsed
-        return Newest(
-            order=point.order,
-            incarnation=point.incarnation,
-            root_hash=self.root_hash,
-            vault=self.vault,
-            system=system,
-        )
-
-
-class Newest(msgspec.Struct, frozen=True, kw_only=True):
-    """The restore point of `system` local state ends with, whichever volumes it has: what a clone shows by."""
-
-    order: int
-    incarnation: bytes
-    root_hash: bytes
-    vault: bytes
-    system: bytes
-
-
-class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of history: a session that ended. `report` is the JSON document `backup --json` printed."""
-
-    session: str
-    started_ms: int
-    ended_ms: int
-    exit_code: int
-    point: str | None
-    route: str
-    report: str
 
 
 class PartState(Protocol):

@@ -31,10 +31,12 @@ def command(context: frame.Context, last: int) -> int:
     config = context.config
     identity = files.load(config.system.identity_file)
     with StateDirectory.open(config.system.state_dir, lock=False) as state:
-        rows = list(state.history.last(SESSIONS_MAX))
+        begun = [session.hex() for session in state.open_sessions()]
+        # Only where sessions may have been cut off is it asked for each whether it ended.
+        rows = list(state.history.last(SESSIONS_MAX if begun else last))
         newest = state.newest()
         ended = {row.session for row in rows}
-        cut_off = [session.hex() for session in state.open_sessions() if session.hex() not in ended]
+        cut_off = [session for session in begun if session not in ended]
     running = running_process(config.system.state_dir)
     if running is not None:
         cut_off = cut_off[:-1]  # the last that began

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 import xxhash
 
 from adapters.state.files import Disk
-from engine.block import Bytes
 from engine.errors import ForebayError, StateCorrupt
+
+if TYPE_CHECKING:
+    from engine.block import Bytes
 
 MAGIC_BYTES: Final = 8
 _SUM_BYTES: Final = 8

@@ -22,19 +22,23 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
-import filelock
 import msgspec
 from blake3 import blake3
 
 from adapters.state.atomic import read_struct, write_struct
 from adapters.state.files import Disk, write_failed
-from adapters.state.fragments import AckFile, MirrorFolder
 from adapters.state.history import HistoryFile
-from adapters.state.maps import VolumeMap
 from engine.errors import SessionRunning, StateCorrupt
-from engine.state import Intent, Newest
+from engine.staterecords import Intent, Newest
+
+# Imported where they are used: whoever only looks at newest point and history needs neither numpy nor a lock.
+if TYPE_CHECKING:
+    import filelock
+
+    from adapters.state.fragments import AckFile, MirrorFolder
+    from adapters.state.maps import VolumeMap
 
 SESSIONS_MAX: Final = 1024  # the oldest are forgotten: their packs are then left to an abandon note
 NO_INCARNATION: Final = bytes(8)
@@ -135,6 +139,8 @@ class StateDirectory:
 
         Raises: SessionAborted (an apply that a crash cut off could not be finished: the disk is full).
         """
+        from adapters.state.maps import VolumeMap
+
         with self._guard:
             if name not in self._volumes:
                 folder = self.path / "volumes" / blake3(name.encode()).hexdigest()[:16]
@@ -146,6 +152,8 @@ class StateDirectory:
 
     def mirror(self, store: bytes) -> MirrorFolder:
         """Return the index mirror of the store with this id."""
+        from adapters.state.fragments import MirrorFolder
+
         with self._guard:
             if store not in self._mirrors:
                 folder = self.path / "index" / store.hex()
@@ -154,6 +162,8 @@ class StateDirectory:
 
     def acks(self, store: bytes) -> AckFile:
         """Return the log of acknowledged packs of the store with this id."""
+        from adapters.state.fragments import AckFile
+
         with self._guard:
             if store not in self._acks:
                 path = self.path / "index" / f"{store.hex()}.acks"
@@ -234,6 +244,8 @@ def write_pid(path: Path) -> None:
 
 
 def _acquire(path: Path) -> filelock.BaseFileLock:
+    import filelock
+
     # No soft lock where the file system has none: it would outlive a killed process.
     lock = filelock.FileLock(path / "lock", mode=0o600, thread_local=False, fallback_to_soft=False)
     try:

@@ -19,10 +19,12 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from engine.block import Bytes
 from engine.errors import ForebayError, SessionAborted, StateCorrupt
+
+if TYPE_CHECKING:
+    from engine.block import Bytes
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})

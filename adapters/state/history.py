@@ -24,7 +24,7 @@ import xxhash
 
 from adapters.state.files import StateFile, read_failed, write_failed
 from engine.errors import ForebayError, SessionAborted, StateCorrupt
-from engine.state import SessionRow
+from engine.staterecords import SessionRow
 
 SESSIONS_MAX: Final = 1000  # the newest are kept
 CHECKED_PACKS_MAX: Final = 1_000_000  # over all stores; the newest are kept
@@ -139,7 +139,7 @@ class HistoryFile:
         database = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
         try:
             database.execute(f"PRAGMA busy_timeout = {int(_BUSY_S * 1000)}")
-            database.execute("SELECT count(*) FROM session").fetchone()
+            database.execute("SELECT number FROM session LIMIT 1").fetchone()  # looks for a transaction to roll back
         except sqlite3.Error as error:
             database.close()
             if error.sqlite_errorname not in _UNFINISHED:

@@ -8,7 +8,7 @@ the AEAD's output (docs/FORMAT.md, "Keys").
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives import hpke as _hpke
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from engine.block import Bytes
+if TYPE_CHECKING:
+    from engine.block import Bytes
 
 SEED_BYTES: Final = 64
 X25519_BYTES: Final = 32
