@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Reliance:
     store: PackStore
     history: History
     blocks_subkey: bytes
-    generator: np.random.Generator
+    chance: random.Random
     trust_history: bool = True
     problems: list[str] = field(default_factory=list)
     _read_bytes: int = 0
@@ -84,7 +85,7 @@ class Reliance:
         wanted = np.array(sorted(foreign), dtype=np.uint64)
         chosen: dict[int, tuple[bytes, npt.NDArray[np.void]]] = {}
         for state in volumes:
-            chosen |= await anyio.to_thread.run_sync(samples, state, wanted, self.generator)
+            chosen |= await anyio.to_thread.run_sync(samples, state, wanted, self.chance)
         opened: list[bytes] = []
         failed: list[PackName] = []
         slots = anyio.CapacityLimiter(READS_AT_ONCE)
@@ -115,9 +116,9 @@ class Reliance:
 
         Raises: StoreUnavailable, StoreRejected.
         """
-        rest = np.array(sorted(set(samples) - self._sound - self._bad), dtype=np.uint64)
-        self.generator.shuffle(rest)
-        wanted = rest[: max(0, SOURCES_READ_MAX - len(self._sound))]
+        rest = sorted(set(samples) - self._sound - self._bad)
+        count = min(len(rest), SOURCES_READ_MAX - len(self._sound))
+        wanted = np.array(self.chance.sample(rest, count), dtype=np.uint64)
         good = True
         for name in self._names(wanted, written):
             sample = samples[name.key]
@@ -165,8 +166,7 @@ class Reliance:
         picked: dict[int, PackName] = {}
         for names in by_writer.values():
             if len(names) > PACKS_OF_WRITER_MAX:
-                at = self.generator.choice(len(names), PACKS_OF_WRITER_MAX, replace=False)
-                names = [names[i] for i in at.tolist()]
+                names = self.chance.sample(names, PACKS_OF_WRITER_MAX)
             picked.update((name.key, name) for name in names)
         return picked
 

@@ -7,6 +7,7 @@ place comes back as work to send again, together with what did not change and li
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
@@ -113,19 +114,19 @@ def _unchanged_in(state: VolumeState, index: Lookup, gone: PackKeys) -> Iterator
 
 
 def samples(
-    state: VolumeState, wanted: npt.NDArray[np.uint64], generator: np.random.Generator
+    state: VolumeState, wanted: npt.NDArray[np.uint64], chance: random.Random
 ) -> dict[int, tuple[bytes, npt.NDArray[np.void]]]:
     """Return, for each pack key of `wanted` that staged blocks rely on, one (ref, place), chosen at random (*sync*)."""
     chosen: dict[int, tuple[bytes, npt.NDArray[np.void]]] = {}
     for _, masks, entries in staged_chunks(state):
         rows = rows_of(masks) & (entries["place"]["length"] > 0)
         refs, places = entries["ref"][rows], entries["place"][rows]
-        hits = np.flatnonzero(np.isin(places["pack"], wanted))
-        generator.shuffle(hits)
+        hits = np.flatnonzero(np.isin(places["pack"], wanted)).tolist()
+        chance.shuffle(hits)
         packs, first = np.unique(places["pack"][hits], return_index=True)
-        for pack, at in zip(packs.tolist(), hits[first].tolist(), strict=True):
-            if pack not in chosen or generator.random() < 0.5:
-                chosen[pack] = (refs[at].tobytes(), places[at])
+        for pack, row in zip(packs.tolist(), first.tolist(), strict=True):
+            if pack not in chosen or chance.random() < 0.5:
+                chosen[pack] = (refs[hits[row]].tobytes(), places[hits[row]])
     return chosen
 
 

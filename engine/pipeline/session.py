@@ -6,6 +6,7 @@ vault, parent, cache → volumes and where their candidates are → round: read,
 
 from __future__ import annotations
 
+import random
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ class Session:
         self.runs: list[VolumeRun] = []
         self.transmitter: Transmitter | None = None
         self.phase = "opening the stores"
-        self._generator = np.random.default_rng(setup.seed)
+        self._chance = random.Random(setup.seed)
         self._cache = CacheSide()
         self._written: set[int] = set()
 
@@ -215,7 +216,7 @@ class Session:
                 self.report.problems.append(
                     f"volume {run.name!r}: there was no local state for it; everything was read and compared"
                 )
-            self.report.problems += await anyio.to_thread.run_sync(run.choose, self._generator)
+            self.report.problems += await anyio.to_thread.run_sync(run.choose, self._chance)
 
     def _open_volume(self, source: VolumeSource, vault: Side) -> VolumeRun:
         setup = self.setup
@@ -263,7 +264,7 @@ class Session:
             vault.packs,
             setup.history,
             setup.identity.keys.blocks,
-            self._generator,
+            self._chance,
             trust_history=not setup.full,
             problems=self.report.problems,
         )

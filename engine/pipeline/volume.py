@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -91,7 +92,7 @@ class VolumeRun:
         """Return the parent's volume point, None for a base run. Raises: StoreCorrupt."""
         return None if self.head is None else decode_volume(self.head.point, f"local state of volume {self.name!r}")
 
-    def choose(self, generator: np.random.Generator) -> list[str]:
+    def choose(self, chance: random.Random) -> list[str]:
         """Decide where candidates are, comparing the sample (*sync*); return problems.
 
         Raises: SourceError, StateCorrupt.
@@ -99,7 +100,7 @@ class VolumeRun:
         problems = [self.changes.problem] if self.changes.problem else []
         self.extents = self.changes.extents if self.head is not None else None
         if self.extents is not None:
-            different = self.producer.differs(self._sample(generator))
+            different = self.producer.differs(self._sample(chance))
             if different:
                 problems.append(
                     f"volume {self.name!r}: block {different[0]} changed outside the hints: they are not believed, "
@@ -154,7 +155,7 @@ class VolumeRun:
             blocks.update(range(offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES)))
         return sorted(blocks)
 
-    def _sample(self, generator: np.random.Generator) -> list[int]:
+    def _sample(self, chance: random.Random) -> list[int]:
         """Choose blocks outside the hints, of those both the map and the volume have."""
         assert self.head is not None
         blocks = min(blocks_in(self.reader.size_bytes), blocks_in(self.head.volume_bytes))
@@ -168,17 +169,17 @@ class VolumeRun:
         drawn = (
             np.arange(blocks, dtype=np.int64)
             if blocks <= SAMPLE_WHOLE_BLOCKS
-            else np.unique(generator.integers(0, blocks, size=4 * wanted, dtype=np.int64))
+            else np.array(sorted(chance.sample(range(blocks), 4 * wanted)), dtype=np.int64)
         )
         hinted = np.isin(drawn, np.array(self.head.unreadable, dtype=np.int64))
-        for offset, length in self.extents or ():
-            low, high = offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES)
-            hinted[np.searchsorted(drawn, low) : np.searchsorted(drawn, high)] = True
-        outside = drawn[~hinted]
-        if len(outside) > wanted:
-            outside = np.sort(generator.choice(outside, wanted, replace=False))
-        sample: list[int] = outside.tolist()
-        return sample
+        if self.extents:
+            # Extents ascend and do not touch, so the last one that begins before a block tells whether it is inside.
+            extents = np.array(self.extents, dtype=np.int64)
+            low, high = extents[:, 0] // BLOCK_BYTES, -(-extents.sum(axis=1) // BLOCK_BYTES)
+            before = np.searchsorted(low, drawn, side="right") - 1
+            hinted |= (before >= 0) & (drawn < np.maximum.accumulate(high)[before])
+        outside: list[int] = drawn[~hinted].tolist()
+        return outside if len(outside) <= wanted else sorted(chance.sample(outside, wanted))
 
 
 def merged_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
