@@ -120,7 +120,7 @@ class MemoryVolumeState:
         parts[gone], origins[gone] = np.zeros((), PART_ENTRY), np.zeros((), ORIGINS)
         parts[rows], origins[rows] = learned[rows], sources[rows]
         delta = (places["length"] & np.uint32(DELTA_FLAG)) != 0
-        traced = origins.view(np.uint8).reshape(BATCH_BLOCKS, -1).any(axis=1)
+        traced = origins["sources"]["place"]["length"][:, 0] != 0
         stands = same_place(parts["place"], places) & (~delta | traced)
         parts[~stands], origins[~(stands & delta)] = np.zeros((), PART_ENTRY), np.zeros((), ORIGINS)
         self.known.pop(page, None)

@@ -69,7 +69,7 @@ class _Pairs:
         """Return which pages have entries that fit their checksum, the entries, their origins; zero what does not."""
         words = self._words(pages)
         fits, entries = _fitting(self._entries, pages, pages, words[:, 0])
-        _, origins = _fitting(self._origins, pages, words[:, 0], words[:, 1])
+        _, origins = _fitting(self._origins, pages, words[:, 0], np.where(fits, words[:, 1], 0))
         return fits, entries.view(PART_ENTRY), origins.view(ORIGINS)
 
     def write(self, pages: Pages, entries: PartEntries, origins: Origins | None) -> None:
