@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Final
 
@@ -16,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from engine.block import DELTA_FLAG, LENGTH_MASK, PLACE, Bytes, Ids, Places, ids_from_bytes
+from engine.block import DELTA_FLAG, ID_BYTES, LENGTH_MASK, PLACE, Bytes, Ids, Places, ids_from_bytes
 from engine.errors import StoreCorrupt
 from engine.names import PackName
 from engine.packtable import KINDS
+from engine.rooms import Rooms
 from engine.seal import DELTA, RECORD_BYTES_MAX, RECORD_BYTES_MIN, RecordHeader, parse_header
 from engine.subkeys import DomainKeys
 from engine.trailer import TRAILER_BYTES, check_trailer, make_trailer
@@ -41,6 +43,7 @@ _TAIL: Final = struct.Struct("<I8s")
 _COUNTS: Final = struct.Struct("<II")
 _SOURCE: Final = np.dtype([("writer", "V16"), ("hash", "V32"), ("size", "<u4")])
 _ENTRY_BYTES: Final = 16 + 4 + 4 + 2
+FOOTER_SHARE: Final = 64  # of a pack; its room has so much more for the footer of records of 2 KiB and more
 FOOTER_BYTES_MIN: Final = _COUNTS.size + _ENTRY_BYTES + TRAILER_BYTES + PACK_TAIL_BYTES
 PACK_SIZE_MIN: Final = PACK_HEADER_BYTES + RECORD_BYTES_MIN + FOOTER_BYTES_MIN
 
@@ -57,7 +60,7 @@ class FinishedPack:
     """
 
     name: PackName
-    data: bytes
+    data: Bytes
     ids: Ids
     offsets: npt.NDArray[np.uint32]
     lengths: npt.NDArray[np.uint32]
@@ -83,7 +86,7 @@ class PackEntries:
 
 
 class PackBuilder:
-    """The open pack of one lane; not thread-safe. Records are kept by reference and copied once, by `finish`."""
+    """The open pack of one lane; not thread-safe. Records are copied once, by `add`, to where the pack is put from."""
 
     def __init__(
         self, kind: str, keys: DomainKeys, writer: bytes, session: bytes, signer: Signer, pack_bytes: int
@@ -92,10 +95,10 @@ class PackBuilder:
         assert len(writer) == len(session) == len(keys.domain) == 16
         self._kind, self._keys, self._writer, self._signer = kind, keys, writer, signer
         self._pack_bytes = pack_bytes
-        self._chunks: list[bytes] = [
-            _HEADER.pack(_MAGIC, PACK_VERSION, KINDS.index(kind), 0, 0, keys.domain, writer, session)
-        ]
+        self._room = _rooms(pack_bytes).take()
+        _HEADER.pack_into(self._room, 0, _MAGIC, PACK_VERSION, KINDS.index(kind), 0, 0, keys.domain, writer, session)
         self._size = PACK_HEADER_BYTES
+        self._ids = bytearray()
         self._lengths: list[int] = []
         self._days: list[int] = []
         self._sources: list[tuple[int, PackName]] = []
@@ -116,36 +119,50 @@ class PackBuilder:
 
     def add(self, record: Bytes, sources: Sequence[PackName] = (), day: int = 0) -> int:
         """Append a record and return its offset; `sources`: the packs a delta's sources lie in."""
-        assert RECORD_BYTES_MIN <= len(record) <= RECORD_BYTES_MAX
-        kept = bytes(record)
+        length = len(record)
+        assert RECORD_BYTES_MIN <= length <= RECORD_BYTES_MAX
         offset = self._size
-        self._sources.extend((self.count, pack) for pack in sources)
-        self._chunks.append(kept)
-        self._lengths.append(len(kept) | (DELTA_FLAG if kept[16] == DELTA else 0))
+        if sources:
+            self._sources.extend((self.count, pack) for pack in sources)
+        self._room[offset : offset + length] = record
+        self._ids += record[:ID_BYTES]
+        self._lengths.append(length | (DELTA_FLAG if record[16] == DELTA else 0))
         self._days.append(day)
-        self._size += len(kept)
+        self._size = offset + length
         return offset
 
     def finish(self) -> FinishedPack:
         """Write the footer, hash, sign and name the pack: CPU work, to be called in a worker thread, once."""
         assert self._lengths
-        ids = b"".join([record[:16] for record in self._chunks[1:]])
+        ids = bytes(self._ids)
         lengths = np.array(self._lengths, dtype=U32)
         ends = np.cumsum(lengths & LENGTH_MASK, dtype=np.uint64) + PACK_HEADER_BYTES
         offsets = np.concatenate(([PACK_HEADER_BYTES], ends[:-1])).astype(U32)
         packs = sorted({(pack.hash, pack.writer, pack.size) for _, pack in self._sources})
         table = np.array([(writer, digest, size) for digest, writer, size in packs], dtype=_SOURCE)
         days = np.array(self._days, dtype=U16)
-        self._chunks += [_COUNTS.pack(len(lengths), len(packs)), ids, offsets.tobytes(), lengths.tobytes()]
-        self._chunks += [days.tobytes(), table.tobytes()]
-        hasher = blake3()
-        for chunk in self._chunks:
-            hasher.update(chunk)
+        counts = _COUNTS.pack(len(lengths), len(packs))
+        footer = b"".join([counts, ids, offsets.tobytes(), lengths.tobytes(), days.tobytes(), table.tobytes()])
+        hasher = blake3(self._room[: self._size]).update(footer)
         end = make_trailer(PACK_LABEL, hasher.digest(), self._keys, self._signer) + _TAIL.pack(self._size, _END_MAGIC)
-        data = b"".join([*self._chunks, end])
-        self._chunks.clear()
-        name = PackName(self._kind, self._writer, hasher.update(end).digest(), len(data))
+        name_hash = hasher.update(end).digest()
+        data = self._closed(footer + end)
+        name = PackName(self._kind, self._writer, name_hash, len(data))
         return FinishedPack(name, data, ids_from_bytes(ids), offsets, lengths, tuple(self._sources))
+
+    def _closed(self, end: bytes) -> Bytes:
+        """Return the whole pack: in the room where it lies, unless a footer of many tiny records does not fit there."""
+        room, size, self._room = self._room, self._size, memoryview(b"")
+        if size + len(end) > len(room):
+            return b"".join((room[:size], end))
+        room[size : size + len(end)] = end
+        return room[: size + len(end)]
+
+
+@cache
+def _rooms(pack_bytes: int) -> Rooms:
+    """Return the rooms for packs of this size: with the first record even if that is longer, and the usual footer."""
+    return Rooms(pack_bytes + RECORD_BYTES_MAX + pack_bytes // FOOTER_SHARE)
 
 
 def footer_start(name: PackName, tail: Bytes) -> int:

@@ -24,7 +24,7 @@ def words(text: str) -> frozenset[str]:
 # processes, clocks and the operating system come in through ports.
 ENGINE_STDLIB = words(
     "__future__ abc bisect collections contextlib contextvars dataclasses datetime enum functools hashlib heapq hmac"
-    " itertools json math operator random re secrets struct threading types typing unicodedata"
+    " itertools json math operator random re secrets struct threading types typing unicodedata weakref"
 )
 ENGINE_LIBRARIES = words(
     "anyio blake3 cryptography lz4 mnemonic msgspec numpy structlog xxhash zstandard zxcvbn engine"

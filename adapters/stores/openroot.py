@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from adapters.stores.calls import Call
+from adapters.stores.oscalls import NewFile
 from engine.errors import ObjectMissing
 
 STEP_BYTES: Final = 4 << 20  # read or written between two reports of progress
@@ -68,8 +69,9 @@ class OpenRoot:
         try:
             try:
                 written = synced = 0
+                file = NewFile(fd, view)
                 while written < len(view):
-                    written += os.write(fd, view[written : written + STEP_BYTES])
+                    written += file.write(view[written : written + STEP_BYTES])
                     if sync and written - synced >= SYNC_BYTES:
                         os.fsync(fd)
                         synced = written

@@ -36,7 +36,7 @@ class PageVault:
         return next((name for name in self.packs if name.key == key), None)
 
     async def put(self, pack: FinishedPack) -> None:
-        self.packs[pack.name] = pack.data
+        self.packs[pack.name] = bytes(pack.data)
         for ident, offset, length in zip(pack.ids, pack.offsets, pack.lengths, strict=True):
             self.index[ident.tobytes()] = pack.name, int(offset), int(length)
 

@@ -195,14 +195,14 @@ def garbage(mallory: Mallory, blocks: list[bytes]) -> None:
 
 def records_of_other_blocks(mallory: Mallory, blocks: list[bytes]) -> None:
     pack = mallory.pack([secrets.token_bytes(1000) for _ in blocks])
-    mallory.put(str(pack.name), pack.data)
+    mallory.put(str(pack.name), bytes(pack.data))
     claimed = mallory.claim(pack.name, blocks)
     mallory.publish([type(claimed)(pack.name, claimed.ids, pack.offsets, pack.lengths)])
 
 
 def records_under_other_ids(mallory: Mallory, blocks: list[bytes]) -> None:
     pack = mallory.pack([secrets.token_bytes(1000) for _ in blocks], blocks)
-    mallory.put(str(pack.name), pack.data)
+    mallory.put(str(pack.name), bytes(pack.data))
     claimed = mallory.claim(pack.name, blocks)
     mallory.publish([type(claimed)(pack.name, claimed.ids, pack.offsets, pack.lengths)])
 
