@@ -140,6 +140,20 @@ def test_pages_of_another_time_are_not_believed(tmp_path: Path, name: str) -> No
         truth.check(volume, EVERY)
 
 
+def test_origins_of_another_time_are_not_believed_with_their_checksum_either(tmp_path: Path) -> None:
+    truth, volume = Truth(), opened(tmp_path)
+    older: list[dict[str, bytes]] = []
+    for order in range(4):
+        stage_page([volume], truth, 0, ["delta"] * 64, 0xFFFF << 8 * order)
+        commit(volume, order + 1)
+        older.append({each: (tmp_path / each).read_bytes() for each in FILES})
+    assert truth.check(volume, EVERY) == 40
+    for files in older[:-1]:
+        (tmp_path / "origins").write_bytes(files["origins"])
+        (tmp_path / "parts.sums").write_bytes(older[-1]["parts.sums"][:8] + files["parts.sums"][8:])
+        assert truth.check(volume, EVERY) == 0
+
+
 def damaged(chance: random.Random, raw: bytes) -> bytes:
     """Return `raw` with a bit flipped, its end cut off, a range zeroed, sectors moved, or a mixture."""
     out = bytearray(raw)
