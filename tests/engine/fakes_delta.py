@@ -1,4 +1,4 @@
-"""An encoder of delta records, for tests of reading them; the product does not write deltas yet."""
+"""An encoder of delta records of its own, for tests of reading them: it also makes well-sealed ones that lie."""
 
 from __future__ import annotations
 

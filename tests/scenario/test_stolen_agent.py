@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import anyio
@@ -10,11 +11,12 @@ import pytest
 from adapters.config import load_config
 from adapters.state import identity as files
 from adapters.stores.folder import FolderStore
-from engine.block import BLOCK_BYTES, KEY_BYTES, REF_BYTES, ref_of
+from engine.block import BLOCK_BYTES, ID_BYTES, KEY_BYTES, PART_BYTES, REF_BYTES, ref_of
 from engine.errors import ConfigError
 from engine.page import PageAddress
 from engine.recovery.access import SystemAccess, by_identity, by_passphrase
 from engine.recovery.places import Place, Places, Problems
+from engine.subkeys import record_keys
 from engine.vault.identity import Identity
 from tests.scenario.inprocess import backup, newest_root
 from tests.scenario.machine import PASSPHRASE, Machine, overwrite, random_volume
@@ -60,6 +62,46 @@ def test_keys_of_overwritten_blocks_are_gone_from_the_machine(machine: Machine) 
     blocks = identity_of(machine).keys.blocks
     assert ref_of(blocks, NEW)[-KEY_BYTES:] in everything  # so the search finds what is there
     assert ref_of(blocks, OLD)[-KEY_BYTES:] not in everything
+
+
+def test_of_a_block_that_changes_in_part_four_older_records_stay_readable_and_nothing_behind_them(
+    machine: Machine,
+) -> None:
+    volume, chance = machine.volumes["data"], random.Random(5)
+    keys = identity_of(machine).keys.blocks
+    content = bytearray(chance.randbytes(BLOCK_BYTES))
+    refs: list[bytes] = []
+    for day in range(9):
+        content[day * PART_BYTES : (day + 1) * PART_BYTES] = chance.randbytes(PART_BYTES)
+        overwrite(volume, 40, bytes(content))
+        refs.append(ref_of(keys, bytes(content)))
+        assert backup(machine).volumes["data"].vault_deltas == (1 if day else 0)
+    everything = held(machine)
+    older = [record_keys(ref[ID_BYTES:]) for ref in refs[:-1]]
+    assert not any(ref[ID_BYTES:] in everything for ref in refs[:-1])
+    assert not any(links in everything for _, links in older), "no source leads to its own sources"
+    assert sum(parts in everything for parts, _ in older) == 4
+    overwrite(volume, 40, chance.randbytes(BLOCK_BYTES))
+    assert backup(machine).exit_code == 0
+    everything = held(machine)
+    assert not any(key in everything for ref in refs for key in (ref[ID_BYTES:], *record_keys(ref[ID_BYTES:])))
+
+
+@pytest.mark.parametrize("how", ["zero", "whole", "switched off"])
+def test_keys_of_sources_go_with_the_block_that_needed_them(machine: Machine, how: str) -> None:
+    volume, chance = machine.volumes["data"], random.Random(6)
+    content = chance.randbytes(BLOCK_BYTES)
+    source_key = record_keys(ref_of(identity_of(machine).keys.blocks, content)[ID_BYTES:])[0]
+    for begin in (content[:100], b"changed".ljust(100)):
+        overwrite(volume, 40, begin + content[100:])
+        assert backup(machine).exit_code == 0
+    assert source_key in held(machine)
+    if how == "switched off":
+        machine.extra["vault"] = "delta = false"
+    else:
+        overwrite(volume, 40, bytes(BLOCK_BYTES) if how == "zero" else chance.randbytes(BLOCK_BYTES))
+    assert backup(machine).exit_code == 0
+    assert source_key not in held(machine)
 
 
 def test_no_key_tree_can_be_opened_with_what_the_agent_holds(machine: Machine) -> None:
