@@ -69,6 +69,12 @@ class Context:
             self._config = load_config(self.require_config_file())
         return self._config
 
+    def config_as_written(self) -> Config:
+        """Return the configuration without a look at the places it names, which may hang. Raises: ConfigError."""
+        from adapters.config import load_config
+
+        return load_config(self.require_config_file(), places=False)
+
     def require_config_file(self) -> Path:
         """Return where the configuration file is. Raises: ConfigError."""
         named = self.config_file or os.environ.get("FOREBAY_CONFIG")

@@ -28,7 +28,7 @@ def command(context: frame.Context, last: int) -> int:
     from adapters.state.directory import StateDirectory, running_process
     from adapters.state.history import SESSIONS_MAX
 
-    config = context.config
+    config = context.config_as_written()
     identity = files.load(config.system.identity_file)
     with StateDirectory.open(config.system.state_dir, lock=False) as state:
         begun = [session.hex() for session in state.open_sessions()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from adapters.config.units import show_size
 
 
 def contradictions(config: Config) -> list[str]:
-    """Return a sentence for each contradiction in `config`; links in its paths are followed as far as they lead."""
+    """Return a sentence for each contradiction in `config`; links in its paths are followed as far as they lead.
+
+    That looks at every folder on the way to each place: at a mounted share that hangs, it hangs.
+    """
+    _real.cache_clear()
     return [*_folders(config), *_volumes(config), *_identity(config), *_memory(config)]
 
 
@@ -66,6 +71,7 @@ def _memory(config: Config) -> Iterator[str]:
         )
 
 
+@lru_cache(maxsize=1024)
 def _real(path: Path) -> str:
     return os.path.normcase(os.path.realpath(path))
 

@@ -47,15 +47,16 @@ class ConfigProblems(ConfigError):
         self.problems = tuple(problems)
 
 
-def load_config(path: Path) -> Config:
-    """Read the configuration file at `path`. Raises: ConfigError."""
-    return parse_config(_read(path), path)
+def load_config(path: Path, *, places: bool = True) -> Config:
+    """Read the configuration file at `path`; see `parse_config`. Raises: ConfigError."""
+    return parse_config(_read(path), path, places=places)
 
 
-def parse_config(text: str, source: Path) -> Config:
+def parse_config(text: str, source: Path, *, places: bool = True) -> Config:
     """Return the configuration that `text`, the content of the file `source`, says.
 
-    Relative paths in it are meant from the folder of `source`. Raises: ConfigError.
+    Relative paths in it are meant from the folder of `source`. `places`: look, too, whether what it names is in each
+    other's way. Raises: ConfigError.
     """
     reader = _Reader(source)
     raw = reader.toml(text)
@@ -70,7 +71,7 @@ def parse_config(text: str, source: Path) -> Config:
         queue=tables.get("queue", Queue()),
         source=source,
     )
-    problems = contradictions(config)
+    problems = contradictions(config) if places else []
     if problems:
         raise ConfigProblems([f"{source}: {problem}" for problem in problems])
     return config

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import io
 import json
 import signal
@@ -186,3 +187,16 @@ def test_logs_are_as_loud_as_nothing_else_is(
     context.progress_mode = "lines" if lines else "auto"
     context.start_logs()
     assert configured == [(level, "human")]
+
+
+def test_garbage_is_collected_again_once_everything_is_imported() -> None:
+    async def main() -> bool:
+        return gc.isenabled()
+
+    gc.disable()
+    try:
+        assert frame.run_async(main)
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.enable()
+        gc.unfreeze()

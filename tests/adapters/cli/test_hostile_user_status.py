@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,23 @@ def test_a_process_that_is_gone_does_not_run(place: hostile.Place, capsys: pytes
     for damaged in ("", "x", "9" * 30):
         (place.folder / "state" / "lock.pid").write_text(damaged)
         assert status(place, capsys)[1]["running"] is None
+
+
+def test_status_looks_at_neither_vault_nor_cache_nor_volumes_which_may_hang(
+    place: hostile.Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+
+    def noting(name: str, original: Any) -> Any:
+        def look(path: Any, *arguments: Any, **more: Any) -> Any:
+            looked.append(f"{name} {path}")
+            return original(path, *arguments, **more)
+
+        return look
+
+    for name in ("stat", "lstat", "open", "scandir", "listdir", "readlink"):
+        monkeypatch.setattr(os, name, noting(name, getattr(os, name)))
+    assert status(place, capsys)[0] == 0
+    assert [
+        path for path in looked for hung in ("vault", "cache", "data.img") if str(place.folder / hung) in path
+    ] == []

@@ -96,7 +96,7 @@ def test_status_reads_no_more_of_a_long_history_than_it_shows(
             steps += 1
             return 0
 
-        database = connect(*arguments, **more)
+        database: sqlite3.Connection = connect(*arguments, **more)
         database.set_progress_handler(step, 1)
         return database
 
