@@ -7,6 +7,8 @@ import random
 from collections.abc import Sequence
 from functools import partial
 
+import anyio
+
 from adapters.clock import SystemClock
 from adapters.config import Config, Volume
 from adapters.logs import logger
@@ -16,7 +18,7 @@ from adapters.trackers.compare import CompareTracker
 from adapters.trackers.hints import HintsTracker
 from adapters.version import VERSION
 from adapters.volumes.open import open_volume, volume_bytes
-from engine.errors import ConfigError
+from engine.errors import ConfigError, StoreError
 from engine.pipeline.retry import FailedTry, RetryingStore
 from engine.pipeline.session import CacheSetup, Session, SessionSetup
 from engine.pipeline.volume import VolumeSource
@@ -54,16 +56,19 @@ async def build_session(
     clock = SystemClock()
     owner = identity.system.hex()
     folder = FolderStore(config.vault.folder, owner, "put", config.vault.connect_timeout_s)
-    await _swept(folder)
+    stores = [folder]
     policy = RetryPolicy(retries_max=config.vault.retries_max, retry_within_s=config.vault.retry_within_s)
     vault = RetryingStore(folder, policy, clock, random.Random(), partial(_log_retry, "vault"))
     cache = None
     if (settings := config.active_cache) is not None:
         errors = CacheErrorPolicy(settings.on_error, settings.retries_max)
         near = FolderStore(settings.path, owner, "flush")
-        await _swept(near)
+        stores.append(near)
         objects = RetryingStore(near, errors.retry(), clock, random.Random(), partial(_log_retry, "cache"))
         cache = CacheSetup(objects, errors, SlowPolicy(settings.on_slow, settings.skip_after_s))
+    async with anyio.create_task_group() as group:
+        for store in stores:
+            group.start_soon(_swept, store)
     return Session(
         SessionSetup(
             identity=identity,
@@ -87,8 +92,6 @@ async def build_session(
 
 
 async def _swept(store: FolderStore) -> None:
-    from engine.errors import StoreError
-
     try:
         await store.sweep()
     except StoreError:
