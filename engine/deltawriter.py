@@ -22,8 +22,19 @@ import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from engine.block import DELTA_FLAG, ID_BYTES, PART_BYTES, PARTS, Bytes, Mask, Refs
-from engine.delta import NO_PART, TRAVELS, Parts, assemble, open_links, open_parts, parse_delta
+from engine.block import (
+    DELTA_FLAG,
+    ID_BYTES,
+    KEY_BYTES,
+    PART_BYTES,
+    PARTS,
+    PLACE,
+    REF_BYTES,
+    Bytes,
+    Mask,
+    Refs,
+)
+from engine.delta import NO_PART, TRAVELS, Parts, Source, assemble, open_links, open_parts, parse_delta
 from engine.errors import SessionAborted, StoreCorrupt
 from engine.names import PackName
 from engine.partdigest import PartDigests
@@ -33,7 +44,6 @@ from engine.seal import (
     DELTA,
     DELTA_FRAME_MIN,
     HEADER_BYTES,
-    LINKS_PER_SOURCE,
     NONCE_BYTES,
     TAG_BYTES,
     Codec,
@@ -43,6 +53,13 @@ from engine.seal import (
 from engine.subkeys import parts_key, record_keys
 
 _OWN: Final = SOURCES_MAX  # in the holders of parts: the old record itself
+_HOLDERS: Final = SOURCES_MAX + 1
+_NOWHERE: Final = frozenset((TRAVELS, NO_PART))
+_NUMBERS: Final = bytes(range(_HOLDERS))
+# A SOURCE as it lies in memory: id, parts key, place.
+_SOURCE_BYTES: Final = SOURCE.itemsize
+_KEY_STOP: Final = ID_BYTES + KEY_BYTES
+_U64: Final = struct.Struct("<Q")
 _SHAPE: Final = struct.Struct("<IB3x")
 _LENGTH: Final = struct.Struct("<I")
 _BITMAP: Final = struct.Struct("<H")
@@ -50,11 +67,25 @@ _BITMAP: Final = struct.Struct("<H")
 
 @dataclass(frozen=True, slots=True)
 class DeltaRecord:
-    """A sealed delta. `packs`: those its sources lie in; `origins`: its row in local state, dtype ORIGINS, shape ()."""
+    """A sealed delta. `packs`: those its sources lie in; `origins`: its row in local state, the bytes of an ORIGINS."""
 
     record: bytes
     packs: tuple[PackName, ...]
-    origins: npt.NDArray[np.void]
+    origins: bytes
+
+    @property
+    def part_map(self) -> bytes:
+        """Where each of the sixteen parts lies."""
+        return self.origins[:PARTS]
+
+    def sources(self) -> list[Source]:
+        """Return its sources, in order."""
+        rows = [self.origins[at : at + _SOURCE_BYTES] for at in range(PARTS, len(self.origins), _SOURCE_BYTES)]
+        return [
+            Source(row[:ID_BYTES], row[ID_BYTES:_KEY_STOP], np.frombuffer(row, PLACE, 1, _KEY_STOP)[0])
+            for row in rows
+            if any(row)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,61 +125,57 @@ class DeltaWriter:
         """
         plans = _plan([len(content) for content in contents], digests, old_refs, known, origins, packs)
         made: list[DeltaRecord | None] = [None] * len(refs)
-        for i in np.flatnonzero(plans.good).tolist():
-            made[i] = self._seal(refs[i], contents[i], plans.holders[i], plans.sources[i], old_refs[i], known[i], packs)
+        good = np.flatnonzero(plans.good).tolist()
+        nonces = secrets.token_bytes(2 * NONCE_BYTES * len(good))
+        # Bytes from here on: what is done for every block is slicing, not arrays.
+        holders, sources, old = plans.holders.tobytes(), plans.sources.tobytes(), old_refs.tobytes()
+        whole = known["whole_bytes"].tolist()
+        for turn, i in enumerate(good):
+            held_by = holders[i * PARTS : (i + 1) * PARTS]
+            order = sorted(set(held_by) - _NOWHERE)
+            rows = [
+                sources[at : at + _SOURCE_BYTES] for at in ((i * _HOLDERS + each) * _SOURCE_BYTES for each in order)
+            ]
+            if order[-1] == _OWN:
+                key = parts_key(old[i * REF_BYTES + ID_BYTES : (i + 1) * REF_BYTES])
+                rows[-1] = rows[-1][:ID_BYTES] + key + rows[-1][_KEY_STOP:]
+            part_map = held_by.translate(bytes.maketrans(bytes(order), _NUMBERS[: len(order)]))
+            nonce = nonces[turn * 2 * NONCE_BYTES : (turn + 1) * 2 * NONCE_BYTES]
+            record = seal_delta(refs[i], contents[i], part_map, rows, self._codec, nonce)
+            if len(record) * 2 > whole[i] > 0:
+                continue
+            names = {packs[_U64.unpack_from(row, _KEY_STOP)[0]]: None for row in rows}
+            made[i] = DeltaRecord(record, tuple(names), (part_map + b"".join(rows)).ljust(ORIGINS.itemsize, b"\0"))
         return made
 
-    def _seal(
-        self,
-        ref: bytes,
-        content: Bytes,
-        holders: npt.NDArray[np.uint8],
-        sources: npt.NDArray[np.void],
-        old_ref: npt.NDArray[np.uint8],
-        known: np.void,
-        packs: Mapping[int, PackName],
-    ) -> DeltaRecord | None:
-        order = sorted(set(holders.tolist()) - {TRAVELS, NO_PART})
-        row = np.zeros((), ORIGINS)
-        chosen = sources[order]
-        if order[-1] == _OWN:
-            chosen["parts_key"][-1] = np.frombuffer(parts_key(old_ref[ID_BYTES:].tobytes()), np.uint8)
-        renumbered = np.arange(256, dtype=np.uint8)
-        renumbered[order] = np.arange(len(order))
-        row["map"] = renumbered[holders]
-        row["sources"][: len(order)] = chosen
-        record = seal_delta(ref, content, row["map"].tobytes(), chosen, self._codec)
-        if len(record) * 2 > int(known["whole_bytes"]) > 0:
-            return None
-        names = {packs[key] for key in chosen["place"]["pack"].tolist()}
-        return DeltaRecord(record, tuple(names), row)
 
+def seal_delta(
+    ref: bytes, content: Bytes, part_map: bytes, sources: Sequence[bytes], codec: Codec, nonces: bytes
+) -> bytes:
+    """Return the record of `content` (1..65536 bytes), whose ref is `ref`, as a delta.
 
-def seal_delta(ref: bytes, content: Bytes, part_map: bytes, sources: npt.NDArray[np.void], codec: Codec) -> bytes:
-    """Return the record of `content` (1..65536 bytes), whose ref is `ref`, as a delta over `sources` (dtype SOURCE).
-
-    `part_map` (16 bytes) says for every part which source holds it, TRAVELS or NO_PART.
+    `part_map` (16 bytes) says for every part which of `sources` (the 64 bytes of a SOURCE each) holds it, TRAVELS or
+    NO_PART. `nonces`: 24 random bytes, never used before.
     """
     count = len(sources)
     view = memoryview(content)
     travelling = [number for number in range(PARTS) if part_map[number] == TRAVELS]
     plain = b"".join(
         [
-            _BITMAP.pack(sum(1 << number for number in travelling)),
-            *(view[number * PART_BYTES : (number + 1) * PART_BYTES] for number in travelling),
+            _BITMAP.pack(sum([1 << number for number in travelling])),
+            *[view[number * PART_BYTES : (number + 1) * PART_BYTES] for number in travelling],
         ]
     )
     used, packed = compressed(codec, plain)
     key, links_key = record_keys(ref[ID_BYTES:])
-    nonces = secrets.token_bytes(2 * NONCE_BYTES)
-    links = b"".join([row["parts_key"].tobytes() + row["place"].tobytes() for row in sources]) + part_map
-    links_length = count * LINKS_PER_SOURCE + PARTS + TAG_BYTES
+    links = b"".join([source[ID_BYTES:] for source in sources]) + part_map
+    links_length = len(links) + TAG_BYTES
     body_length = DELTA_FRAME_MIN + count * ID_BYTES + links_length + len(packed) + TAG_BYTES
     frame = b"".join(
         [
             build_header(ref[:ID_BYTES], DELTA, used, len(plain), body_length, nonces[:NONCE_BYTES]),
             _SHAPE.pack(len(view), count),
-            sources["id"].tobytes(),
+            *[source[:ID_BYTES] for source in sources],
             nonces[NONCE_BYTES:],
             _LENGTH.pack(links_length),
         ]
@@ -177,19 +204,16 @@ def _opens_to(ref: bytes, delta: DeltaRecord, content: Bytes) -> bool:
     parsed = parse_delta(delta.record, where)
     key, links_key = record_keys(ref[ID_BYTES:])
     sources, part_map = open_links(parsed, links_key, where)
-    wanted = delta.origins["sources"][: len(sources)]
-    named = all(
-        source.id == row["id"].tobytes()
-        and source.parts_key == row["parts_key"].tobytes()
-        and source.place.tobytes() == row["place"].tobytes()
-        for source, row in zip(sources, wanted, strict=True)
-    )
+    named = [
+        (source.id, source.parts_key, source.place.tobytes()) == (row.id, row.parts_key, row.place.tobytes())
+        for source, row in zip(sources, delta.sources(), strict=True)
+    ]
     own = open_parts(parsed, key, where)
     view = memoryview(content)
     rest = {number: view[number * PART_BYTES : (number + 1) * PART_BYTES] for number in range(PARTS)}
     taken = {origin: Parts(rest) for origin in range(len(sources))}
     same = assemble(parsed, part_map, own, taken, where) == content
-    return named and same and parsed.header.id == ref[:ID_BYTES] and part_map == delta.origins["map"].tobytes()
+    return all(named) and same and parsed.header.id == ref[:ID_BYTES] and part_map == delta.part_map
 
 
 def delta_expectation(record: bytes) -> int:
@@ -209,7 +233,7 @@ def _plan(
     length = np.array(lengths, dtype=np.int64)
     ends = np.minimum(length[:, None] - np.arange(PARTS) * PART_BYTES, PART_BYTES)  # bytes of each part; <= 0: none
     exists = ends > 0
-    sources = np.zeros((count, SOURCES_MAX + 1), SOURCE)
+    sources = np.zeros((count, _HOLDERS), SOURCE)
     sources[:, :SOURCES_MAX] = origins["sources"]
     sources["id"][:, _OWN] = old_refs[:, :ID_BYTES]
     sources["place"][:, _OWN] = known["place"]
@@ -221,7 +245,7 @@ def _plan(
     same: Mask = exists & (digests == known["digests"]) & (holders <= _OWN)
     same &= np.take_along_axis(usable, np.minimum(holders, _OWN).astype(np.intp), axis=1)
     # How many parts each holder would give; where all five would give some, the least useful is left out.
-    given = np.stack([(same & (holders == holder)).sum(axis=1) for holder in range(SOURCES_MAX + 1)], axis=1)
+    given = np.stack([(same & (holders == holder)).sum(axis=1) for holder in range(_HOLDERS)], axis=1)
     crowded: Mask = np.asarray((given > 0).all(axis=1), np.bool_)
     same &= ~(crowded[:, None] & (holders == given.argmin(axis=1)[:, None]))
     travels = exists & ~same

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
 from engine.bits import masks_of
-from engine.block import BATCH_BLOCKS, DELTA_FLAG, LENGTH_MASK, Mask, Places, Refs
+from engine.block import BATCH_BLOCKS, DELTA_FLAG, LENGTH_MASK, PARTS, Mask, Places, Refs
 from engine.delta import Source, open_source
 from engine.deltawriter import DeltaRecord, DeltaWriter, check_delta, delta_expectation
 from engine.errors import StoreCorrupt
@@ -32,7 +32,7 @@ from engine.pipeline.candidates import Work
 from engine.pipeline.reading import Read
 from engine.state import PartState
 
-CHECK_EVERY: Final = 64  # one delta in 64, and the first of every hop, is opened again before it travels
+CHECK_EVERY: Final = 64  # one delta in 64 is opened again before it travels
 
 SAMPLES_MAX: Final = 1024  # sources remembered, of so many packs
 
@@ -91,6 +91,7 @@ class Shaper:
     ) -> None:
         self._state, self._writer, self._own_packs, self._seed = state, writer, own_packs, seed
         self._check_every = 1 if paranoid else CHECK_EVERY
+        self._made = 0
         self.samples: dict[int, SourceSample] = {}  # by pack key
 
     def shape(self, work: Work, found: Read, old_refs: Refs, staged: Mask, send: Mask) -> Shaped:
@@ -117,7 +118,8 @@ class Shaper:
         )  # fmt: skip
         for i, delta in enumerate(made):
             if delta is not None:
-                if len(shaped.deltas) % self._check_every == 0:
+                self._made += 1
+                if self._made % self._check_every == 1 % self._check_every:
                     check_delta(refs[i], delta, contents[i])
                     self._remember(delta, digests[tried[i]])
                 shaped.deltas[int(at[i])] = delta
@@ -141,7 +143,7 @@ class Shaper:
             if delta is not None and origins is not None:
                 entries["place"]["length"][row] = delta_expectation(delta.record)
                 estimate[row] = shaped.known["whole_bytes"][row]
-                origins[row] = delta.origins
+                origins[row] = np.frombuffer(delta.origins, ORIGINS)[0]
             elif position in whole:
                 estimate[row] = whole[position]
         entries["whole_bytes"] = estimate
@@ -153,12 +155,11 @@ class Shaper:
             )
 
     def _remember(self, delta: DeltaRecord, digests: npt.NDArray[np.uint64]) -> None:
-        for origin, row in enumerate(delta.origins["sources"]):
-            key = int(row["place"]["pack"])
-            if row["place"]["length"] and key not in self.samples and len(self.samples) < SAMPLES_MAX:
-                taken = np.flatnonzero(delta.origins["map"] == origin).tolist()
-                source = Source(row["id"].tobytes(), row["parts_key"].tobytes(), row["place"].copy())
-                self.samples[key] = SourceSample(source, {part: int(digests[part]) for part in taken}, self._seed)
+        for origin, source in enumerate(delta.sources()):
+            key = int(source.place["pack"])
+            if key not in self.samples and len(self.samples) < SAMPLES_MAX:
+                taken = {part: int(digests[part]) for part in range(PARTS) if delta.part_map[part] == origin}
+                self.samples[key] = SourceSample(source, taken, self._seed)
 
     def _stage_page(self, page: int, bits: Positions, entries: PartEntries, origins: Origins | None) -> None:
         chosen = np.zeros((1, BATCH_BLOCKS), np.bool_)

@@ -84,7 +84,7 @@ class Block:
         self.known = entry
         self.origins = np.zeros(1, ORIGINS)
         if delta is not None:
-            self.origins[0] = delta.origins
+            self.origins[0] = np.frombuffer(delta.origins, ORIGINS)[0]
         self.ref, self.content = ref, content
         return delta
 
@@ -150,7 +150,7 @@ def test_one_changed_part_is_all_that_travels() -> None:
     assert delta is not None
     assert len(delta.record) < PART_BYTES + 300
     assert delta.packs == (pack(1),)
-    assert delta.origins["map"].tolist() == [0] * 7 + [TRAVELS] + [0] * 8
+    assert list(delta.part_map) == [0] * 7 + [TRAVELS] + [0] * 8
 
 
 def test_the_fifth_change_merges_the_smallest_of_the_older_deltas() -> None:
@@ -159,9 +159,9 @@ def test_the_fifth_change_merges_the_smallest_of_the_older_deltas() -> None:
         block.back_up(rewrite(block.content, parts, step + 2))
     delta = block.back_up(rewrite(block.content, {8, 9}, 9))
     assert delta is not None
-    travels = np.flatnonzero(delta.origins["map"] == TRAVELS).tolist()
+    travels = [part for part in range(PARTS) if delta.part_map[part] == TRAVELS]
     assert travels == [4, 8, 9], "the parts of the smallest delta travel again"
-    assert len({row["place"]["pack"].item() for row in delta.origins["sources"] if row["place"]["length"]}) == 4
+    assert len({int(source.place["pack"]) for source in delta.sources()}) == 4
     assert block.open() == (block.content, 5)
 
 
@@ -192,7 +192,7 @@ def test_nothing_is_taken_from_a_pack_that_may_not_be_relied_on() -> None:
     delta = only_first.back_up(rewrite(only_first.content, {9}, 8))
     assert delta is not None
     assert pack(3) not in delta.packs
-    assert np.flatnonzero(delta.origins["map"] == TRAVELS).tolist() == [1, 9], "what it held travels again"
+    assert [part for part in range(PARTS) if delta.part_map[part] == TRAVELS] == [1, 9], "what it held travels again"
     assert only_first.open()[0] == only_first.content
 
 
