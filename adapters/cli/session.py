@@ -62,7 +62,8 @@ def _text(report: SessionReport) -> str:
             f"({'everything was compared' if volume.compared == 'all' else 'by hints'}), "
             f"{blocks_text(volume.changed)} changed"
         )
-        lines.append(f"    to the vault: {blocks_text(volume.vault_blocks)}, {bytes_text(volume.vault_bytes)}")
+        parts = f" ({volume.vault_deltas} of them only changed parts)" if volume.vault_deltas else ""
+        lines.append(f"    to the vault: {blocks_text(volume.vault_blocks)}{parts}, {bytes_text(volume.vault_bytes)}")
         if report.cache is not None:
             lines.append(f"    to the cache: {blocks_text(volume.cache_blocks)}, {bytes_text(volume.cache_bytes)}")
     if report.problems:
