@@ -208,14 +208,13 @@ class StateDirectory:
         Raises: StateCorrupt, SessionAborted.
         """
         ids = [known for known in self.open_sessions() if known != session]
-        self._write_sessions([*ids, session][-SESSIONS_MAX:])
+        begun = _Sessions([*ids, session][-SESSIONS_MAX:])
+        write_struct(self.path / "sessions", _SESSIONS_MAGIC, begun, self._disk)
 
     def end_sessions(self) -> None:
         """Forget all open sessions: a published root names them as ended. Raises: SessionAborted."""
-        self._write_sessions([])
-
-    def _write_sessions(self, ids: list[bytes]) -> None:
-        write_struct(self.path / "sessions", _SESSIONS_MAGIC, _Sessions(ids), self._disk)
+        self._disk.remove(self.path / "sessions")
+        self._disk.sync_folder(self.path)
 
     def _load_incarnation(self) -> bytes:
         try:

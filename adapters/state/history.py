@@ -1,6 +1,7 @@
 """History in SQLite: sessions that ended, and foreign packs opened once.
 
-Journal mode DELETE with `synchronous = FULL`: one short transaction a session, durable when it returns. WAL would
+Journal mode TRUNCATE with `synchronous = FULL`: one short transaction a session, durable when it returns (in mode
+DELETE, SQLite does not wait for the journal's removal, so that a power failure could undo the last one). WAL would
 add two files that a reader without the right to write cannot open, and wins nothing at this rate. Both tables are
 bounded. SQLite checks no content: each row of history carries a checksum of its own.
 
@@ -123,7 +124,7 @@ class HistoryFile:
         StateFile(self._path, writable=True).close()  # made here, so that it is the owner's alone
         database = sqlite3.connect(self._path, timeout=_BUSY_S, check_same_thread=False)
         try:
-            database.execute("PRAGMA journal_mode = DELETE")
+            database.execute("PRAGMA journal_mode = TRUNCATE")
             database.execute("PRAGMA synchronous = FULL")
             _make_tables(database)
         except sqlite3.Error:

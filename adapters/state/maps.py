@@ -7,6 +7,7 @@ How a commit survives a crash at any instant:
    the state next finishes what follows, also with the vault away: a begun apply proves that the root was put.
 4. The images go over the map, the checksums over `map.sums`, each synced; then `head.next` is renamed to `head`.
 5. What was staged is dropped. Found again with its seal, it is known to be applied: the head names the seal.
+An empty set over a map that keeps its size changes nothing but the head, which is then replaced in one step.
 
 A head holds the total of all checksums, so that a lost piece of `map.sums` (which would make used pages look
 unused) is noticed. The map ends with the head's volume: what lies beyond is cut off or, within the last page,
@@ -191,6 +192,9 @@ class VolumeMap:
                 raise StateCorrupt(f"{self._folder} has lost the map its set of changes was made for")
             if base is None:
                 self._start_anew()
+            elif seal.empty and base.blocks == blocks_in(head.volume_bytes):
+                self._replace_head(_Standing(head, base.sums, seal.number, b""))
+                return
             tail = self._tail(head)
             standing = _Standing(head, 0, seal.number, tail)
             self._reserve(standing)
@@ -351,6 +355,12 @@ class VolumeMap:
         self._disk.replace(self._next_path, self._head_path)
         self._standing, self._pending = standing, None
         self._close_apply()
+
+    def _replace_head(self, standing: _Standing) -> None:
+        self._parts.apply(self._staging.masks, self._checked, standing.blocks)
+        write_struct(self._head_path, HEAD_MAGIC, standing, self._disk)
+        self._standing = standing
+        self._drop_applied()
 
     def _close_apply(self) -> None:
         self._disk.sync_folder(self._folder)

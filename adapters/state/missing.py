@@ -34,6 +34,7 @@ class MissingBitmap:
 
     def __init__(self, file: StateFile) -> None:
         self._file, self._lock = file, threading.Lock()
+        self._unsynced = file.size() > 0  # who wrote it may have died before
 
     def read(self, pages: Pages, blocks: int) -> Masks:
         """Return the missing bits of `pages`; a damaged chunk has all bits set that lie before block `blocks`."""
@@ -77,7 +78,7 @@ class MissingBitmap:
         with self._lock:
             size = self._file.size()
             if size > (last + 1) * CHUNK_BYTES:
-                self._file.truncate((last + 1) * CHUNK_BYTES)
+                self._truncate((last + 1) * CHUNK_BYTES)
             if size > last * CHUNK_BYTES:
                 words, damaged = self._load(last)
                 valid = valid_masks(np.arange(CHUNK_PAGES, dtype=np.int64) + last * CHUNK_PAGES, blocks)
@@ -87,11 +88,14 @@ class MissingBitmap:
         """Forget all bits."""
         with self._lock:
             if self._file.size():
-                self._file.truncate(0)
+                self._truncate(0)
 
     def sync(self) -> None:
         """Make all bits durable."""
-        self._file.sync()
+        with self._lock:
+            if self._unsynced:
+                self._file.sync()
+            self._unsynced = False
 
     def close(self) -> None:
         """Release the file."""
@@ -107,10 +111,15 @@ class MissingBitmap:
         return words[:CHUNK_PAGES], int(words[CHUNK_PAGES]) != _chunk_sum(chunk, words[:CHUNK_PAGES])
 
     def _store(self, chunk: int, words: Words) -> None:
+        self._unsynced = True
         block = np.empty(CHUNK_PAGES + 1, dtype="<u8")
         block[:CHUNK_PAGES] = words
         block[CHUNK_PAGES] = _chunk_sum(chunk, block[:CHUNK_PAGES])
         self._file.write_at(chunk * CHUNK_BYTES, bytes_of(block))
+
+    def _truncate(self, size: int) -> None:
+        self._unsynced = True
+        self._file.truncate(size)
 
     def _read_chunks(self, chunk: int, count: int) -> npt.NDArray[np.uint64]:
         out = np.empty((count, CHUNK_PAGES + 1), dtype="<u8")

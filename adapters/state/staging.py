@@ -2,9 +2,10 @@
 
 Rules:
 - While a session runs, a page's image holds only the entries its mask names; nothing of it outlives a crash.
-- `seal` completes every staged page to a whole image, with a checksum, makes all of it durable, and last of all
+- `close_set` completes every staged page to a whole image, with a checksum, makes all of it durable, and last of all
   puts the seal: a small file with a random number and totals over masks and checksums. Only a sealed set is ever
   applied; applying it never reads the map, so that a map torn by a crash is simply written again.
+- The seal of an empty set says so and needs no other file: whatever a power failure brings back there is no part of it.
 - The first change after a seal removes the seal, durably, before anything else is touched.
 - The map's head names the seal it was made from: a seal found again after a crash is known to be applied.
 """
@@ -46,6 +47,7 @@ EVERY_PAGE: Final = 1 << 50
 class Seal(msgspec.Struct, frozen=True):
     """A sealed set: its number (16 random bytes), the number of the set its map was made from (b"": no map), and
     totals modulo 2**64 of the masks and checksums of its pages, and of what is staged beside them (parts.py).
+    `empty`: it has no pages.
     """
 
     number: bytes
@@ -53,6 +55,7 @@ class Seal(msgspec.Struct, frozen=True):
     masks: int
     sums: int
     parts: int = 0
+    empty: bool = False
 
 
 def overlay(entries: Entries, masks: Masks, staged: Entries) -> None:
@@ -79,6 +82,8 @@ class Staging:
             self.seal = read_struct(self._seal_path, SEAL_MAGIC, Seal, disk)
         except StateCorrupt:
             self._damaged = True  # as good as none: what it sealed is dropped, and apply says so
+        if writable and self.seal is not None and self.seal.empty:
+            self._cut()
 
     def stage(self, page: int, mask: int, entries: Entries) -> None:
         """Stage the entries of a page that `mask` names, over what was staged of it before."""
@@ -128,7 +133,9 @@ class Staging:
         if self.seal is not None:
             return
         masks_total = sums_total = 0
+        empty = True
         for pages in self.groups(EVERY_PAGE):
+            empty = False
             masks = self.masks.read(pages)
             images = self.images.read(pages)
             partial = np.flatnonzero(masks != WHOLE_MASK)
@@ -141,16 +148,17 @@ class Staging:
             self.sums.write(pages, sums)
             masks_total += int(masks.sum(dtype=np.uint64))
             sums_total += int(sums.sum(dtype=np.uint64))
-        for file in (self.images.file, self.masks.file, self.sums.file):
+        for file in () if empty else (self.images.file, self.masks.file, self.sums.file):
             file.sync()
-        seal = Seal(secrets.token_bytes(16), base, masks_total & WHOLE_MASK, sums_total & WHOLE_MASK, parts)
+        number = secrets.token_bytes(16)
+        seal = Seal(number, base, masks_total & WHOLE_MASK, sums_total & WHOLE_MASK, parts, empty)
         write_struct(self._seal_path, SEAL_MAGIC, seal, self._disk)
         self.seal = seal
 
     def adds_up(self) -> bool:
         """Tell whether there is a seal and masks and checksums add up to it."""
-        if self.seal is None:
-            return False
+        if self.seal is None or self.seal.empty:
+            return self.seal is not None
         sums = sum(int(self.sums.read(pages).sum(dtype=np.uint64)) for pages in self.masks.used(0, EVERY_PAGE))
         return (self.masks.total(EVERY_PAGE), sums & WHOLE_MASK) == (self.seal.masks, self.seal.sums)
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from adapters.state.files import Disk
+from adapters.state.maps import VolumeMap
 from engine.block import DELTA_FLAG, PLACE
 from engine.parts import ORIGINS, PART_ENTRY, Origins, PartEntries
 from engine.state import ENTRY, Entries, Pages, VolumeState
+from tests.adapters.state.fakes_disk import WHOLE, head_of
 
+PAGES = 10
+BLOCKS = PAGES * 64
+EVERY = np.arange(PAGES, dtype=np.int64)
 KINDS = ("whole", "delta", "zero", "mistaken", "unknown")
 
 
@@ -84,5 +91,25 @@ def stage_some(volumes: Sequence[VolumeState], truth: Truth, chance: random.Rand
     """Stage `count` changes of random pages and kinds in each of `volumes`."""
     for _ in range(count):
         some = chance.sample(KINDS, chance.randint(1, len(KINDS)))
-        mask = chance.choice(((1 << 64) - 1, chance.getrandbits(64), 1 << chance.randrange(64)))
+        mask = chance.choice((WHOLE, chance.getrandbits(64), 1 << chance.randrange(64)))
         stage_page(volumes, truth, chance.randrange(pages), chance.choices(some, k=64), mask)
+
+
+def opened(folder: Path, disk: Disk | None = None, keep_sealed: bool = True) -> VolumeMap:
+    """Open a volume for a session."""
+    return VolumeMap(folder, disk or Disk(), writable=True, keep_sealed=keep_sealed)
+
+
+def committed(folder: Path, truth: Truth, pages: dict[int, str], blocks: int = BLOCKS) -> VolumeMap:
+    """Return a volume of `pages`, each of one kind of blocks."""
+    volume = opened(folder)
+    for page, kind in pages.items():
+        stage_page([volume], truth, page, [kind] * 64, WHOLE)
+    commit(volume, 1, blocks)
+    return volume
+
+
+def commit(volume: VolumeMap, order: int, blocks: int = BLOCKS) -> None:
+    """Seal and apply what is staged."""
+    volume.sync_staged()
+    volume.apply(head_of(order, blocks))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from adapters.state.directory import NO_INCARNATION, SESSIONS_MAX, StateDirectory
+from adapters.state.files import Disk, StateFile
 from engine.errors import ForebayError, SessionAborted, SessionRunning, StateCorrupt
 from engine.ports import AckLog, MirrorFiles
 from engine.state import History, Intent, Newest, SessionRow, StateStore, VolumeState
@@ -263,8 +264,8 @@ FILES = (
 def test_the_flipped_files_are_all_there_are(whole: Path) -> None:
     named = {path for pattern in FILES.split() for path in whole.glob(pattern)}
     others = {path.relative_to(whole).parts[0] for path in whole.rglob("*") if path.is_file() and path not in named}
-    # The lock is empty, fragments are sealed by their writers, rows of history and files of parts have their own tests.
-    assert others == {"lock", "history.sqlite", "index", "volumes"}
+    # The lock and SQLite's journal are empty, fragments sealed; rows of history and files of parts have own tests.
+    assert others == {"lock", "history.sqlite", "history.sqlite-journal", "index", "volumes"}
 
 
 @pytest.mark.parametrize("pattern", FILES.split())
@@ -343,3 +344,46 @@ def test_damage_is_told_in_a_sentence_with_the_name(tmp_path: Path) -> None:
         state.clear_intent()
         state.end_sessions()
         assert (state.intent(), state.open_sessions()) == (None, [])
+
+
+class CountingFile(StateFile):
+    """A file of a `CountingDisk`."""
+
+    syncs = 0
+
+    def sync(self) -> None:
+        CountingFile.syncs += 1
+
+
+class CountingDisk(Disk):
+    """A disk that only counts how often it is waited for."""
+
+    def open(self, path: Path, *, writable: bool) -> StateFile:
+        return CountingFile(path, writable=writable)
+
+    def sync_folder(self, path: Path) -> None:
+        CountingFile.syncs += 1
+
+
+def test_a_session_that_changes_nothing_waits_for_the_disk_no_more_often_than_it_must(tmp_path: Path) -> None:
+    filled(tmp_path)
+    CountingFile.syncs = 0
+    with StateDirectory.open(tmp_path, disk=CountingDisk()) as state:
+        state.clear_intent()
+        state.begin_session(b"t" * 16)
+        volume = state.volume("data")
+        volume.discard_staged()
+        before = CountingFile.syncs
+        volume.forget_parts()
+        volume.sync_staged()
+        volume.apply(head_of(2, 640))
+        assert CountingFile.syncs - before == 4  # seal and head
+        state.write_intent(Intent(root="root", root_hash=b"h" * 32, vault=STORE, heads={}))
+        state.set_newest(Newest(order=1, incarnation=b"i" * 8, root_hash=b"h" * 32, vault=STORE, system=bytes(16)))
+        state.clear_intent()
+        state.end_sessions()
+        assert CountingFile.syncs - before == 10
+    with StateDirectory.open(tmp_path) as state:
+        assert state.volume("data").head == head_of(2, 640)
+        assert map_of(state.volume("data"))[0] == [0, 3, 7]
+        assert state.open_sessions() == []

@@ -128,6 +128,23 @@ def test_a_commit_without_changes_needs_its_seal_as_well(tmp_path: Path) -> None
     assert (volume.read(numbers(1))[0] == entries_of(1)).all()
 
 
+def test_what_comes_back_with_the_power_is_no_part_of_an_empty_set(tmp_path: Path) -> None:
+    volume = committed(tmp_path, {1: 1}, 640)
+    volume.stage(2, WHOLE, entries_of(2))
+    volume.sync_staged()
+    older = {path: path.read_bytes() for path in tmp_path.glob("staged*") if path.name != "staged.seal"}
+    volume.discard_staged()
+    volume.sync_staged()
+    volume.close()
+    for path, raw in older.items():
+        path.write_bytes(raw)
+    again = opened(tmp_path)
+    assert again.staged_pages().size == 0
+    again.apply(head_of(2, 640))
+    assert again.head == head_of(2, 640)
+    assert again.used_pages(0, 10).tolist() == [1]
+
+
 def test_a_sealed_set_no_intent_asks_for_is_dropped(tmp_path: Path) -> None:
     volume = committed(tmp_path, {1: 1}, 640)
     volume.stage(2, WHOLE, entries_of(2))
@@ -316,6 +333,21 @@ def test_a_damaged_piece_of_the_bitmap_counts_as_all_missing(tmp_path: Path) -> 
     assert volume.missing_pages(0, 5000).tolist() == [0, *range(511, 601)]
     volume.set_missing(numbers(512), np.array([0], dtype=np.uint64))
     assert volume.missing_pages(0, 5000).tolist() == [0, 511, *range(513, 601)]
+
+
+def test_bits_of_a_process_that_died_are_made_durable_by_the_next(tmp_path: Path) -> None:
+    volume = committed(tmp_path, {0: 1}, 5000 * 64)
+    volume.set_missing(numbers(3), np.array([WHOLE], dtype=np.uint64))
+    volume.close()
+    disk = PlannedDisk(tmp_path)
+    again = opened(tmp_path, disk)
+    before = disk.count
+    again.sync_missing()
+    again.sync_missing()
+    assert disk.count == before + 1
+    again.set_missing(numbers(3), np.array([0], dtype=np.uint64))
+    again.sync_missing()
+    assert disk.count == before + 3
 
 
 def test_the_bitmap_ends_with_the_volume(tmp_path: Path) -> None:
