@@ -1,5 +1,5 @@
 # Every target does its own set-up; on a fresh Debian machine with Python 3.11 or newer nothing else is needed.
-.PHONY: setup tools run test lint check bench package clean lock
+.PHONY: setup tools run test lint check bench bench-draw package clean lock
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -32,10 +32,20 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32 engine adapters
 
-# The same data path over a larger volume (MIB=4096), with the time of every step.
+# Forebay beside restic and borg and the limits of this machine: a table, bench-data/results.json and docs/bench.svg.
+# SIZE=2G: the small volume. RUNS=1: no medians. ROWS=first-lz4,random: only some of the work, beside the fastest peers
+# only (or PEERS=restic,borg), and no picture. INDEX=1: 160 million index entries as well. QUIET=0: do not wait for a
+# quiet machine. BENCH_DIR, SHARED: where the data is, and the scripts.
+BENCH = $(BIN)/python -m deploy.bench.main --dir $(or $(BENCH_DIR),bench-data)
+
 bench: $(READY)
-	bash deploy/tools.sh mkfs.ext4 debugfs e2fsck
-	$(BIN)/python deploy/demo.py --mib $(or $(MIB),2048)
+	bash deploy/bench/setup.sh
+	$(BENCH) --size $(or $(SIZE),8G) --runs $(or $(RUNS),3) --shared $(or $(SHARED),../shared/bench) \
+	    --quiet $(or $(QUIET),60) $(if $(ROWS),--rows $(ROWS)) $(if $(PEERS),--peers $(PEERS)) $(if $(INDEX),--index)
+
+# Table and picture once more, from the figures of the last full bench.
+bench-draw: $(READY)
+	$(BENCH) --draw
 
 # Wheel and source archive in dist/, and the proof that the wheel works on its own.
 package: $(READY)

@@ -238,7 +238,7 @@ def make_sample(folder: Path, volume: Path, mib: int) -> int:
         count += 1
         if left < 64 * 1024:
             break
-    # A large sample (make bench) is filled up with what does not compress.
+    # A large sample (--mib) is filled up with what does not compress.
     for number in range(left // FILLER_BYTES):
         (root / f"filler-{number}.bin").write_bytes(os.urandom(FILLER_BYTES))
         count += 1

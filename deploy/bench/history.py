@@ -96,10 +96,11 @@ class Machine:
         return [each["id"] for each in json.loads(done.stdout)["points"]]
 
 
-def random_days(machine: Machine, data: Path, count: int, runs: int) -> Iterator[Row]:
+def lived(machine: Machine, data: Path, count: int, runs: int) -> Iterator[Row]:
     """Back up, then rewrite 1 % of random pages a day and back up each day; restore the first and the last point.
 
-    The pages are among those that hold file data, as in gen.py's day a; what is written does not compress.
+    The pages are among those that hold file data, as in gen.py's day a; what is written does not compress. With no
+    day at all it is only the first backup.
     """
     candidates = np.load(data / "datapages.npy")
     pages_a_day = machine.size // PAGE // 100
@@ -112,7 +113,7 @@ def random_days(machine: Machine, data: Path, count: int, runs: int) -> Iterator
         keys: Row = {"work": "days", "days": count, "step": "backup", "day": day, "changed": pages_a_day * PAGE}
         yield machine.backup(**keys)
     points = machine.points()
-    for run in range(runs):
+    for run in range(runs if count else 0):
         # In turn, so that a machine whose speed drifts does to one what it does to the other.
         for step, point, expected in (
             ("restore-first", points[-1], data / "base.img"),
@@ -120,15 +121,15 @@ def random_days(machine: Machine, data: Path, count: int, runs: int) -> Iterator
         ):
             row = machine.restore(point, work="days", days=count, step=step, run=run)
             yield row | {"same": same_files(machine.out, expected)}
-    machine.out.unlink()
+    machine.out.unlink(missing_ok=True)
 
 
-def latency(machine: Machine) -> Iterator[Row]:
+def latency(machine: Machine, runs: int = LATENCY_RUNS) -> Iterator[Row]:
     """Measure how soon `status` has answered and a backup reads, on a machine that has restore points."""
-    for run in range(LATENCY_RUNS):
+    for run in range(runs):
         row = machine.meter.run(machine.site.command("status"), machine.site.environment(), machine.folder)
         yield {"work": "latency", "step": "status", "run": run, "size": machine.size} | row
-    for run in range(LATENCY_RUNS):
+    for run in range(runs):
         wall = machine.meter.until_read(machine.site.command("backup"), machine.site.environment(), machine.site.volume)
         yield {"work": "latency", "step": "reading", "run": run, "wall": round(wall, 3)}
 

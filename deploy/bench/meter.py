@@ -19,7 +19,6 @@ from typing import Any
 from deploy.bench.results import Row
 
 IN_ACCESS = 0x1
-READING_WITHIN_S = 60.0
 
 
 class Stop(Exception):
@@ -76,7 +75,7 @@ class Meter:
         with self.log.open("ab") as log, AccessWatch(file) as watch:
             began = time.perf_counter()
             process = subprocess.Popen(command, env=os.environ | env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            was_read = watch.wait(READING_WITHIN_S)
+            was_read = watch.wait(process.pid)
             found = time.perf_counter() - began
             if process.wait() != 0 or not was_read:
                 raise Stop(f"{shlex.join(command)} failed or read nothing of {file}: see {self.log}")
@@ -106,6 +105,10 @@ class AccessWatch:
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for the first read; return whether there was one in time."""
-        return bool(select.select([self._fd], [], [], timeout_s)[0])
+    def wait(self, pid: int) -> bool:
+        """Wait until the file is read or the process `pid` has ended; return whether it was read."""
+        ended = os.pidfd_open(pid)
+        try:
+            return self._fd in select.select([self._fd, ended], [], [])[0]
+        finally:
+            os.close(ended)

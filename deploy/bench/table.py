@@ -47,7 +47,7 @@ def cells(line: Line) -> tuple[str, ...]:
         floor,
         VERDICT[line.met],
         "" if line.limit is None else amount(line.limit, line.unit),
-        "" if line.reached is None else f"{line.reached:.0%}",
+        "" if line.reached is None else f"{line.reached * 100:.0f} %",
     )
 
 
