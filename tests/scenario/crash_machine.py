@@ -190,11 +190,16 @@ def records(store: Path, names: set[str], kind: str = "data") -> dict[bytes, lis
 
 
 def change(machine: Machine, generator: random.Random) -> None:
-    """Change both volumes: new content, zeros, content known from elsewhere, and the size of one."""
+    """Change both volumes: new content, zeros, content known from elsewhere, parts of blocks, and the size of one."""
     for name, path in sorted(machine.volumes.items()):
         blocks = path.stat().st_size // BLOCK
         for block in generator.sample(range(blocks), min(blocks, 12)):
-            kind = generator.randrange(4)
+            kind = generator.randrange(7)
+            if kind > 3:
+                with path.open("r+b") as out:
+                    out.seek(block * BLOCK + generator.randrange(BLOCK - 300))
+                    out.write(generator.randbytes(300))
+                continue
             overwrite(
                 path, block, bytes(BLOCK) if kind == 0 else b"r" * BLOCK if kind == 1 else generator.randbytes(BLOCK)
             )
