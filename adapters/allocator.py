@@ -12,10 +12,13 @@ _M_ARENA_MAX: Final = -8
 
 MAPPED_FROM_BYTES: Final = 1 << 20  # packs and batch buffers: mapped, and given back when they are freed
 KEPT_BYTES: Final = 16 << 20  # of freed records, for the next batch
+# A restore reads and opens pieces of a few MiB, over and over, and keeps none: as heap they need no new pages.
+RESTORE_MAPPED_FROM_BYTES: Final = 16 << 20
+RESTORE_KEPT_BYTES: Final = 64 << 20
 ARENAS_MAX: Final = 1
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(mapped_from_bytes: int = MAPPED_FROM_BYTES, kept_bytes: int = KEPT_BYTES) -> None:
     """Have glibc keep freed records for the next batch, few heaps, and packs outside of them.
 
     Left alone it returns the heap to the system after every batch and takes it back in the next (sealing then costs
@@ -28,6 +31,6 @@ def keep_freed_memory() -> None:
 
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:  # glibc, and not another C library
-            mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
-            mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+            mallopt(_M_MMAP_THRESHOLD, mapped_from_bytes)
+            mallopt(_M_TRIM_THRESHOLD, kept_bytes)
             mallopt(_M_ARENA_MAX, ARENAS_MAX)

@@ -70,9 +70,22 @@ class Opener:
         place: np.void | None = None,
         resolve: Resolve | None = None,
         subkey: bytes | None = None,
-        read_before: int = 0,
     ) -> bytes:
-        """Return the content of `ref`; see `PackStore.open_block`. `read_before`: records already read for it."""
+        """Return the content of `ref`; see `PackStore.open_block`."""
+        return (await self.open_from(ref, place, resolve, subkey))[0]
+
+    async def open_from(
+        self,
+        ref: bytes,
+        place: np.void | None = None,
+        resolve: Resolve | None = None,
+        subkey: bytes | None = None,
+        read_before: int = 0,
+    ) -> tuple[bytes, int]:
+        """Return the content of `ref` and which store its record lay in: 0 for the one opened, then the others.
+
+        `read_before`: how many records were read for this block before. Raises: as `PackStore.open_block`.
+        """
         attempt = _Attempt(read_before)
         for candidate in self._candidates(ref[:ID_BYTES], place, resolve):
             record = await self._try(candidate, attempt)
@@ -81,8 +94,9 @@ class Opener:
             where = str(candidate.pack)
             try:
                 if parse_header(record, where).kind == WHOLE:
-                    return open_whole(ref, record, subkey or self._keys.blocks, where)
-                return await self._open_delta(ref, record, where, subkey or self._keys.blocks, attempt, resolve)
+                    return open_whole(ref, record, subkey or self._keys.blocks, where), candidate.shelf
+                content = await self._open_delta(ref, record, where, subkey or self._keys.blocks, attempt, resolve)
+                return content, candidate.shelf
             except StoreCorrupt as error:
                 attempt.failed(error)
         raise attempt.failure or ObjectMissing(

@@ -53,6 +53,19 @@ class Extents:
         record = self._pieces[at][start : start + length]
         return record if len(record) == length else None
 
+    def hold_records(self, ranges: Sequence[Range]) -> bool:
+        """Tell whether at each of the fetched ranges stands a record, as far as its header's length tells.
+
+        That is enough to know the right object from a wrong one; whether a record is whole, only opening it shows.
+        """
+        for offset, length in ranges:
+            at = bisect_right(self._starts, offset) - 1
+            if length < HEADER_BYTES:
+                return False
+            if _BODY.unpack_from(self._pieces[at], offset - self._starts[at] + _BODY_AT)[0] + HEADER_BYTES != length:
+                return False
+        return True
+
 
 class PackReads:
     """Reads packs of one object store; `index` tells how long a listing would be."""
@@ -75,7 +88,7 @@ class PackReads:
             if offset < 0 or length <= 0 or offset + length > pack.size:
                 raise StoreCorrupt(str(pack), f"a place names {length} bytes at offset {offset}, outside the pack")
         extents = await self._fetch(pack, ranges, gap_bytes)
-        if pack not in self._alternates and not all(_is_record(extents.cut(*each)) for each in ranges):
+        if pack not in self._alternates and not extents.hold_records(ranges):
             name = await self._locate(pack)
             if name != str(pack):
                 return await self._fetch(pack, ranges, gap_bytes)
@@ -161,15 +174,6 @@ class PackReads:
             if len(self._alternates) > ALTERNATES_MAX:
                 self._alternates.popitem(last=False)
         return name
-
-
-def _is_record(record: memoryview | None) -> bool:
-    """Tell whether what was read is as long as its header says: enough to tell the right object from a wrong one."""
-    return (
-        record is not None
-        and len(record) >= HEADER_BYTES
-        and HEADER_BYTES + _BODY.unpack_from(record, _BODY_AT)[0] == len(record)
-    )
 
 
 def requests_for(ranges: Sequence[Range], gap_bytes: int) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ are called from worker threads only (inside a batch's one hop), the others from 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -126,8 +126,8 @@ class ChangeTracker(Protocol):
 class RestoreTarget(Protocol):
     """Where a restore writes to (*sync*): a new sparse file or a block device."""
 
-    def write(self, offset: int, data: Bytes) -> None:
-        """Write `data` at `offset`. Raises: RestoreError."""
+    def write(self, offset: int, pieces: Sequence[Bytes]) -> None:
+        """Write `pieces`, one right after the other, from `offset` on; from any thread. Raises: RestoreError."""
         ...
 
     def zero(self, offset: int, length: int) -> None:

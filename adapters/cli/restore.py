@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engine.recovery.restore import Restore, RestoreReport
 
 HOLES_SHOWN: Final = 20
+OPENERS_MAX: Final = 4  # threads that open records; more would wait for each other between two library calls
 STOPPED: Final = (
     "stopped before it was done: a file is as it was before, a device may hold a part of the volume; run it again"
 )
@@ -84,10 +85,10 @@ def command(
 
 
 async def _restore(context: frame.Context, request: Request, wanted: _Wanted) -> int:
-    from adapters.allocator import keep_freed_memory
+    from adapters.allocator import RESTORE_KEPT_BYTES, RESTORE_MAPPED_FROM_BYTES, keep_freed_memory
     from engine.recovery.catalogue import Catalogue
 
-    keep_freed_memory()
+    keep_freed_memory(RESTORE_MAPPED_FROM_BYTES, RESTORE_KEPT_BYTES)
     recovery = await Opener(context, request).open(own=False)
     _check_outside(wanted.to, recovery.folders)
     access = _system(context, request, recovery, wanted.system)
@@ -130,7 +131,8 @@ async def _run(
     from engine.recovery.sources import open_source
 
     size_bytes = point.volume(wanted.volume).bytes
-    source = open_source(recovery.places, point, partial(_mirror, folder))
+    openers = min(os.cpu_count() or 1, OPENERS_MAX)
+    source = open_source(recovery.places, point, partial(_mirror, folder), openers)
     target: RestoreTarget = await anyio.to_thread.run_sync(open_target, wanted.to, size_bytes, wanted.overwrite)
     restore = Restore(point, wanted.volume, target, source, SystemClock())
     with context.progress("restore") as progress:

@@ -8,6 +8,7 @@ import stat
 import struct
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -79,11 +80,12 @@ class DeviceTarget:
         (number,) = struct.unpack("i", fcntl.ioctl(self._fd, request, bytes(4)))
         return int(number)
 
-    def write(self, offset: int, data: Bytes) -> None:
-        """See `RestoreTarget.write`; from any thread."""
-        self._check_range(offset, len(data))
-        with restoring(f"writing {len(data)} bytes at offset {offset} of {self._path} failed"):
-            write_fully(self._fd, self._lock, offset, data)
+    def write(self, offset: int, pieces: Sequence[Bytes]) -> None:
+        """See `RestoreTarget.write`."""
+        length = sum(map(len, pieces))
+        self._check_range(offset, length)
+        with restoring(f"writing {length} bytes at offset {offset} of {self._path} failed"):
+            write_fully(self._fd, self._lock, offset, pieces)
 
     def zero(self, offset: int, length: int) -> None:
         """See `RestoreTarget.zero`; from any thread. Whole sectors are left to the device where it can."""

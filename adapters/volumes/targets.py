@@ -7,8 +7,10 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +24,9 @@ if sys.platform != "win32":
 
 PARTIAL_SUFFIX: Final = ".forebay-partial"
 ZERO_BYTES: Final = 1 << 20
+# Blocks in one write. For a larger one Linux takes page cache in larger pieces, which are free memory less often: in a
+# virtual machine that gives its free memory back, a block then costs 12 to 90 µs instead of 14 to 17.
+PIECES_MAX: Final = 2
 _OPEN_TRIES_MAX: Final = 4
 _ZEROS: Final = memoryview(bytes(ZERO_BYTES))
 
@@ -115,13 +120,14 @@ class FileTarget:
         os.unlink(self._partial)
         return False
 
-    def write(self, offset: int, data: Bytes) -> None:
-        """See `RestoreTarget.write`; from any thread."""
-        self._check_range(offset, len(data))
+    def write(self, offset: int, pieces: Sequence[Bytes]) -> None:
+        """See `RestoreTarget.write`."""
+        length = sum(map(len, pieces))
+        self._check_range(offset, length)
         with self._lock:
-            self._written_to = max(self._written_to, offset + len(data))
-        with restoring(f"writing {len(data)} bytes at offset {offset} of {self._partial} failed"):
-            write_fully(self._fd, self._lock, offset, data)
+            self._written_to = max(self._written_to, offset + length)
+        with restoring(f"writing {length} bytes at offset {offset} of {self._partial} failed"):
+            write_fully(self._fd, self._lock, offset, pieces)
 
     def zero(self, offset: int, length: int) -> None:
         """See `RestoreTarget.zero`: a range nothing was written to stays a hole. From any thread."""
@@ -193,23 +199,32 @@ def restoring(what: str) -> Iterator[None]:
         raise RestoreError(f"{what}: {error.strerror or error}") from error
 
 
-def write_fully(fd: int, lock: threading.Lock, offset: int, data: Bytes) -> None:
-    """Write all of `data` at `offset`. Raises: OSError."""
-    view = memoryview(data).cast("B")
-    done = 0
-    while done < len(view):
+def write_fully(fd: int, lock: threading.Lock, offset: int, pieces: Sequence[Bytes]) -> None:
+    """Write all of `pieces`, one after the other, from `offset` on. Raises: OSError.
+
+    One thread at a time: a file system lets no two write to one file, and threads that wait for their turn in a lock
+    of ours do not burn the processor as they do in the file system's.
+    """
+    rest = deque(memoryview(piece) for piece in pieces)
+    with lock:
         if sys.platform == "win32":
-            with lock:
-                os.lseek(fd, offset + done, os.SEEK_SET)
-                done += os.write(fd, view[done:])
-        else:
-            done += os.pwrite(fd, view[done:], offset + done)
+            os.lseek(fd, offset, os.SEEK_SET)
+        while rest:
+            if sys.platform == "win32":
+                done = os.write(fd, rest[0])
+            else:
+                done = os.pwritev(fd, list(islice(rest, PIECES_MAX)), offset)
+            offset += done
+            while rest and done >= len(rest[0]):
+                done -= len(rest.popleft())
+            if done:
+                rest[0] = rest[0][done:]
 
 
 def write_zeros(fd: int, lock: threading.Lock, offset: int, length: int) -> None:
     """Write `length` zeros at `offset`. Raises: OSError."""
     for start in range(offset, offset + length, ZERO_BYTES):
-        write_fully(fd, lock, start, _ZEROS[: min(ZERO_BYTES, offset + length - start)])
+        write_fully(fd, lock, start, [_ZEROS[: min(ZERO_BYTES, offset + length - start)]])
 
 
 def sync_parent(path: Path) -> None:

@@ -11,18 +11,19 @@ of the jobs of `BlockSource`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 import anyio
 import anyio.to_thread
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from anyio.streams.memory import MemoryObjectSendStream
 
-from engine.block import BLOCK_BYTES, Mask, Refs, block_length
+from engine.block import BLOCK_BYTES, Bytes, Mask, Refs, block_length
 from engine.errors import StoreCorrupt
 from engine.exitcodes import DONE, FAILED, SOMETHING_MISSING
 from engine.names import PackName
@@ -38,6 +39,8 @@ from engine.runs import RunReader, Window, overlay
 WINDOW_BLOCKS: Final = 32768
 LEAST_BLOCKS: Final = 1024  # what a page that cannot be read costs at most around it: the blocks of one leaf
 HOLES_MAX: Final = 65536  # ranges listed; more are counted
+
+Rows: TypeAlias = npt.NDArray[np.intp]
 
 
 class RestoreReport(msgspec.Struct, kw_only=True):
@@ -156,7 +159,7 @@ class Restore:
                 self._source.places.problems.add(str(error))
                 continue
             self._tables.append(table)
-            self._source.writers |= {writer.tobytes() for writer in np.unique(table.rows["writer"], axis=0)}
+            self._source.supply.writers |= {writer.tobytes() for writer in np.unique(table.rows["writer"], axis=0)}
         return readers
 
     async def _read_ahead(self, readers: Sequence[RunReader], sender: MemoryObjectSendStream[_Piece]) -> None:
@@ -196,24 +199,40 @@ class Restore:
         unique, first_at, groups = _distinct(refs, wanted)
         failed = np.zeros(len(unique), np.bool_)
 
-        def take(position: int, content: bytes) -> None:
-            for row in groups(position).tolist():
-                block = piece.first + row
-                if len(content) != block_length(block, self._volume.bytes):
-                    failed[position] = True
-                    self._source.places.problems.add(
-                        f"the block map of restore point {self._point.id} is wrong: it gives block {block} of volume "
-                        f"{self._volume.name!r} a content of {len(content)} bytes"
-                    )
-                    return
-                self._target.write(block * BLOCK_BYTES, content)
+        def take(positions: Sequence[int], contents: Sequence[Bytes]) -> None:
+            rows, which = groups.spread(np.array(positions, np.intp))
+            wrong = self._write(piece.first + rows, [contents[at] for at in which.tolist()])
+            failed[np.array(positions, np.intp)[which[wrong]]] = True
 
         missing = await self._source.give(unique, piece.window.places[first_at], self._resolve, take)
         failed[missing] = True
         if failed.any():
-            await self._note_holes(
-                piece, np.sort(np.concatenate([groups(at) for at in np.flatnonzero(failed).tolist()]))
-            )
+            await self._note_holes(piece, np.sort(groups.spread(np.flatnonzero(failed))[0]))
+
+    def _write(self, blocks: Rows, contents: Sequence[Bytes]) -> Mask:
+        """Write contents, one for each of the blocks, neighbours in one call; return which do not fit their block."""
+        order = np.argsort(blocks)
+        wrong = np.zeros(len(blocks), np.bool_)
+        first = expected = -1
+        pieces: list[Bytes] = []
+        for at, block in zip(order.tolist(), blocks[order].tolist(), strict=True):
+            if len(contents[at]) != block_length(block, self._volume.bytes):
+                wrong[at] = True
+                self._source.places.problems.add(
+                    f"the block map of restore point {self._point.id} is wrong: it gives block {block} of volume "
+                    f"{self._volume.name!r} a content of {len(contents[at])} bytes"
+                )
+                continue
+            if block != expected and pieces:
+                self._target.write(first * BLOCK_BYTES, pieces)
+                pieces = []
+            if not pieces:
+                first = block
+            pieces.append(contents[at])
+            expected = block + 1
+        if pieces:
+            self._target.write(first * BLOCK_BYTES, pieces)
+        return wrong
 
     async def _note_holes(self, piece: _Piece, rows: np.ndarray) -> None:
         for start, stop in _ranges(rows):
@@ -261,14 +280,32 @@ class Restore:
         )
 
 
-def _distinct(refs: Refs, wanted: np.ndarray) -> tuple[Refs, np.ndarray, Callable[[int], np.ndarray]]:
-    """Return the distinct refs among the rows `wanted`, a row of each, and a function to all rows of one of them."""
-    column = np.ascontiguousarray(refs[wanted]).view("V48").reshape(-1)
-    _, first, inverse = np.unique(column.view("S48"), return_index=True, return_inverse=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Groups:
+    """Which rows of a window each of its distinct refs stands in: `rows` by ref, each ref's from `bounds` on."""
+
+    rows: Rows
+    bounds: Rows
+
+    def spread(self, positions: Rows) -> tuple[Rows, Rows]:
+        """Return all rows of the refs at `positions`, and for each of them its place in `positions`."""
+        starts, counts = self.bounds[positions], np.diff(self.bounds)[positions]
+        which = np.repeat(np.arange(len(positions)), counts)
+        within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return self.rows[starts[which] + within], which
+
+
+def _distinct(refs: Refs, wanted: Rows) -> tuple[Refs, Rows, _Groups]:
+    """Return the distinct refs among the rows `wanted`, in the order they first stand there, that row, and all rows."""
+    column = np.ascontiguousarray(refs[wanted]).view("S48").reshape(-1)
+    _, first, inverse = np.unique(column, return_index=True, return_inverse=True)
+    by_row = np.argsort(first)
+    rank = np.empty_like(by_row)
+    rank[by_row] = np.arange(len(first))
+    inverse = rank[inverse]
     order = np.argsort(inverse, kind="stable")
     bounds = np.searchsorted(inverse[order], np.arange(len(first) + 1))
-    rows = wanted[order]
-    return refs[wanted[first]], wanted[first], lambda at: rows[bounds[at] : bounds[at + 1]]
+    return refs[wanted[first[by_row]]], wanted[first[by_row]], _Groups(wanted[order], bounds)
 
 
 def _ranges(rows: np.ndarray) -> list[tuple[int, int]]:

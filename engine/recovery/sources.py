@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import anyio
+
 from engine.index import PackIndex
 from engine.packstore import PackStore
 from engine.recovery.blocksource import BlockSource
 from engine.recovery.catalogue import Point
 from engine.recovery.places import Places
+from engine.recovery.supply import OPENERS, Supply
 
 if TYPE_CHECKING:
     from engine.ports import MirrorFiles
@@ -34,11 +37,13 @@ def _no_signer(message: bytes) -> bytes:
     raise AssertionError("a recovery signs nothing")
 
 
-def open_source(places: Places, point: Point, mirror: Callable[[str], MirrorFiles]) -> BlockSource:
+def open_source(
+    places: Places, point: Point, mirror: Callable[[str], MirrorFiles], openers: int = OPENERS
+) -> BlockSource:
     """Return the source of a point's blocks over all places that are there.
 
     `mirror` gives an empty folder for the index of a place, by the place's name; it is filled only if the index is
-    needed. Raises: StoreCorrupt if the point is damaged.
+    needed. `openers` threads open records. Raises: StoreCorrupt if the point is damaged.
     """
     root, access = point.require_root(), point.access
     keys, certificates = access.keys(root), access.certificates(root)
@@ -58,4 +63,4 @@ def open_source(places: Places, point: Point, mirror: Callable[[str], MirrorFile
         )
         for place in places.usable()
     }
-    return BlockSource(places, stores, keys.blocks)
+    return BlockSource(Supply(places, stores, keys, anyio.CapacityLimiter(openers)))

@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_restore_gives_the_exact_bytes_and_nothing_else(path: Path) -> None:
     target = open_target(path, 3 * BLOCK + 5, overwrite=False)
-    target.write(BLOCK, b"b" * BLOCK)
+    target.write(BLOCK, [b"b" * BLOCK])
     target.zero(2 * BLOCK, BLOCK + 5)
     assert not path.exists()
     target.finish()
@@ -45,7 +45,7 @@ def test_an_empty_volume_gives_an_empty_file(path: Path) -> None:
 def test_zeros_of_one_tebibyte_take_no_room(path: Path) -> None:
     target = open_target(path, TIB, overwrite=False)
     target.zero(0, TIB // 2)
-    target.write(TIB // 2, b"x" * BLOCK)
+    target.write(TIB // 2, [b"x" * BLOCK])
     target.zero(TIB // 2 + BLOCK, TIB // 2 - BLOCK)
     target.zero(0, TIB // 2)
     target.finish()
@@ -68,7 +68,7 @@ def test_any_order_of_writes_and_zeros_is_kept(
         start = min(offset, size)
         length = min(length, size - start)
         data = bytes(length) if is_zero else bytes([number]) * length
-        target.zero(start, length) if is_zero else target.write(start, data)
+        target.zero(start, length) if is_zero else target.write(start, [data])
         expected[start : start + length] = data
     target.finish()
     assert path.read_bytes() == bytes(expected)
@@ -78,7 +78,7 @@ def test_many_threads_write_at_once(path: Path) -> None:
     content = random.Random(1).randbytes(100 * 4096)
     target = open_target(path, len(content), overwrite=False)
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda at: target.write(at, content[at : at + 4096]), range(0, len(content), 4096)))
+        list(threads.map(lambda at: target.write(at, [content[at : at + 4096]]), range(0, len(content), 4096)))
     target.finish()
     assert path.read_bytes() == content
 
@@ -94,12 +94,12 @@ def test_a_file_that_exists_is_refused_and_stays(path: Path) -> None:
 def test_a_file_is_replaced_only_by_finish(path: Path) -> None:
     path.write_bytes(b"precious")
     target = open_target(path, 100, overwrite=True)
-    target.write(0, b"x" * 100)
+    target.write(0, [b"x" * 100])
     assert path.read_bytes() == b"precious"
     target.abandon()
     assert path.read_bytes() == b"precious"
     target = open_target(path, 100, overwrite=True)
-    target.write(0, b"y" * 100)
+    target.write(0, [b"y" * 100])
     target.finish()
     assert path.read_bytes() == b"y" * 100
     assert os.listdir(path.parent) == [path.name]
@@ -107,7 +107,7 @@ def test_a_file_is_replaced_only_by_finish(path: Path) -> None:
 
 def test_a_file_that_comes_to_exist_meanwhile_is_kept_and_so_is_the_restore(path: Path) -> None:
     target = open_target(path, 3, overwrite=False)
-    target.write(0, b"new")
+    target.write(0, [b"new"])
     path.write_bytes(b"precious")
     with pytest.raises(RestoreError, match="came to exist during the restore; all data is in"):
         target.finish()
@@ -125,7 +125,7 @@ def test_a_partial_file_of_a_killed_restore_is_written_anew(path: Path) -> None:
 
 def test_two_restores_to_one_file_are_refused(path: Path) -> None:
     first = open_target(path, 10, overwrite=False)
-    first.write(0, b"first")
+    first.write(0, [b"first"])
     with pytest.raises(RestoreError, match="is being written by another restore"):
         open_target(path, 10, overwrite=False)
     first.finish()
@@ -157,7 +157,7 @@ def test_a_range_outside_the_volume_is_a_bug(path: Path) -> None:
     target = open_target(path, 100, overwrite=False)
     for offset, length in [(99, 2), (-1, 1), (101, 0)]:
         with pytest.raises(AssertionError):
-            target.write(offset, bytes(length))
+            target.write(offset, [bytes(length)])
         with pytest.raises(AssertionError):
             target.zero(offset, length)
     target.abandon()
@@ -169,7 +169,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_after_abandon(tmp_path: Pa
         path = where / "restored.img"
         target = open_target(path, 8 * MIB, overwrite=False)
         with pytest.raises(RestoreError, match=r"writing 4194304 bytes at offset 0 of .* failed: No space left"):
-            target.write(0, b"x" * (4 * MIB))
+            target.write(0, [b"x" * (4 * MIB)])
         target.abandon()
         target.abandon()
         assert os.listdir(where) == []

@@ -22,7 +22,7 @@ def test_no_other_restore_slips_in_while_a_finished_one_gets_its_name(
     if overwrite:
         path.write_bytes(b"old")
     target = open_target(path, 4096, overwrite)
-    target.write(0, b"a" * 4096)
+    target.write(0, [b"a" * 4096])
     refused: list[RestoreError] = []
 
     def slipping_in(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +47,7 @@ def test_another_name_of_somebody_s_file_is_not_taken_for_a_partial_file(tmp_pat
     victim.write_bytes(b"precious")
     os.link(victim, f"{path}{PARTIAL_SUFFIX}")
     target = open_target(path, 10, overwrite=False)
-    target.write(0, b"restored")
+    target.write(0, [b"restored"])
     target.finish()
     assert (victim.read_bytes(), path.read_bytes()) == (b"precious", b"restored\0\0")
 

@@ -173,11 +173,11 @@ def test_a_read_only_device_is_refused(image: Path) -> None:
 def test_a_restore_to_a_device_gives_the_exact_bytes_and_leaves_the_rest(device: Path, size: int) -> None:
     device.write_bytes(b"old" * (16 * MIB // 3) + b"x")
     target = open_target(device, size, overwrite=True)
-    target.write(BLOCK, b"new" * 20_000)
+    target.write(BLOCK, [b"new" * 20_000])
     target.zero(0, BLOCK)
     end = BLOCK + 60_000
     target.zero(end, size - end)
-    target.write(4 * MIB, b"late")
+    target.write(4 * MIB, [b"late"])
     target.finish()
     target.abandon()
     expected = bytearray(size)
@@ -204,7 +204,7 @@ def test_write_errors_of_a_device_are_sentences(tmp_path: Path) -> None:
     with failing_disk(tmp_path, 4 * MIB) as (disk, trigger), loop_device(disk) as device:
         target = open_target(device, 4 * MIB, overwrite=True)
         trigger.touch()
-        target.write(0, bytes(BLOCK))
+        target.write(0, [bytes(BLOCK)])
         with pytest.raises(RestoreError, match="could not be made durable: Input/output error"):
             target.finish()
         with pytest.raises(RestoreError, match=r"zeroing .* failed: Input/output error"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -350,8 +350,9 @@ class MemoryTarget:
         self.finished = self.abandoned = False
         self.fail_at: int | None = None
 
-    def write(self, offset: int, data: Bytes) -> None:
-        if self.fail_at is not None and offset >= self.fail_at:
+    def write(self, offset: int, pieces: Sequence[Bytes]) -> None:
+        data = b"".join(pieces)
+        if self.fail_at is not None and offset + len(data) > self.fail_at:
             raise RestoreError("the target is full")
         assert offset + len(data) <= len(self.content)
         self.content[offset : offset + len(data)] = data

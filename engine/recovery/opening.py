@@ -1,0 +1,162 @@
+"""Opening a job: from records at hand to contents that hash to their refs. Pure CPU work, for worker threads.
+
+Nothing is believed: a source proves only that whoever wrote the delta knew it, the content of a block counts once it
+hashes to its ref. What does not open is left out and told; another way to the block is others' business.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from engine.block import ID_BYTES, REF_BYTES, Bytes, Refs
+from engine.delta import Parts, open_parts, open_source, parse_delta, put_together, read_links
+from engine.errors import StoreCorrupt
+from engine.recovery.jobs import DeltaWork, Held, Job, Packs, Spot
+from engine.seal import open_whole, verify_ref
+from engine.subkeys import parts_key, record_keys
+
+KEPT_MAX: Final = 32  # opened records kept within a job because another block of it needs them too
+
+
+@dataclass(slots=True)
+class Opened:
+    """The blocks of a job that opened, and a sentence about each record that did not."""
+
+    positions: list[int] = field(default_factory=list)
+    contents: list[Bytes] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class Records:
+    """The records at hand: what was read for a job and what is held for its group."""
+
+    def __init__(self, packs: Packs, *held: Held) -> None:
+        self._packs, self._held = packs, held
+
+    def cut(self, spot: Spot) -> memoryview | None:
+        """Return a record, or None if it is not at hand: what went wrong was told when it was read."""
+        for held in self._held:
+            extents = held.get(spot[0])
+            record = extents.cut(spot[1], spot[2]) if extents is not None else None
+            if record is not None:
+                return record
+        return None
+
+    def where(self, spot: Spot) -> str:
+        """Return the name of the pack a record lies in."""
+        return str(self._packs[spot[0]][1])
+
+    def sentence(self, spot: Spot, error: StoreCorrupt) -> str:
+        """Return what to tell of a record that does not open."""
+        return f"{self._packs[spot[0]][0]}: {error}"
+
+
+def take_apart(
+    refs: Refs, positions: Sequence[int], spots: Sequence[Spot], records: Records
+) -> tuple[list[DeltaWork], list[str]]:
+    """Return the deltas at `spots`, their links open, and what is wrong with the others."""
+    works: list[DeltaWork] = []
+    problems: list[str] = []
+    for position, spot in zip(positions, spots, strict=True):
+        record = records.cut(spot)
+        if record is None:
+            continue
+        ref, where = refs[position].tobytes(), records.where(spot)
+        try:
+            delta = parse_delta(record, where)
+            if delta.header.id != ref[:ID_BYTES]:
+                raise StoreCorrupt(where, "another record lies where the one looked for should be")
+            key, links_key = record_keys(ref[ID_BYTES:])
+            links, part_map = read_links(delta, links_key, where)
+        except StoreCorrupt as error:
+            problems.append(records.sentence(spot, error))
+            continue
+        works.append(DeltaWork(position, spot, delta, key, links, part_map))
+    return works, problems
+
+
+def open_job(job: Job, refs: Refs, subkey: bytes, records: Records) -> Opened:
+    """Open all blocks of a job whose records are at hand; `refs` are those asked for."""
+    return _Opening(job, refs, subkey, records).run()
+
+
+class _Opening:
+    def __init__(self, job: Job, refs: Refs, subkey: bytes, records: Records) -> None:
+        self._job, self._refs, self._subkey, self._records = job, refs, subkey, records
+        self._opened = Opened()
+        self._uses: Counter[Spot] = Counter()
+        if job.deltas:
+            self._uses.update(spot for _, spot in job.wholes)
+            for delta in job.deltas:
+                self._uses.update(spot for spot in delta.sources if spot is not None)
+        self._kept: dict[tuple[Spot, bytes], Parts] = {}
+
+    def run(self) -> Opened:
+        packed = self._refs[[position for position, _ in self._job.wholes]].tobytes()
+        for at, (position, spot) in enumerate(self._job.wholes):
+            self._give(position, self._whole(packed[at * REF_BYTES : (at + 1) * REF_BYTES], spot))
+        for work in self._job.deltas:
+            self._give(work.position, self._delta(work))
+        return self._opened
+
+    def _give(self, position: int, content: Bytes | None) -> None:
+        if content is not None:
+            self._opened.positions.append(position)
+            self._opened.contents.append(content)
+
+    def _failed(self, spot: Spot, error: StoreCorrupt) -> None:
+        self._opened.problems.append(self._records.sentence(spot, error))
+
+    def _whole(self, ref: bytes, spot: Spot) -> bytes | None:
+        record = self._records.cut(spot)
+        if record is None:
+            return None
+        try:
+            content = open_whole(ref, record, self._subkey, self._records.where(spot))
+        except StoreCorrupt as error:
+            self._failed(spot, error)
+            return None
+        if self._uses[spot] > 1:
+            self._keep(spot, parts_key(ref[ID_BYTES:]), Parts({}, content))
+        return content
+
+    def _delta(self, work: DeltaWork) -> bytearray | None:
+        taken: dict[int, Parts] = {}
+        for origin in set(work.part_map):
+            if origin < len(work.links):
+                parts = self._source(work, origin)
+                if parts is None:
+                    return None
+                taken[origin] = parts
+        where = self._records.where(work.spot)
+        try:
+            own = open_parts(work.delta, work.parts_key, where)
+            content = put_together(work.delta, work.part_map, own, taken, where)
+            verify_ref(self._refs[work.position].tobytes(), content, self._subkey, where)
+        except StoreCorrupt as error:
+            self._failed(work.spot, error)
+            return None
+        return content
+
+    def _source(self, work: DeltaWork, origin: int) -> Parts | None:
+        spot, link = work.sources[origin], work.links[origin]
+        record = self._records.cut(spot) if spot is not None else None
+        if spot is None or record is None:
+            return None
+        parts = self._kept.get((spot, link.parts_key))
+        if parts is None:
+            try:
+                parts = open_source(link, record, self._records.where(spot))
+            except StoreCorrupt as error:
+                self._failed(spot, error)
+                return None
+            if self._uses[spot] > 1:
+                self._keep(spot, link.parts_key, parts)
+        return parts
+
+    def _keep(self, spot: Spot, key: bytes, parts: Parts) -> None:
+        if len(self._kept) < KEPT_MAX:
+            self._kept[spot, key] = parts

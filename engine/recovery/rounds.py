@@ -1,0 +1,200 @@
+"""One pass over blocks in one store: their records, and those their deltas need, read in long stretches and opened.
+
+    blocks → groups: their deltas are read and their links opened → jobs: what is left is read → opened in one hop to
+    a worker thread, which also hands the contents on
+
+What fails is left to others: a round only gives what lies where it is said to lie. `JOBS_MAX` jobs at once, of
+`GROUPS_MAX` groups, bound the memory: 24 MiB of jobs, 24 MiB of deltas, and of opened blocks 6 MiB a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final, TypeAlias
+
+import anyio
+import anyio.to_thread
+import numpy as np
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from engine.block import DELTA_FLAG, LENGTH_MASK, Bytes, Places, Refs, ids_from_bytes
+from engine.packread import Extents, Range
+from engine.recovery.jobs import (
+    GAP_BYTES,
+    DeltaWork,
+    Held,
+    Job,
+    Located,
+    Packs,
+    Positions,
+    Resolve,
+    Spot,
+    by_pack,
+    cut_jobs,
+    gap_for,
+    groups,
+    locate,
+)
+from engine.recovery.opening import Opened, Records, open_job, take_apart
+from engine.recovery.places import CACHE, VAULT
+from engine.recovery.supply import Supply
+
+JOBS_MAX: Final = 6
+GROUPS_MAX: Final = 3
+LINKS_BATCH: Final = 256  # deltas whose links are opened in one hop
+
+# (positions in the refs asked for, their contents): called from worker threads, several at once.
+Take: TypeAlias = Callable[[Sequence[int], Sequence[Bytes]], None]
+
+
+class _Group:
+    """What is held for the jobs of one group; `done` is called once for each of them and once at their end."""
+
+    def __init__(self, held: Held, slots: anyio.Semaphore) -> None:
+        self.held, self._slots, self._left = held, slots, 1
+
+    def begin(self) -> None:
+        self._left += 1
+
+    def done(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._slots.release()
+
+
+class Round:
+    """Gives blocks of `refs` from the store called `home`; `run` once.
+
+    `resolve` names the packs of the places given to `run`, `pinned` those of the vault that deltas name; `count` is
+    told how many bytes of content were handed to `take`.
+    """
+
+    def __init__(
+        self,
+        supply: Supply,
+        home: str,
+        refs: Refs,
+        resolve: Resolve,
+        pinned: Resolve,
+        take: Take,
+        count: Callable[[int], None],
+    ) -> None:
+        self._supply, self._home, self._refs = supply, home, refs
+        self._resolve, self._pinned, self._take, self._count = resolve, pinned, take, count
+        self._packs = Packs()
+        self._slots = anyio.Semaphore(GROUPS_MAX)
+        self._given: list[int] = []
+
+    async def run(self, wanted: Positions, places: Places) -> Positions:
+        """Give what lies at `places`, one for each of the positions `wanted`; return those not given, ascending.
+
+        Raises: what `take` raises.
+        """
+        located = locate(wanted, places, self._home, self._packs, self._resolve)
+        sender, receiver = anyio.create_memory_object_stream[tuple[_Group, Job]](0)
+        async with anyio.create_task_group() as tasks, receiver, sender:
+            for _ in range(JOBS_MAX):
+                tasks.start_soon(self._work, receiver.clone())
+            for group in groups(located):
+                await self._slots.acquire()
+                await self._send(group, sender)
+            sender.close()
+        return np.setdiff1d(wanted, np.array(self._given, dtype=np.intp))
+
+    async def _send(self, group: Located, sender: MemoryObjectSendStream[tuple[_Group, Job]]) -> None:
+        held, works = await self._deltas(group[group.deltas]) if group.deltas.any() else ({}, [])
+        state = _Group(held, self._slots)
+        for job in cut_jobs(group[~group.deltas], works, held):
+            state.begin()
+            await sender.send((state, job))
+        state.done()
+
+    async def _deltas(self, deltas: Located) -> tuple[Held, list[DeltaWork]]:
+        """Read the deltas of a group and find out which records they need."""
+        spots = deltas.spots()
+        ranges = by_pack(spots)
+        held = await self._read(ranges, gap_for(ranges))
+        records = Records(self._packs, held)
+        works: list[DeltaWork] = []
+
+        async def open_links(positions: Sequence[int], at: Sequence[Spot]) -> None:
+            opened, problems = await anyio.to_thread.run_sync(
+                take_apart, self._refs, positions, at, records, limiter=self._supply.openers
+            )
+            works.extend(opened)
+            self._note(problems)
+
+        positions = deltas.positions.tolist()
+        async with anyio.create_task_group() as tasks:
+            for first in range(0, len(spots), LINKS_BATCH):
+                part = slice(first, first + LINKS_BATCH)
+                tasks.start_soon(open_links, positions[part], spots[part])
+        await self._find_sources(works)
+        return held, works
+
+    async def _find_sources(self, works: Sequence[DeltaWork]) -> None:
+        """Say where the sources of deltas are read: in the cache if it has them, else where the deltas say."""
+        links = [link for work in works for link in work.links]
+        near = iter(await self._in_cache([link.id for link in links]))
+        for work in works:
+            for link in work.links:
+                found = next(near)
+                if found is None:
+                    found = self._packs.spot(VAULT, link.pack, link.offset, link.length, self._pinned)
+                work.sources.append(found)
+
+    async def _in_cache(self, idents: Sequence[bytes]) -> list[Spot | None]:
+        cache = self._supply.store(CACHE)
+        if cache is None or not idents or not self._supply.has_index(CACHE):
+            return [None] * len(idents)
+        places = await anyio.to_thread.run_sync(cache.index.lookup, ids_from_bytes(b"".join(idents)))
+        found: list[Spot | None] = []
+        for key, offset, length in places.tolist():
+            # A delta in a cache holds what some other delta there needs of it, which may not be what this one does.
+            usable = length & LENGTH_MASK and (self._home == CACHE or not length & DELTA_FLAG)
+            found.append(self._packs.spot(CACHE, key, offset, length, cache.index.pack_name) if usable else None)
+        return found
+
+    async def _work(self, jobs: MemoryObjectReceiveStream[tuple[_Group, Job]]) -> None:
+        async with jobs:
+            async for group, job in jobs:
+                read = await self._read(job.ranges, GAP_BYTES)
+                records = Records(self._packs, read, group.held)
+                opened, content_bytes = await anyio.to_thread.run_sync(
+                    partial(self._open, job, records), limiter=self._supply.openers
+                )
+                group.done()
+                self._given += opened.positions
+                self._count(content_bytes)
+                self._note(opened.problems)
+
+    def _open(self, job: Job, records: Records) -> tuple[Opened, int]:
+        opened = open_job(job, self._refs, self._supply.keys.blocks, records)
+        if opened.positions:
+            self._take(opened.positions, opened.contents)
+        content_bytes = sum(map(len, opened.contents))
+        opened.contents.clear()
+        return opened, content_bytes
+
+    async def _read(self, ranges: Mapping[int, Sequence[Range]], gap_bytes: int) -> Held:
+        """Read ranges of packs, those of all packs at once; what cannot be read is left out."""
+        held: dict[int, Extents] = {}
+
+        async def read(number: int, wanted: Sequence[Range]) -> None:
+            extents = await self._supply.fetch(*self._packs[number], wanted, gap_bytes)
+            if extents is not None:
+                held[number] = extents
+
+        if len(ranges) == 1:
+            ((number, wanted),) = ranges.items()
+            await read(number, wanted)
+        else:
+            async with anyio.create_task_group() as tasks:
+                for number, wanted in ranges.items():
+                    tasks.start_soon(read, number, wanted)
+        return held
+
+    def _note(self, problems: Sequence[str]) -> None:
+        for problem in problems:
+            self._supply.places.problems.add(problem)

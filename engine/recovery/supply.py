@@ -1,0 +1,108 @@
+"""The stores a restore reads from: every request goes to one that is still used, and what fails there is noted.
+
+A store that cannot be used any more is put aside for good; what is damaged or gone in it becomes a problem the user is
+shown, and the reader simply gets nothing from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+
+from engine.errors import (
+    FormatTooNew,
+    ObjectMissing,
+    SessionAborted,
+    StateCorrupt,
+    StoreCorrupt,
+    StoreRejected,
+    StoreUnavailable,
+)
+from engine.names import PackName
+from engine.packread import Extents, PackReads, Range
+from engine.packstore import PackStore
+from engine.recovery.places import Places
+from engine.subkeys import DomainKeys
+
+OPENERS: Final = 2  # threads that open records, where nobody says how many processors there are
+
+
+@dataclass(slots=True)
+class Supply:
+    """What `stores` hold, by place name, of the domain of `keys`; `writers` (16 bytes): whose fragments matter most.
+
+    `openers` bounds the threads that open records.
+    """
+
+    places: Places
+    stores: Mapping[str, PackStore]
+    keys: DomainKeys
+    openers: anyio.CapacityLimiter
+    writers: set[bytes] = field(default_factory=set)
+    _reads: dict[str, PackReads] = field(default_factory=dict)
+    _indexed: set[str] = field(default_factory=set)
+    _opening: anyio.Lock = field(default_factory=anyio.Lock)
+
+    def store(self, name: str) -> PackStore | None:
+        """Return the store called `name` if it is there and not put aside."""
+        return self.stores.get(name) if self.places.get(name) is not None else None
+
+    def put_aside(self, name: str, error: StoreUnavailable | StoreRejected) -> None:
+        """Use the store `name` no more."""
+        place = self.places.get(name)
+        if place is not None:
+            self.places.put_aside(place, error)
+
+    def has_index(self, name: str) -> bool:
+        """Tell whether the index of a store was fetched."""
+        return name in self._indexed
+
+    async def open_index(self, name: str) -> None:
+        """Fetch a store's index, once; what is wrong with it is noted, and the rest of it used."""
+        store = self.store(name)
+        async with self._opening:
+            if store is None or name in self._indexed:
+                return
+            self._indexed.add(name)
+            try:
+                for problem in await store.refresh(self.writers):
+                    self.note(name, problem)
+            except (StoreUnavailable, StoreRejected) as error:
+                self.put_aside(name, error)
+            except (StoreCorrupt, FormatTooNew, StateCorrupt, SessionAborted) as error:
+                # A mirror that cannot be kept (a full disk) costs the way by id, not the restore.
+                self.places.problems.add(f"the index of the {name} cannot be used: {error}")
+
+    async def fetch(self, name: str, pack: PackName, ranges: Sequence[Range], gap_bytes: int) -> Extents | None:
+        """Return the records at (offset, length) of a pack in the store `name`, or None; why is noted."""
+        try:
+            return await self._of(name, pack).fetch(pack, ranges, gap_bytes)
+        except (StoreUnavailable, StoreRejected) as error:
+            self.put_aside(name, error)
+        except (StoreCorrupt, ObjectMissing) as error:
+            if self.store(name) is not None:
+                self.note(name, error)
+        return None
+
+    async def records(self, name: str, pack: PackName, ranges: Sequence[Range]) -> list[bytes]:
+        """Return records of the store `name`, for an `Opener`. Raises: StoreCorrupt, ObjectMissing."""
+        try:
+            return await self._of(name, pack).read(pack, ranges)
+        except (StoreUnavailable, StoreRejected) as error:
+            self.put_aside(name, error)
+            raise ObjectMissing(str(pack), f"object {pack} cannot be read: {error}") from error
+
+    def _of(self, name: str, pack: PackName) -> PackReads:
+        store = self.store(name)
+        if store is None:
+            raise ObjectMissing(str(pack), f"object {pack} cannot be read: the {name} is not used")
+        if name not in self._reads:
+            self._reads[name] = PackReads(store.objects, store.index)
+        return self._reads[name]
+
+    def note(self, name: str, problem: object) -> None:
+        """Keep a problem with something in the store `name` for the user."""
+        self.places.problems.add(f"{name}: {problem}")
