@@ -32,7 +32,7 @@ COLOURS = {
 }
 WIDTH, MARGIN, GAP = 960, 24, 32
 PANEL_WIDTH = (WIDTH - 2 * MARGIN - GAP) // 2
-LABEL_WIDTH, VALUE_WIDTH = 112, 74
+LABEL_WIDTH, VALUE_WIDTH = 118, 72
 BAR_WIDTH = PANEL_WIDTH - LABEL_WIDTH - VALUE_WIDTH
 HEAD, PITCH, BAR, FOOT = 46, 20, 13, 22
 TOP, BOTTOM = 92, 50
@@ -78,7 +78,7 @@ def picture(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results.programs.items())
     small = 'class="faint" font-size="12"'
     parts.append(text(MARGIN, height - 34, f"{results.date}; {what['cpu']}, {what['cores']} cores; {versions}", small))
-    how = f"Medians of {results.runs}, wall time with the sync afterwards; encrypted, to a folder."
+    how = f"Medians of {results.runs}, wall time with the sync afterwards; encrypted, into a folder."
     limit = "Limit: two processes that do the unavoidable, overlapped."
     parts.append(text(MARGIN, height - 16, f"{how} {limit}", small))
     return "\n".join([*parts, "</svg>"]) + "\n"
@@ -149,8 +149,8 @@ def panels_of(results: Results) -> list[Panel]:
         ("first-zstd", "First backup, zstd"),
         ("nochange", "Nothing changed, everything compared"),
         ("random", "1 % of random 4 KiB pages rewritten"),
-        ("random-bytes", "… what that adds to the repository"),
-        ("restore", "Restore of the newest point"),
+        ("random-bytes", "Bytes added by 1 % of random pages"),
+        ("restore", "Restore, newest point and one of ten days of deltas"),
     ):
         if name in lines:
             limit = limits.get(name) if name != "random-bytes" else lines[name].limit
@@ -172,7 +172,7 @@ def beside_peers(results: Results, lines: dict[str, Line], name: str, title: str
     work = next(work for work in WORKS if work.name == name)
     bars = [Bar("Forebay", line.ours, "ours")]
     if name == "restore" and "restore-days" in lines:
-        bars.append(Bar("… of 10 deltas", lines["restore-days"].ours, "ours"))
+        bars.append(Bar("after ten days", lines["restore-days"].ours, "ours"))
     for peer in PEERS:
         value = results.figure(work.figure, peer=peer, step=work.step)
         if value is not None:
