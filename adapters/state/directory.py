@@ -7,11 +7,11 @@ newest               the restore point the state ends with
 journal              the intent of a commit that may have happened
 sessions             sessions begun and not ended by a published root
 history.sqlite       sessions that ended, foreign packs opened once
-volumes/<hash>/      map, staged pages and missing-block bitmap of a volume (maps.py)
+volumes/<hash>/      map, staged pages and missing-block bitmap of a volume (maps.py), parts of its blocks (parts.py)
 index/<store id>/    mirror of a store's index fragments; index/<store id>.acks: acknowledged packs no fragment lists
 ```
-Everything here can be rebuilt from vault and volumes. Maps hold keys of blocks: folders and files are the owner's
-alone.
+Everything here can be rebuilt from vault and volumes. Maps and origins of parts hold keys of blocks: folders and files
+are the owner's alone.
 """
 
 from __future__ import annotations

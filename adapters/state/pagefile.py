@@ -34,9 +34,9 @@ def bytes_of(array: npt.NDArray[Any]) -> memoryview:
 
 
 def runs_of(pages: Pages) -> Iterator[tuple[int, int]]:
-    """Yield [start, stop) positions of `pages` whose page numbers follow each other."""
-    if pages.size == 1:
-        yield 0, 1
+    """Yield [start, stop) positions of `pages` (ascending) whose page numbers follow each other."""
+    if pages.size and pages[-1] - pages[0] == pages.size - 1:
+        yield 0, pages.size
         return
     edges = np.flatnonzero(np.diff(pages) != 1) + 1
     start = 0
