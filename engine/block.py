@@ -68,9 +68,8 @@ def id_bytes(ids: Ids, position: int) -> bytes:
 def zero_mask(batch: Bytes) -> Mask:
     """Tell, for a buffer of whole blocks, which of them are all zero; one pass over the batch."""
     words = np.frombuffer(batch, dtype=np.uint64).reshape(-1, BLOCK_BYTES // 8)
-    # Most non-zero blocks show it in their first words: the full scan runs only over the rest.
+    # Most non-zero blocks show it in their first words: the full scan runs only over the rest, where they lie.
     zero: Mask = np.logical_not(words[:, :64].any(axis=1))
-    suspects = np.flatnonzero(zero)
-    if suspects.size:
-        zero[suspects] = np.logical_not(words[suspects].any(axis=1))
+    for block in np.flatnonzero(zero).tolist():
+        zero[block] = not np.bitwise_or.reduce(words[block])
     return zero

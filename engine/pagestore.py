@@ -126,7 +126,7 @@ class PageWriter:
             if self._builder is not None:
                 await self._finish()
 
-    def _prepare(self, contents: Sequence[bytes], share: bool) -> list[tuple[PageHandle, bytes | None]]:
+    def _prepare(self, contents: Sequence[bytes], share: bool) -> list[tuple[PageHandle, Bytes | None]]:
         # A handle with a pack and no record: found. A handle without a pack (-1), and its record: to be added.
         refs = [ref_of(self._subkey, content) for content in contents]
         handles = [self._open.get(ref) or PageHandle(ref, -1, 0, 0) for ref in refs]
@@ -137,7 +137,7 @@ class PageWriter:
                 for handle, ref, place in zip(handles, refs, places, strict=True)
             ]
         fresh = [position for position, handle in enumerate(handles) if handle.pack < 0]
-        records: list[bytes | None] = [None] * len(refs)
+        records: list[Bytes | None] = [None] * len(refs)
         sealed = self._sealer.seal_batch([refs[at] for at in fresh], [contents[at] for at in fresh])
         for position, record in zip(fresh, sealed, strict=True):
             records[position] = record
@@ -152,7 +152,7 @@ class PageWriter:
             self._packs.append(name)
         return PageHandle(ref, self._ordinals[name], int(offset), int(length))
 
-    async def _add(self, unplaced: PageHandle, record: bytes) -> PageHandle:
+    async def _add(self, unplaced: PageHandle, record: Bytes) -> PageHandle:
         if known := self._open.get(unplaced.ref):
             return known
         if self._builder is not None and not self._builder.room(len(record)):

@@ -26,7 +26,7 @@ class Rooms:
     def take(self) -> memoryview:
         """Return a room nobody else sees; what is in it is left from its last use."""
         try:
-            memory = self._free.popleft()
+            memory = self._free.pop()  # what was used last is in the caches still
         except IndexError:
             memory = np.empty(self.room_bytes + ALIGNMENT, dtype=np.uint8)
         start = -int(memory.__array_interface__["data"][0]) % ALIGNMENT

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import lz4.block  # type: ignore[import-untyped]
+import numpy as np
 import zstandard
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -177,14 +178,13 @@ class Sealer:
 
     def seal(self, ref: bytes, content: Bytes) -> bytes:
         """Return the record of `content` (1..65536 bytes), whose 48-byte ref is `ref`."""
-        return self.seal_batch([ref], [content])[0]
+        return bytes(self.seal_batch([ref], [content])[0])
 
-    def seal_batch(self, refs: Sequence[bytes], contents: Sequence[Bytes]) -> list[bytes]:
+    def seal_batch(self, refs: Sequence[bytes], contents: Sequence[Bytes]) -> list[memoryview]:
         """Return the records of a batch; compression is given up early where the batch does not shrink."""
-        tools = _TOOLS
-        compress = tools.compressor(self._codec)
+        compress = _TOOLS.compressor(self._codec)
         nonces = secrets.token_bytes(NONCE_BYTES * len(refs))
-        records: list[bytes] = []
+        records: list[memoryview] = []
         stubborn = 0
         for position, (ref, content) in enumerate(zip(refs, contents, strict=True)):
             plain_length = len(content)
@@ -200,20 +200,20 @@ class Sealer:
             nonce = nonces[position * NONCE_BYTES : (position + 1) * NONCE_BYTES]
             sealed_length = len(body) + TAG_BYTES
             header = _HEADER.pack(ref[:ID_BYTES], WHOLE, codec, 0, plain_length, sealed_length, nonce)
-            # Sealed into memory that stays warm, copied out once: fresh memory costs more than the seal itself.
-            stop = HEADER_BYTES + sealed_length
-            tools.scratch[:HEADER_BYTES] = header
-            AESGCM(parts_key(ref[ID_BYTES:])).encrypt_into(nonce, body, header, tools.scratch[HEADER_BYTES:stop])
-            records.append(bytes(tools.scratch[:stop]))
+            # Memory that nobody clears first, and that the allocator has kept warm (adapters/allocator.py).
+            record = np.empty(HEADER_BYTES + sealed_length, dtype=np.uint8).data
+            record[:HEADER_BYTES] = header
+            AESGCM(parts_key(ref[ID_BYTES:])).encrypt_into(nonce, body, header, record[HEADER_BYTES:])
+            records.append(record)
         return records
 
-    def check(self, ref: bytes, record: bytes, content: Bytes) -> None:
+    def check(self, ref: bytes, record: Bytes, content: Bytes) -> None:
         """Open what was just sealed and compare it with what it was made of.
 
         Raises: SessionAborted when they differ: nothing but broken memory or a broken library does that.
         """
         try:
-            same = open_whole(ref, record, self._subkey, "in memory") == content
+            same = open_whole(ref, record, self._subkey, "in memory") == bytes(content)  # views compare byte by byte
         except StoreCorrupt:
             same = False
         if not same:
@@ -236,7 +236,7 @@ def _saves(packed: int, plain: int) -> bool:
 
 def _shrinks(compress: Callable[[Bytes], bytes], content: Bytes) -> bool:
     start = max(0, len(content) - SAMPLE_BYTES) // 2
-    sample = memoryview(content)[start : start + SAMPLE_BYTES]
+    sample = content[start : start + SAMPLE_BYTES]
     return _saves(len(compress(sample)), len(sample))
 
 
@@ -246,12 +246,11 @@ def _lz4(content: Bytes) -> bytes:
 
 
 class _Tools(threading.local):
-    """Compression contexts and scratch memory of one thread: neither may be shared."""
+    """Compression contexts of one thread: they may not be shared."""
 
     def __init__(self) -> None:
         self.zstd = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
         self.zstd_open = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MAX)
-        self.scratch = memoryview(bytearray(HEADER_BYTES + BLOCK_BYTES + TAG_BYTES))
 
     def compressor(self, codec: Codec) -> Callable[[Bytes], bytes] | None:
         if codec is Codec.ZSTD:

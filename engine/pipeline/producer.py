@@ -26,6 +26,7 @@ from engine.block import (
     BATCH_BLOCKS,
     BLOCK_BYTES,
     ID_BYTES,
+    Bytes,
     Ids,
     Mask,
     Places,
@@ -65,7 +66,7 @@ class Parcel:
     """
 
     id: bytes
-    record: bytes
+    record: Bytes
     lanes: int
     packs: tuple[PackName, ...] = ()
 

@@ -44,6 +44,7 @@ from typing import Final, Self
 from anyio import Event
 from anyio.lowlevel import checkpoint
 
+from engine.block import Bytes
 from engine.errors import SessionAborted
 from engine.names import PackName
 from engine.ports import Clock
@@ -71,7 +72,7 @@ class Slot:
 
     __slots__ = ("id", "lanes", "nbytes", "packs", "record", "since")
 
-    def __init__(self, id: bytes, record: bytes, lanes: int, packs: tuple[PackName, ...] = ()) -> None:
+    def __init__(self, id: bytes, record: Bytes, lanes: int, packs: tuple[PackName, ...] = ()) -> None:
         self.id = id
         self.record = record
         self.lanes = lanes

@@ -16,6 +16,7 @@ from engine.block import (
     REF_BYTES,
     Mask,
     Refs,
+    block_length,
     blocks_in,
     ref_of,
     zero_mask,
@@ -25,6 +26,7 @@ from engine.pipeline.skips import read_with_skips
 from engine.ports import VolumeReader
 
 BUFFER_ALIGNMENT: Final = 4096  # of batch buffers: devices can then be read straight into them
+_ZERO_REF: Final = bytes(REF_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +74,16 @@ class BlockReader:
                 buffer[position * BLOCK_BYTES + length : end] = bytes(end - position * BLOCK_BYTES - length)
             read_bytes += length
             position += count
-        contents: list[memoryview] = []
-        zero = zero_mask(buffer[: total * BLOCK_BYTES]) if total else np.empty(0, dtype=np.bool_)
-        digests = bytearray()
-        for position, (number, is_zero) in enumerate(zip(numbers.tolist(), zero.tolist(), strict=True)):
-            start = position * BLOCK_BYTES
-            length = BLOCK_BYTES if number != last else self._volume_bytes - number * BLOCK_BYTES
-            content = buffer[start : start + length]
-            contents.append(content)
-            digests += bytes(REF_BYTES) if is_zero else ref_of(self._subkey, content)
-        refs: Refs = np.frombuffer(bytes(digests), dtype=np.uint8).reshape(total, REF_BYTES)
+        stops = range(BLOCK_BYTES, (total + 1) * BLOCK_BYTES, BLOCK_BYTES)
+        contents = [buffer[stop - BLOCK_BYTES : stop] for stop in stops]
+        if total and numbers[-1] == last:
+            contents[-1] = contents[-1][: block_length(last, self._volume_bytes)]
+        zero = zero_mask(buffer[: total * BLOCK_BYTES]).tolist() if total else []
+        subkey = self._subkey
+        digests = [
+            _ZERO_REF if is_zero else ref_of(subkey, content) for content, is_zero in zip(contents, zero, strict=True)
+        ]
+        refs: Refs = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(total, REF_BYTES)
         return Read(rows, refs, contents, unreadable, read_bytes)
 
 

@@ -25,7 +25,7 @@ from unittest import mock
 import numpy as np
 from blake3 import blake3
 
-from engine.block import PLACE, ref_of
+from engine.block import PLACE, Bytes, ref_of
 from engine.names import PackName
 from engine.pack import PackBuilder, check_pack
 from engine.packtable import PackRows, pack_name, rows_of
@@ -142,11 +142,11 @@ def linking(ref: bytes, record: bytes, source: PackName) -> Iterator[None]:
     """Put a delta in the place of a block's record wherever it goes, its source's pack in all lists."""
     seal_batch, add = Sealer.seal_batch, PackBuilder.add
 
-    def sealed(self: Sealer, refs: list[bytes], contents: Any) -> list[bytes]:
+    def sealed(self: Sealer, refs: list[bytes], contents: Any) -> list[Bytes]:
         records = seal_batch(self, refs, contents)
         return [record if known == ref else whole for known, whole in zip(refs, records, strict=True)]
 
-    def added(self: PackBuilder, data: bytes, sources: Sequence[PackName] = (), day: int = 0) -> int:
+    def added(self: PackBuilder, data: Bytes, sources: Sequence[PackName] = (), day: int = 0) -> int:
         return add(self, data, [source] if data[16] == 1 else sources, day)
 
     async def written(writer: Any, chunks: Any, *, packs: Any, **more: Any) -> Any:
