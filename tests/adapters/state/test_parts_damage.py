@@ -93,13 +93,14 @@ def damaged(chance: random.Random, raw: bytes) -> bytes:
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 32), names=st.sets(st.sampled_from(FILES), min_size=1))
 def test_damaged_pages_are_unknown_never_wrong(seed: int, names: set[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        truth, chance, volume = Truth(seed), random.Random(seed), opened(Path(folder), PlannedDisk(Path(folder)))
+    with tempfile.TemporaryDirectory() as base:
+        folder = Path(base) / "volume"  # what the disk buries lies beside it
+        truth, chance, volume = Truth(seed), random.Random(seed), opened(folder, PlannedDisk(folder))
         for order in (1, 2):
             stage_some([volume], truth, chance, PAGES, 8)
             commit(volume, order)
         for name in sorted(names):
-            path = Path(folder) / name
+            path = folder / name
             path.write_bytes(damaged(chance, path.read_bytes()))
         truth.check(volume, EVERY)
         stage_some([volume], truth, chance, PAGES, 3)
@@ -111,17 +112,18 @@ def test_damaged_pages_are_unknown_never_wrong(seed: int, names: set[str]) -> No
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 32), names=st.sets(st.sampled_from((*FILES, "parts.masks")), min_size=1))
 def test_damaged_staged_parts_are_unknown_never_wrong(seed: int, names: set[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        truth, chance, volume = Truth(seed), random.Random(seed), opened(Path(folder), PlannedDisk(Path(folder)))
+    with tempfile.TemporaryDirectory() as base:
+        folder = Path(base) / "volume"  # what the disk buries lies beside it
+        truth, chance, volume = Truth(seed), random.Random(seed), opened(folder, PlannedDisk(folder))
         stage_some([volume], truth, chance, PAGES, 8)
         commit(volume, 1)
         stage_some([volume], truth, chance, PAGES, 8)
         volume.sync_staged()
         volume.close()
         for name in sorted(names):
-            path = Path(folder) / f"staged.{name}"
+            path = folder / f"staged.{name}"
             path.write_bytes(damaged(chance, path.read_bytes()))
-        volume = opened(Path(folder), PlannedDisk(Path(folder)))
+        volume = opened(folder, PlannedDisk(folder))
         volume.apply(head_of(2, BLOCKS))
         truth.check(volume, EVERY)
         volume.close()

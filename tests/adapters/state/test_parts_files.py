@@ -266,10 +266,11 @@ def same_known(left: VolumeState, right: VolumeState) -> None:
     ),
 )
 def test_the_state_in_memory_and_the_one_on_disk_agree(seed: int, steps: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as base:
+        folder = Path(base) / "volume"  # what the disk buries lies beside it
         truth, chance = Truth(seed), random.Random(seed)
-        memory, disk = MemoryVolumeState(), PlannedDisk(Path(folder))  # one that does not wait for syncs
-        volume = opened(Path(folder), disk)
+        memory, disk = MemoryVolumeState(), PlannedDisk(folder)  # one that does not wait for syncs
+        volume = opened(folder, disk)
         blocks = BLOCKS - 3
         for order, step in enumerate(steps):
             if step == "stage":
@@ -281,7 +282,7 @@ def test_the_state_in_memory_and_the_one_on_disk_agree(seed: int, steps: list[st
                     state.apply(head_of(order, blocks))
             elif step == "open":
                 volume.close()
-                volume = opened(Path(folder), disk, keep_sealed=False)
+                volume = opened(folder, disk, keep_sealed=False)
                 memory.discard_staged()
             else:
                 for state in (memory, volume):
