@@ -45,6 +45,8 @@ def _held(folder: Path) -> int:
                 status = os.lstat(os.path.join(path, name))
             except OSError:
                 continue
-            # Maps are sparse; Windows does not tell what a file takes.
-            held += status.st_size if sys.platform == "win32" else status.st_blocks * 512
+            if sys.platform == "win32":
+                held += status.st_size  # what a sparse file takes is not told there
+            else:
+                held += status.st_blocks * 512
     return held
