@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,14 +32,15 @@ class PackAck:
 
     def encode(self) -> bytes:
         """Return the entry for the ack log."""
-        name = self.name
+        name, sources = self.name, SourceTable.of(self)
         return msgspec.msgpack.encode(
             _Stored(
                 pack=str(name),
                 ids=self.ids.tobytes(),
                 offsets=self.offsets.astype("<u4").tobytes(),
                 lengths=self.lengths.astype("<u4").tobytes(),
-                sources=[(entry, str(source)) for entry, source in self.sources],
+                packs=[str(each) for each in sources.packs],
+                sources=np.stack([sources.entry, sources.pack]).tobytes(),
             )
         )
 
@@ -50,18 +52,38 @@ class PackAck:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
         name = PackName.parse(stored.pack)
-        sources = [(position, PackName.parse(source)) for position, source in stored.sources]
+        packs = [pack for pack in map(PackName.parse, stored.packs) if pack is not None]
         count = len(stored.ids) // 16
         columns_fit = len(stored.ids) == count * 16 and len(stored.offsets) == len(stored.lengths) == count * 4
-        if name is None or not columns_fit or count == 0:
+        if name is None or not columns_fit or count == 0 or len(packs) < len(stored.packs) or len(stored.sources) % 8:
             return None
-        known = tuple(
-            (position, source) for position, source in sources if source is not None and 0 <= position < count
-        )
-        if len(known) != len(sources):
+        entries, rows = np.frombuffer(stored.sources, "<u4").reshape(2, -1)
+        if bool((entries >= count).any()) or bool((rows >= len(packs)).any()):
             return None
+        known = tuple(zip(entries.tolist(), (packs[row] for row in rows.tolist()), strict=True))
         offsets, lengths = np.frombuffer(stored.offsets, "<u4"), np.frombuffer(stored.lengths, "<u4")
         return cls(name, ids_from_bytes(stored.ids), offsets, lengths, known)
+
+
+class SourceTable(NamedTuple):
+    """The sources of a pack's deltas as columns: entry in the order of its records, position in `packs`."""
+
+    packs: list[PackName]
+    entry: npt.NDArray[np.uint32]
+    pack: npt.NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, pack: FinishedPack | PackAck) -> SourceTable:
+        """Return the sources of a pack; `packs` sorted by hash, each once."""
+        count = len(pack.sources)
+        hashes = [source.hash for _, source in pack.sources]
+        names = dict(zip(hashes, (source for _, source in pack.sources), strict=True))
+        position = {digest: at for at, digest in enumerate(sorted(names))}
+        return cls(
+            [names[digest] for digest in position],
+            np.fromiter((entry for entry, _ in pack.sources), np.uint32, count),
+            np.fromiter(map(position.__getitem__, hashes), np.uint32, count),
+        )
 
 
 def encode_durable(count: int) -> bytes:
@@ -86,4 +108,5 @@ class _Stored(msgspec.Struct, frozen=True, kw_only=True):
     ids: bytes
     offsets: bytes
     lengths: bytes
-    sources: list[tuple[int, str]]
+    packs: list[str]
+    sources: bytes

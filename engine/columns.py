@@ -63,7 +63,9 @@ class SourceRows(NamedTuple):
         """Return the pairs, once each, with entry e as ranks[e]; those of entries with a negative rank are left out."""
         entry = ranks[self.entry]
         kept = np.flatnonzero(entry >= 0)
-        joined = np.unique(entry[kept].astype(U64) << _HALF | self.pack[kept])
+        joined = entry[kept].astype(U64) << _HALF | self.pack[kept]
+        joined.sort()
+        joined = joined[np.concatenate([[True], joined[1:] != joined[:-1]])[: len(joined)]]
         return SourceRows((joined >> _HALF).astype(U32), (joined & _LOW).astype(U32))
 
     def find(self, rows: Rows) -> tuple[Rows, Column32]:
@@ -103,9 +105,39 @@ class Listing(NamedTuple):
         return Listing(self.columns.take(rows), sources)
 
 
+# Guessing where ids lie pays in columns and for batches of this length, and in long columns always.
+_GUESSED_MIN: Final = 1 << 15
+_GUESSED_KEYS_MIN: Final = 32
+_GUESSED_ALWAYS_MIN: Final = 1 << 21
+_GUESSES: Final = 3
+_WINDOW: Final = np.arange(-8, 8)
+_IDS: Final = 2.0**64
 NO_SOURCES: Final = SourceRows(np.empty(0, U32), np.empty(0, U32))
 _HALF: Final = np.uint64(32)
 _LOW: Final = np.uint64(0xFFFFFFFF)
+
+
+def lower_bound(column: Column64, keys: Column64) -> Rows:
+    """Return, for each key, the first position in the ascending `column` that is not less; `keys` in any order.
+
+    Halves of ids are evenly distributed: a guess among n entries is off by √n or so, and each further one by the
+    root of that. So an id costs two places of a column of any length to look at instead of log2(n), most of which
+    nothing would have in memory. Where the guesses are wrong (somebody crafted ids) it is searched in halves.
+    """
+    if len(column) < (_GUESSED_MIN if len(keys) >= _GUESSED_KEYS_MIN else _GUESSED_ALWAYS_MIN):
+        return column.searchsorted(keys)
+    scale = len(column) / _IDS
+    at = (keys * scale).astype(np.intp)
+    for _ in range(_GUESSES):
+        at += ((keys - column.take(at, mode="clip")).view(np.int64) * scale).astype(np.intp)
+    reached = (column.take(at[:, None] + _WINDOW, mode="clip") >= keys[:, None]).argmax(axis=1)
+    at += reached
+    at += _WINDOW[0]
+    # 0: the first one in the window is reached already, or none is.
+    (lost,) = (reached == 0).nonzero()
+    if lost.size:
+        at[lost] = column.searchsorted(keys[lost])
+    return at
 
 
 def sort_order(lo: Column64, hi: Column64) -> Rows:

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from engine.acks import PackAck
+from engine.acks import PackAck, SourceTable
 from engine.block import DELTA_FLAG, LENGTH_MASK, Bytes
 from engine.columns import U32, U64, Columns, Rows, SourceRows, sort_order
 from engine.errors import StoreCorrupt
 from engine.names import FragmentName
 from engine.pack import FOOTER_BYTES_MIN, PACK_HEADER_BYTES
-from engine.packtable import PACK_ROW, PackRows, fault_in, rows_from_bytes, rows_of
+from engine.packtable import PACK_ROW, PackRows, fault_in, pack_names, rows_from_bytes, rows_of
 from engine.seal import RECORD_BYTES_MAX, RECORD_BYTES_MIN
 from engine.subkeys import DomainKeys
 from engine.trailer import CHECKSUM_BYTES, TRAILER_BYTES, Signer, Verifier, check_trailer, make_trailer
@@ -111,12 +111,12 @@ def encode_fragment(
     covers: Sequence[FragmentName] = (),
 ) -> bytes:
     """Return the bytes of fragment `name`, listing `packs`; `covers`: the fragments it stands for, if merged."""
-    names = {pack.name for pack in packs} | {source for pack in packs for _, source in pack.sources}
-    rows = rows_of(names)
-    row_of = {row["hash"].tobytes(): position for position, row in enumerate(rows)}
+    tables = [SourceTable.of(pack) for pack in packs]
+    rows = rows_of([*(pack.name for pack in packs), *(name for table in tables for name in table.packs)])
+    row_of = {name.hash: position for position, name in enumerate(pack_names(rows))}
     columns, order = _sorted_columns(packs, row_of)
     covered = b"".join(_COVER.pack(each.incarnation, each.sequence, 0) for each in sorted(covers))
-    sources = _source_rows(packs, row_of, order)
+    sources = _source_rows(packs, tables, row_of, order)
     layout = Layout(columns.entries, len(rows), len(covers), len(sources))
     header = _HEADER.pack(
         _MAGIC, INDEX_VERSION, _MERGED if covers else 0, columns.entries,
@@ -252,12 +252,15 @@ def _sorted_columns(packs: Sequence[PackAck], row_of: dict[bytes, int]) -> tuple
     return Columns(ids[order, 0], ids[order, 1], row[order], offset[order], length[order]), order
 
 
-def _source_rows(packs: Sequence[PackAck], row_of: dict[bytes, int], order: Rows) -> npt.NDArray[np.uint32]:
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    pairs: set[tuple[int, int]] = set()
-    base = 0
-    for pack in packs:
-        pairs.update((int(rank[base + entry]), row_of[source.hash]) for entry, source in pack.sources)
+def _source_rows(
+    packs: Sequence[PackAck], tables: Sequence[SourceTable], row_of: dict[bytes, int], order: Rows
+) -> npt.NDArray[np.uint32]:
+    ranks = np.empty(len(order), np.intp)
+    ranks[order] = np.arange(len(order))
+    entries, rows, base = [], [], 0
+    for pack, table in zip(packs, tables, strict=True):
+        row_map = np.array([row_of[name.hash] for name in table.packs], U32)
+        entries.append(table.entry + U32.type(base))
+        rows.append(row_map[table.pack])
         base += len(pack.ids)
-    return np.array(sorted(pairs), dtype=U32).reshape(-1, 2)
+    return np.stack(SourceRows(np.concatenate(entries), np.concatenate(rows)).renumbered(ranks), axis=1)

@@ -8,9 +8,9 @@ exactly one is told to send it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,35 +18,83 @@ import numpy.typing as npt
 from engine.acks import PackAck
 from engine.block import DELTA_FLAG, ID_BYTES, PLACE, Ids, Mask, Places, ids_from_bytes
 from engine.columns import U32, Column64, Rows
-from engine.idfilter import IDS_MAX, IdFilter
+from engine.idfilter import GROUPS_MAX, IDS_MAX, IdFilter
 from engine.names import PackName
 from engine.pack import FinishedPack
-from engine.packtable import PACK_ROW_BYTES, pack_name
+from engine.packtable import PACK_ROW_BYTES, PackRows, pack_names
 from engine.view import PLACES_MAX, View, join_views, view_of_pack
 
 # The filter is built once so many ids have been asked for that building it pays, in ids held per id asked.
 _FILTER_PAYS: Final = 64
-# Packs of this session the filter has room for; more make it let more through.
-_FRESH_EXPECTED: Final = 1 << 16
-_KEY_COLUMN: Final = 2  # of a pack table's row as 64-bit words: the first of the hash, which comes after the writer
+# Ids put by this session that a filter has room for; more make it let more through.
+_FRESH_EXPECTED: Final = 1 << 18
+_SORTED_MIN: Final = 256
+_ROWS_COMPARED: Final = 1 << 16
+_IDENT: Final = np.dtype((np.void, ID_BYTES))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Views:
     """What is looked up, replaced as a whole: `fresh` packs that no fragment lists yet, own and foreign views.
 
-    Views in `gated` need to be searched only for ids that `gate` lets through.
+    Ids are looked for in fresh packs only if `gate` lets them through for group 0, and in a view of `groups` only if
+    it does so for its group. `weighed`: whether it was found that having them there pays.
     """
 
-    fresh: tuple[View, ...] = ()
-    own: tuple[View, ...] = ()
-    foreign: tuple[View, ...] = ()
-    gate: IdFilter | None = None
-    gated: frozenset[View] = frozenset()
+    fresh: tuple[View, ...]
+    own: tuple[View, ...]
+    foreign: tuple[View, ...]
+    gate: IdFilter
+    groups: Mapping[View, int] = field(default_factory=dict)
+    weighed: bool = False
+
+    @classmethod
+    def of(cls, fresh: Sequence[View], own: Sequence[View], foreign: Sequence[View]) -> _Views:
+        """Return these views, with only fresh packs behind the gate."""
+        gate = IdFilter(_FRESH_EXPECTED)
+        for view in fresh:
+            gate.add(view.columns.lo, view.columns.hi)
+        return cls(tuple(fresh), tuple(own), tuple(foreign), gate, weighed=not own and not foreign)
+
+    def mine(self) -> tuple[View, ...]:
+        """Return the views of this system's packs."""
+        return (*self.fresh, *self.own)
 
     def all(self) -> tuple[View, ...]:
         """Return all views, own ones first."""
         return (*self.fresh, *self.own, *self.foreign)
+
+    def search(self, ids: Ids, places: Places, *, own_only: bool) -> None:
+        """Fill in `places` for the ids that are found."""
+        if len(ids) < _SORTED_MIN:
+            self._search(np.ascontiguousarray(ids[:, 0]), np.ascontiguousarray(ids[:, 1]), places, own_only)
+            return
+        # Ascending, so that neighbouring ids are looked for in neighbouring pages of every column.
+        order = np.ascontiguousarray(ids[:, 0]).argsort()
+        found = np.zeros(len(ids), PLACE)
+        self._search(ids[order, 0], ids[order, 1], found, own_only)
+        places[order] = found
+
+    def _search(self, lo: Column64, hi: Column64, places: Places, own_only: bool) -> None:
+        may = self.gate.may_hold(lo, hi)
+        left: Mask | None = None  # None: all of them
+        for view in self.mine() if own_only else self.all():
+            group = self.groups.get(view, 0 if view in self.fresh else None)
+            if group is not None:
+                (asked,) = may[group].nonzero()
+            elif left is not None:
+                (asked,) = left.nonzero()
+            else:
+                asked = np.arange(len(lo))
+            found = view.find(lo[asked], hi[asked]) if asked.size else None
+            if found is None:
+                continue
+            which = asked[found.which]
+            for name, values in zip(PLACE.names or (), found[1:], strict=True):
+                places[name][which] = values
+            left = np.ones(len(lo), np.bool_) if left is None else left
+            left[which] = False
+            may[:, which] = False
 
 
 class PackIndex:
@@ -55,7 +103,7 @@ class PackIndex:
     def __init__(self, *, own_only: bool = False) -> None:
         self._own_only = own_only
         self._lock = threading.Lock()
-        self._views = _Views()
+        self._views = _Views.of((), (), ())
         self._asked = 0
         self._claimed: set[bytes] = set()
         self._barred_packs: set[int] = set()
@@ -78,9 +126,9 @@ class PackIndex:
         if not count:
             return places
         views = self._views
-        if views.gate is None:
+        if not views.weighed:
             self._weigh_filter(views, count)
-        _search(views, self._own_only, ids, places)
+        views.search(ids, places, own_only=self._own_only)
         return places
 
     def claim(self, ids: Ids) -> tuple[Places, Mask]:
@@ -95,25 +143,30 @@ class PackIndex:
         absent = np.flatnonzero(places["length"] == 0)
         if not absent.size:
             return places, claimed
-        raw = ids[absent].tobytes()
         with self._lock:
             if self._views is not views:
                 # A pack came in between: what it lists is claimed no longer, so it would be sent again.
                 late = np.zeros(len(absent), dtype=PLACE)
-                _search(self._views, True, ids[absent], late)
+                self._views.search(ids[absent], late, own_only=True)
                 places[absent] = late
-            for position, row in enumerate(absent):
-                ident = raw[position * ID_BYTES : (position + 1) * ID_BYTES]
-                if not places["length"][row] and ident not in self._claimed:
-                    self._claimed.add(ident)
-                    claimed[row] = True
+                absent = absent[late["length"] == 0]
+            idents = _idents(ids[absent])
+            new = set(idents) - self._claimed
+            self._claimed |= new
+        if len(new) == len(idents):
+            claimed[absent] = True
+            return places, claimed
+        for row, ident in zip(absent.tolist(), idents, strict=True):
+            if ident in new:
+                new.remove(ident)
+                claimed[row] = True
         return places, claimed
 
     def release(self, ids: Ids) -> None:
         """End the claims on these ids, where there are any: they will not be sent after all."""
-        raw = ids.tobytes()
+        idents = _idents(ids)
         with self._lock:
-            self._claimed.difference_update(raw[at : at + ID_BYTES] for at in range(0, len(raw), ID_BYTES))
+            self._claimed.difference_update(idents)
 
     def release_all(self) -> None:
         """End every claim."""
@@ -127,24 +180,21 @@ class PackIndex:
     def add_pack(self, pack: FinishedPack | PackAck) -> None:
         """List a pack the store has acknowledged; ends the claims on its ids."""
         view = view_of_pack(pack)
-        home = np.array([pack.name.key], np.uint64)
-        raw = pack.ids.tobytes()
+        key = np.array([pack.name.key], np.uint64)
+        idents = _idents(pack.ids)
         with self._lock:
             views = self._views
-            if views.gate is not None:
-                views.gate.add(view.columns.lo, view.columns.hi)
             for other in views.foreign:
-                if other.holds_packs(home).any():
-                    other.bar_packs(home)
+                other.bar_packs(key)
+            self._bar_in([view])
             fresh = [*views.fresh, view]
             # Neighbours of like size are joined, so that there are few and each entry is copied few times.
             while len(fresh) > 1 and len(fresh[-2]) <= 2 * len(fresh[-1]):
                 fresh[-2:] = [join_views(fresh[-2:])]
-            self._bar_in(fresh[-1:])
-            self._views = replace(
-                views, fresh=tuple(fresh), gated=views.gated.union(fresh) if views.gate else views.gated
-            )
-            self._claimed.difference_update(raw[at : at + ID_BYTES] for at in range(0, len(raw), ID_BYTES))
+                self._bar_in(fresh[-1:])
+            views.gate.add(view.columns.lo, view.columns.hi)
+            self._views = replace(views, fresh=tuple(fresh))
+            self._claimed.difference_update(idents)
 
     def install(self, own: Sequence[View], foreign: Sequence[View]) -> None:
         """Replace the mirror's views; packs in memory that own views list leave memory."""
@@ -153,7 +203,7 @@ class PackIndex:
             fresh = [view for view in kept if len(view)]
             self._bar_in([*own, *foreign, *fresh])
             _bar_ambiguous([*own, *fresh], foreign)
-            self._views, self._asked = _Views(tuple(fresh), tuple(own), tuple(foreign)), 0
+            self._views, self._asked = _Views.of(fresh, own, foreign), 0
 
     def bar(self, pack_keys: Iterable[int] = (), writers: Iterable[bytes] = ()) -> None:
         """Rely on nothing in these packs, nor in any pack of these writers, for the rest of the session.
@@ -193,11 +243,12 @@ class PackIndex:
         """Return every pack known under this key: one, none, or several by a freak or forgery; own ones first."""
         found: dict[PackName, None] = {}
         views = self._views
-        for view in (*views.fresh, *views.own):
-            found.update((pack_name(row), None) for row in view.pack_rows(key))
-        found.update((name, None) for name in self._learnt.get(key, ()))
+        asked = np.array([key], np.uint64)
+        for view in views.mine():
+            found.update(dict.fromkeys(pack_names(view.pack_rows(asked)[1])))
+        found.update(dict.fromkeys(self._learnt.get(key, ())))
         for view in views.foreign:
-            found.update((pack_name(row), None) for row in view.pack_rows(key))
+            found.update(dict.fromkeys(pack_names(view.pack_rows(asked)[1])))
         return list(found)
 
     def pack_name(self, key: int) -> PackName | None:
@@ -209,14 +260,13 @@ class PackIndex:
         """Return, for each key, the pack it stands for or None."""
         unique, inverse = np.unique(keys, return_inverse=True)
         names: list[PackName | None] = [None] * len(unique)
-        for view in self._views.all():
-            for held in np.flatnonzero(view.holds_packs(unique)):
-                if names[held] is None:
-                    names[held] = pack_name(view.pack_rows(int(unique[held]))[0])
-        for position, name in enumerate(names):
-            if name is None:
-                names[position] = self.pack_name(int(unique[position]))
-        return [names[position] for position in inverse]
+        views = self._views
+        _name(names, (view.pack_rows(unique) for view in views.mine()))
+        for position, key in enumerate(unique.tolist()):
+            if names[position] is None and key in self._learnt:
+                names[position] = self._learnt[key][0]
+        _name(names, (view.pack_rows(unique) for view in views.foreign))
+        return [names[position] for position in inverse.tolist()]
 
     def writers_of(self, keys: npt.NDArray[np.uint64]) -> set[bytes]:
         """Return the writers of the packs with these keys, as far as they are known."""
@@ -233,11 +283,7 @@ class PackIndex:
         """
         unique, inverse = np.unique(keys, return_inverse=True)
         names: list[PackName | None] = [None] * len(unique)
-        views = self._views
-        for view in (*views.fresh, *views.own):
-            which, rows = view.own_packs(unique, writer)
-            for position, row in zip(which.tolist(), rows, strict=True):
-                names[position] = names[position] or pack_name(row)
+        _name(names, (view.own_packs(unique, writer) for view in self._views.mine()))
         return [names[position] for position in inverse.tolist()]
 
     def delta_sources(self, ids: Ids, places: Places) -> tuple[Rows, Column64, Mask]:
@@ -247,10 +293,9 @@ class PackIndex:
         knows at exactly this place, or knows without its sources. What is barred does not matter here.
         """
         answered: Mask = places["length"] & U32.type(DELTA_FLAG) == 0
-        views = self._views
         positions: list[Rows] = []
         keys: list[Column64] = []
-        for view in (*views.fresh, *views.own):
+        for view in self._views.mine():
             open_ = np.flatnonzero(~answered)
             if not open_.size:
                 break
@@ -277,25 +322,25 @@ class PackIndex:
         with self._lock:
             self._asked += count
             held = sum(len(view) for view in views.all() if len(view) <= IDS_MAX)
-            if len(views.own) + len(views.foreign) < 2 or self._asked * _FILTER_PAYS < held:
+            if self._asked * _FILTER_PAYS < held:
                 return
             self._asked = -(1 << 62)
-        gated: list[View] = []
-        room = IDS_MAX
+        groups: dict[View, int] = {}
+        ids = _FRESH_EXPECTED
         for view in sorted((*views.own, *views.foreign), key=len):
-            room -= len(view)
-            if room >= 0:
-                gated.append(view)
-        gate = IdFilter(sum(len(view) for view in gated) + _FRESH_EXPECTED)
-        for view in gated:
-            gate.add(view.columns.lo, view.columns.hi)
+            ids += len(view)
+            if ids <= IDS_MAX:
+                groups[view] = 1 + len(groups) % (GROUPS_MAX - 1)
+        gate = IdFilter(_FRESH_EXPECTED + sum(map(len, groups)), 1 + max(groups.values(), default=0))
+        for view, group in groups.items():
+            gate.add(view.columns.lo, view.columns.hi, group)
         with self._lock:
             now = self._views
             if now.own is not views.own or now.foreign is not views.foreign:
                 return
             for view in now.fresh:
                 gate.add(view.columns.lo, view.columns.hi)
-            self._views = replace(now, gate=gate, gated=frozenset((*gated, *now.fresh)))
+            self._views = replace(now, gate=gate, groups=groups, weighed=True)
 
 
 def _bar_ambiguous(own: Sequence[View], foreign: Sequence[View]) -> None:
@@ -304,33 +349,32 @@ def _bar_ambiguous(own: Sequence[View], foreign: Sequence[View]) -> None:
     A place names its pack by eight bytes of the hash, and what a foreign table lists need not exist: so another
     pack, an own one even, could be made to seem to hold what a liar says.
     """
-    tables = [view.rows for view in (*own, *foreign) if len(view.rows)]
-    if not foreign or not tables:
+    if not foreign:
         return
-    rows = np.concatenate(tables).view(np.uint64).reshape(-1, PACK_ROW_BYTES // 8)
-    rows = rows[np.argsort(rows[:, _KEY_COLUMN], kind="stable")]
-    same = rows[1:, _KEY_COLUMN] == rows[:-1, _KEY_COLUMN]
-    doubtful = np.unique(rows[1:][same & (rows[1:] != rows[:-1]).any(axis=1), _KEY_COLUMN])
-    if doubtful.size:
+    keys = np.concatenate([view.keys for view in (*own, *foreign)])
+    keys.sort()
+    twice = np.unique(keys[1:][keys[1:] == keys[:-1]])
+    for start in range(0, len(twice), _ROWS_COMPARED):
+        part = twice[start : start + _ROWS_COMPARED]
+        first = np.zeros((len(part), PACK_ROW_BYTES // 8), np.uint64)
+        doubtful: Mask = np.zeros(len(part), np.bool_)
+        for view in (*own, *foreign):
+            which, rows = view.pack_rows(part)
+            words = rows.view(np.uint64).reshape(-1, PACK_ROW_BYTES // 8)
+            known = first[which].any(axis=1)
+            first[which[~known]] = words[~known]
+            doubtful[which[(words != first[which]).any(axis=1)]] = True
         for view in foreign:
-            view.bar_packs(doubtful)
+            view.bar_packs(part[doubtful])
 
 
-def _search(views: _Views, own_only: bool, ids: Ids, places: Places) -> None:
-    """Fill in `places` for the ids that are found."""
-    order = np.argsort(ids[:, 0])
-    lo, hi = np.ascontiguousarray(ids[order, 0]), np.ascontiguousarray(ids[order, 1])
-    absent = np.ones(len(order), np.bool_)
-    passed = absent if views.gate is None else views.gate.may_hold(lo, hi)
-    # Positions still to be looked for: in every view, and in gated ones.
-    every, likely = np.flatnonzero(absent), np.flatnonzero(passed)
-    for view in (*views.fresh, *views.own) if own_only else views.all():
-        asked = likely if view in views.gated else every
-        if not asked.size:
-            continue
-        which, rows = view.find(lo[asked], hi[asked])
-        if which.size:
-            found = asked[which]
-            places[order[found]] = view.places(rows)
-            absent[found] = False
-            every, likely = np.flatnonzero(absent), np.flatnonzero(absent & passed)
+def _name(names: list[PackName | None], found: Iterable[tuple[Rows, PackRows]]) -> None:
+    """Name what is not named yet; `found`: pairs (position in `names`, table row)."""
+    for which, rows in found:
+        for position, name in zip(which.tolist(), pack_names(rows), strict=True):
+            names[position] = names[position] or name
+
+
+def _idents(ids: Ids) -> list[bytes]:
+    """Return the ids as 16 bytes each."""
+    return cast("list[bytes]", ids.reshape(-1).view(_IDENT).tolist())

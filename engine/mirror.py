@@ -20,7 +20,7 @@ from engine.errors import StateCorrupt, StoreCorrupt
 from engine.fragment import INDEX_HEADER_BYTES, Fragment, Layout, open_fragment, view_fragment
 from engine.merge import count_kept, count_kept_sources, in_order, merge_listings
 from engine.names import FragmentName
-from engine.packtable import KINDS, PackRows, join_tables
+from engine.packtable import PackRows, join_tables
 from engine.ports import MirrorFiles
 from engine.subkeys import DomainKeys
 from engine.view import View
@@ -227,11 +227,8 @@ class Mirror:
                 contents[FragmentName(of, incarnation, sequence)] = Stamp(size, checksum)
             else:
                 superseded.add(FragmentName(of, incarnation, sequence))
-        rows = layout.rows(data)
-        if bool((rows["kind"] >= len(KINDS)).any()):
-            raise StoreCorrupt(file, "it names a pack of an unknown kind")
         listed = np.frombuffer(data, np.bool_, packs, layout.trailer)
-        view = View(layout.columns(data), rows, own, _source_rows(layout, data), listed)
+        view = View(layout.columns(data), layout.rows(data), own, _source_rows(layout, data), listed)
         return Local(file, view, contents, frozenset(superseded))
 
 

@@ -5,6 +5,7 @@ A row is `writer 16 | hash 32 | size u32 | kind u32` (0 data, 1 page). Tables ar
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeAlias
 
@@ -18,6 +19,7 @@ PACK_ROW: Final = np.dtype([("writer", "u1", (16,)), ("hash", "u1", (32,)), ("si
 PACK_ROW_BYTES: Final = PACK_ROW.itemsize
 PACK_BYTES_MAX: Final = 80 << 20  # nothing larger is taken for a pack
 KINDS: Final = ("data", "page")
+_ROW: Final = struct.Struct("<16s32sII")
 DROPPED: Final = 0xFFFFFFFF  # in a row map: this pack is left out
 
 PackRows: TypeAlias = npt.NDArray[np.void]  # dtype PACK_ROW, shape (n,)
@@ -27,8 +29,7 @@ def rows_of(names: Iterable[PackName]) -> PackRows:
     """Return the rows of `names`, sorted by hash, each pack once."""
     unique = {name.hash: name for name in names}
     packed = [
-        b"".join((name.writer, digest, name.size.to_bytes(4, "little"), KINDS.index(name.kind).to_bytes(4, "little")))
-        for digest, name in sorted(unique.items())
+        _ROW.pack(name.writer, digest, name.size, KINDS.index(name.kind)) for digest, name in sorted(unique.items())
     ]
     return np.frombuffer(bytearray(b"".join(packed)), PACK_ROW)
 
@@ -49,6 +50,14 @@ def sorted_rows(rows: PackRows) -> PackRows:
 def pack_name(row: np.void) -> PackName:
     """Return the name of the pack a checked row stands for."""
     return PackName(KINDS[int(row["kind"])], row["writer"].tobytes(), row["hash"].tobytes(), int(row["size"]))
+
+
+def pack_names(rows: PackRows) -> list[PackName]:
+    """Return the names of the packs that checked rows stand for; `pack_name` costs several times as much a row."""
+    raw = rows.tobytes()
+    starts = range(0, len(raw), PACK_ROW_BYTES)
+    columns = zip(starts, rows["size"].tolist(), rows["kind"].tolist(), strict=True)
+    return [PackName(KINDS[kind], raw[at : at + 16], raw[at + 16 : at + 48], size) for at, size, kind in columns]
 
 
 def fault_in(rows: PackRows) -> str | None:
@@ -102,7 +111,7 @@ class PackTable:
 
     def names(self) -> list[PackName]:
         """Return the names of all packs, sorted by hash."""
-        return [pack_name(row) for row in self.rows]
+        return pack_names(self.rows)
 
 
 def _hashes(rows: PackRows) -> npt.NDArray[np.bytes_]:

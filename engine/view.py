@@ -8,24 +8,42 @@ only make a look-up slower.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from engine.acks import PackAck
+from engine.acks import PackAck, SourceTable
 from engine.block import DELTA_FLAG, PLACE, Mask, Places
-from engine.columns import NO_SOURCES, U32, U64, Column64, Columns, Listing, Rows, SourceRows, concatenate, sort_order
+from engine.columns import (
+    NO_SOURCES,
+    U32,
+    Column32,
+    Column64,
+    Columns,
+    Listing,
+    Rows,
+    SourceRows,
+    concatenate,
+    lower_bound,
+    sort_order,
+)
 from engine.pack import FinishedPack
-from engine.packtable import PackRows, join_tables, rows_of
+from engine.packtable import KINDS, PACK_ROW_BYTES, PackRows, join_tables, pack_names, rows_of
 
 # Of an id listed more often than this in one view, the rest is not looked at.
 PLACES_MAX: Final = 256
 _SLICE: Final = 1 << 18
+# The first eight bytes of the hashes of table rows, where they lie.
+_KEYS: Final = np.dtype({"names": ["key"], "formats": ["<u8"], "offsets": [16], "itemsize": PACK_ROW_BYTES})
 
 
-def keys_of(rows: PackRows) -> Column64:
-    """Return the 8-byte pack keys of table rows, as places hold them."""
-    return np.ascontiguousarray(rows["hash"][:, :8]).view(U64).reshape(-1)
+class Found(NamedTuple):
+    """Ids that were found: their positions among those asked for, and a place to rely on for each, as columns."""
+
+    which: Rows
+    pack: Column64
+    offset: Column32
+    length: Column32
 
 
 class View:
@@ -35,9 +53,11 @@ class View:
     pack, own deltas with a source in one, and entries with a row no table has (a damaged mirror) are passed over.
     A pack is *listed* here if it has entries; the table also names packs that only hold sources. `listed`: which
     rows of the table are; None: found out when it matters.
+
+    Opening a view reads nothing of it. What is held for its packs, 12 bytes each, is made when they are looked up.
     """
 
-    __slots__ = ("_barred", "_key_order", "_listed", "_sorted_keys", "columns", "keys", "own", "rows", "sources")
+    __slots__ = ("_barred", "_counts", "_listed", "_sorted", "columns", "keys", "own", "rows", "sources")
 
     def __init__(
         self, columns: Columns, rows: PackRows, own: bool, sources: SourceRows = NO_SOURCES, listed: Mask | None = None
@@ -45,11 +65,11 @@ class View:
         self.columns, self.rows, self.own = columns, rows, own
         # Other systems' deltas are never relied on: their sources are never searched.
         self.sources = sources._replace(entry=np.ascontiguousarray(sources.entry)) if own else sources
-        self.keys = keys_of(rows)
-        self._key_order = np.argsort(self.keys, kind="stable").astype(U32)
-        self._sorted_keys = self.keys[self._key_order]
-        self._barred: Mask = np.zeros(len(rows), dtype=np.bool_)
+        self.keys: Column64 = rows.view(_KEYS)["key"]
+        self._sorted: tuple[Column64, Column32] | None = None
+        self._barred: Mask | None = None
         self._listed = listed
+        self._counts: dict[bytes, int] = {}
 
     def __len__(self) -> int:
         return self.columns.entries
@@ -61,42 +81,52 @@ class View:
 
     def bar_packs(self, keys: Column64) -> None:
         """Pass over the entries of these packs, and own deltas with a source in them, from now on."""
-        self._barred |= np.isin(self.keys, keys)
+        self._bar(self._rows_with(keys)[1])
 
     def bar_writers(self, writers: set[bytes]) -> None:
         """Pass over the entries of all packs of these writers, and own deltas on them, from now on."""
         for writer in writers:
-            self._barred |= (self.rows["writer"] == np.frombuffer(writer, np.uint8)).all(axis=1)
+            self._bar(np.flatnonzero(self._of_writer(writer)))
 
-    def find(self, lo: Column64, hi: Column64) -> tuple[Rows, Rows]:
-        """Return (which of the ids were found, the row to rely on for each); `lo` sorted makes it faster."""
+    def find(self, lo: Column64, hi: Column64) -> Found | None:
+        """Return a place to rely on for each id that has one here; None: there is none."""
         columns = self.columns
-        at: Rows = columns.lo.searchsorted(lo)
-        hit = columns.lo.take(at, mode="clip") == lo if columns.entries else np.zeros(len(lo), np.bool_)
-        if not hit.any():
-            return _NONE, _NONE
-        which = np.flatnonzero(hit)
+        if not columns.entries:
+            return None
+        at = lower_bound(columns.lo, lo)
+        (which,) = (columns.lo.take(at, mode="clip") == lo).nonzero()
+        if not which.size:
+            return None
         rows = at[which]
-        # The usual case, for the whole batch at once: the id stands here once, and its pack may be relied on.
-        plain = columns.hi[rows] == hi[which]
-        plain &= columns.lo.take(rows + 1, mode="clip") != lo[which]
-        plain |= (columns.hi[rows] == hi[which]) & (rows + 1 == columns.entries)
-        plain &= self.usable(rows)
-        for position in np.flatnonzero(~plain):
-            candidates = self.rows_of(lo[which[position]], hi[which[position]])
-            usable = candidates[self.usable(candidates)]
-            rows[position] = usable[0] if usable.size else -1
-        found = rows >= 0
-        return which[found], rows[found]
+        same = columns.hi.take(rows) == hi[which]
+        pack, length = columns.pack.take(rows), columns.length.take(rows)
+        # The usual case, for the whole batch at once: the first entry there may be relied on.
+        plain = self._barred is None and int(length.max()) < DELTA_FLAG and int(pack.max()) < len(self.rows)
+        if not plain or np.count_nonzero(same) < len(same):
+            same &= self.usable(rows)
+            for position in np.flatnonzero(~same).tolist():
+                candidates = self.rows_of(lo[which[position]], hi[which[position]])
+                usable = candidates[self.usable(candidates)]
+                rows[position] = usable[0] if usable.size else -1
+            which, rows = which[rows >= 0], rows[rows >= 0]
+            if not which.size:
+                return None
+            pack, length = columns.pack.take(rows), columns.length.take(rows)
+        return Found(which, self.keys[pack], columns.offset.take(rows), length)
 
     def find_exact(self, lo: Column64, hi: Column64, places: Places) -> Rows:
         """Return, for each id, the row of the entry at exactly that place, barred or not; -1: there is none."""
+        columns = self.columns
         rows: Rows = np.full(len(lo), -1, np.intp)
-        if not self.columns.entries:
+        if not columns.entries:
             return rows
-        at: Rows = self.columns.lo.searchsorted(lo)
-        which = np.flatnonzero(self.columns.lo.take(at, mode="clip") == lo)
-        for position in which.tolist():
+        at = lower_bound(columns.lo, lo)
+        (which,) = (columns.lo.take(at, mode="clip") == lo).nonzero()
+        first, wanted = at[which], places[which]
+        exact = (columns.hi[first] == hi[which]) & (columns.pack[first] < len(self.rows))
+        exact[exact] = self.places(first[exact]) == wanted[exact]
+        rows[which[exact]] = first[exact]
+        for position in which[~exact].tolist():
             candidates = self.rows_of(lo[position], hi[position])
             same = candidates[self.places(candidates) == places[position]]
             rows[position] = same[0] if same.size else -1
@@ -106,7 +136,7 @@ class View:
         """Return the rows of all entries of one id, barred or not, at most PLACES_MAX."""
         start, stop = self.columns.bound(lo, hi, "left"), self.columns.bound(lo, hi, "right")
         rows: Rows = np.arange(start, min(stop, start + PLACES_MAX), dtype=np.intp)
-        return rows[self.columns.pack[rows] < len(self.keys)]
+        return rows[self.columns.pack[rows] < len(self.rows)]
 
     def places(self, rows: Rows) -> Places:
         """Return the places of the entries at `rows`."""
@@ -117,14 +147,20 @@ class View:
 
     def usable(self, rows: Rows) -> Mask:
         """Tell which of the entries at `rows` may be relied on."""
-        pack = self.columns.pack[rows]
-        usable: Mask = pack < len(self.keys)
-        usable[usable] = ~self._barred[pack[usable]]
+        usable = self._open(self.columns.pack[rows])
         delta = np.flatnonzero(self.columns.length[rows] & U32.type(DELTA_FLAG))
         if delta.size:
             # Only its writer can vouch for a delta's sources.
             usable[delta] &= self._usable_sources(rows[delta]) if self.own else False
         return usable
+
+    def barred(self, rows: Rows) -> Mask:
+        """Tell which of the entries at `rows` are not to be relied on, but for another system's deltas."""
+        barred = ~self._open(self.columns.pack[rows])
+        delta = np.flatnonzero(self.columns.length[rows] & U32.type(DELTA_FLAG)) if self.own else _NONE
+        if delta.size:
+            barred[delta] |= ~self._usable_sources(rows[delta])
+        return barred
 
     def sources_of(self, rows: Rows) -> tuple[Rows, Column64, Mask]:
         """Return the packs that hold the sources of the own deltas at `rows`, barred or not.
@@ -134,39 +170,44 @@ class View:
         which, packs = self.sources.find(rows)
         known: Mask = np.zeros(len(rows), np.bool_)
         known[which] = True
-        known[which[packs >= len(self.keys)]] = False
+        known[which[packs >= len(self.rows)]] = False
         kept = known[which]
         return which[kept], self.keys[packs[kept]], known
 
     def own_packs(self, keys: Column64, writer: bytes) -> tuple[Rows, PackRows]:
         """Return pairs (which of `keys`, table row) of the packs of `writer` listed here and not barred."""
-        starts = self._sorted_keys.searchsorted(keys, "left")
-        counts = self._sorted_keys.searchsorted(keys, "right") - starts
-        which = np.repeat(np.arange(len(keys)), counts)
-        at = np.arange(len(which)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
-        table = self._key_order[at]
-        good = self.listed()[table] & ~self._barred[table]
+        which, table = self._rows_with(keys)
+        good = self.listed()[table] & self._open(table) & (self.rows["kind"][table] < len(KINDS))
         good &= (self.rows["writer"][table] == np.frombuffer(writer, np.uint8)).all(axis=1)
         return which[good], self.rows[table[good]]
 
-    def pack_rows(self, key: int) -> PackRows:
-        """Return the table rows of the packs with this key: none, one, or several by a freak or forgery."""
-        start = int(self._sorted_keys.searchsorted(np.uint64(key), "left"))
-        stop = int(self._sorted_keys.searchsorted(np.uint64(key), "right"))
-        return self.rows[self._key_order[start:stop]]
+    def pack_rows(self, keys: Column64) -> tuple[Rows, PackRows]:
+        """Return pairs (which of `keys`, table row) of all packs with these keys.
+
+        One key has no row here, one, or several by a freak or forgery.
+        """
+        which, table = self._rows_with(keys)
+        good = self.rows["kind"][table] < len(KINDS)
+        return which[good], self.rows[table[good]]
 
     def holds_packs(self, keys: Column64) -> Mask:
         """Tell which of these packs the table names, for entries or for sources."""
-        return _within(keys, self._sorted_keys)
+        held: Mask = np.zeros(len(keys), np.bool_)
+        held[self._rows_with(keys)[0]] = True
+        return held
 
     def lists_packs(self, keys: Column64) -> Mask:
         """Tell of which of these packs there are entries here."""
-        return _within(keys, self._sorted_keys[self.listed()[self._key_order]])
+        which, table = self._rows_with(keys)
+        held: Mask = np.zeros(len(keys), np.bool_)
+        held[which[self.listed()[table]]] = True
+        return held
 
     def count_packs(self, writer: bytes) -> int:
         """Return how many packs of this writer there are entries of."""
-        of_writer = (self.rows["writer"] == np.frombuffer(writer, np.uint8)).all(axis=1)
-        return int(np.count_nonzero(of_writer & self.listed()))
+        if writer not in self._counts:
+            self._counts[writer] = int(np.count_nonzero(self._of_writer(writer) & self.listed()))
+        return self._counts[writer]
 
     def listed(self) -> Mask:
         """Tell which rows of the table are of packs with entries here, not only of packs that hold sources."""
@@ -184,9 +225,10 @@ class View:
 
     def without_packs(self, *others: View) -> View:
         """Return this view less the entries of packs that `others` list; itself if they list none of them."""
-        gone: Mask = np.zeros(len(self.keys), np.bool_)
+        keys = np.ascontiguousarray(self.keys)
+        gone: Mask = np.zeros(len(keys), np.bool_)
         for other in others:
-            gone |= other.lists_packs(self.keys)
+            gone |= other.lists_packs(keys)
         gone &= self.listed()
         if not gone.any():
             return self
@@ -200,23 +242,41 @@ class View:
         sources = left.sources._replace(pack=row_map[left.sources.pack])
         return View(columns, self.rows[kept], self.own, sources, listed[kept])
 
-    def barred(self, rows: Rows) -> Mask:
-        """Tell which of the entries at `rows` are not to be relied on because of what was barred."""
-        delta = np.flatnonzero(self.columns.length[rows] & U32.type(DELTA_FLAG)) if self.own else _NONE
-        barred = self._barred[self.columns.pack[rows]]
-        if delta.size:
-            barred[delta] |= ~self._usable_sources(rows[delta])
-        return barred
-
     def _usable_sources(self, rows: Rows) -> Mask:
         which, packs = self.sources.find(rows)
         usable: Mask = np.zeros(len(rows), np.bool_)
         usable[which] = True
-        inside = packs < len(self.keys)
-        bad = ~inside
-        bad[inside] = self._barred[packs[inside]]
-        usable[which[bad]] = False
+        usable[which[~self._open(packs)]] = False
         return usable
+
+    def _open(self, table: Column32 | Rows) -> Mask:
+        """Tell which of these rows of the table there are, and are not barred."""
+        there: Mask = table < len(self.rows)
+        if self._barred is not None:
+            there[there] = ~self._barred[table[there]]
+        return there
+
+    def _bar(self, table: Rows) -> None:
+        if table.size:
+            barred: Mask = np.zeros(len(self.rows), np.bool_) if self._barred is None else self._barred.copy()
+            barred[table] = True
+            self._barred = barred
+
+    def _of_writer(self, writer: bytes) -> Mask:
+        of_writer: Mask = (self.rows["writer"] == np.frombuffer(writer, np.uint8)).all(axis=1)
+        return of_writer
+
+    def _rows_with(self, keys: Column64) -> tuple[Rows, Rows]:
+        """Return pairs (which of `keys`, row of the table)."""
+        if self._sorted is None:
+            order = np.argsort(self.keys, kind="stable").astype(U32)
+            self._sorted = self.keys[order], order
+        ascending, order = self._sorted
+        starts = ascending.searchsorted(keys, "left")
+        counts = ascending.searchsorted(keys, "right") - starts
+        which = np.repeat(np.arange(len(keys)), counts)
+        at = np.arange(len(which)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+        return which, order[at].astype(np.intp)
 
 
 _NONE: Final[Rows] = np.empty(0, dtype=np.intp)
@@ -225,18 +285,16 @@ _NONE: Final[Rows] = np.empty(0, dtype=np.intp)
 def view_of_pack(pack: FinishedPack | PackAck) -> View:
     """Return the view of one own pack."""
     order = sort_order(pack.ids[:, 0], pack.ids[:, 1])
-    names = {source.hash: source for _, source in pack.sources}
-    names[pack.name.hash] = pack.name
-    rows = rows_of(names.values())
-    row_of = {row["hash"].tobytes(): position for position, row in enumerate(rows)}
+    table = SourceTable.of(pack)
+    rows = rows_of([pack.name, *table.packs])
+    row_of = {name.hash: at for at, name in enumerate(pack_names(rows))}
     home = row_of[pack.name.hash]
     sources = NO_SOURCES
     if pack.sources:
         ranks = np.empty(len(order), np.intp)
         ranks[order] = np.arange(len(order))
-        entry = np.array([entry for entry, _ in pack.sources], U32)
-        sources = SourceRows(entry, np.array([row_of[source.hash] for _, source in pack.sources], U32))
-        sources = sources.renumbered(ranks)
+        row_map = np.array([row_of[name.hash] for name in table.packs], U32)
+        sources = SourceRows(table.entry, row_map[table.pack]).renumbered(ranks)
     columns = Columns(
         pack.ids[order, 0], pack.ids[order, 1], np.full(len(order), home, U32), pack.offsets[order], pack.lengths[order]
     )
@@ -255,10 +313,3 @@ def join_views(views: Sequence[View]) -> View:
         parts.append(Listing(columns, view.sources._replace(pack=row_map[view.sources.pack])))
     joined = concatenate(parts)
     return View(joined.columns, rows, True, joined.sources, listed)
-
-
-def _within(keys: Column64, ascending: Column64) -> Mask:
-    if not len(ascending):
-        return np.zeros(len(keys), np.bool_)
-    held: Mask = ascending.take(ascending.searchsorted(keys), mode="clip") == keys
-    return held

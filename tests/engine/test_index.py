@@ -265,19 +265,20 @@ def test_the_filter_lets_everything_through_that_was_added(
     added: list[tuple[int, int]], asked: list[tuple[int, int]]
 ) -> None:
     gate = IdFilter(len(added))
-    ids = as_ids(added)
+    ids = as_ids(sorted(added))
     gate.add(ids[:, 0].copy(), ids[:, 1].copy())
-    both = as_ids(added + asked)
+    both = as_ids(sorted(added) + asked)
     passed = gate.may_hold(both[:, 0].copy(), both[:, 1].copy())
-    assert passed[: len(added)].all()
+    assert passed[0, : len(added)].all()
 
 
 def test_the_filter_holds_most_new_ids_back() -> None:
     ids = random_ids(np.random.default_rng(1), 200_000)
+    ids = ids[ids[:, 0].argsort()]
     gate = IdFilter(len(ids))
     gate.add(ids[:, 0].copy(), ids[:, 1].copy())
     new = random_ids(np.random.default_rng(2), 20_000)
-    assert gate.may_hold(new[:, 0].copy(), new[:, 1].copy()).mean() < 0.03
+    assert gate.may_hold(new[:, 0].copy(), new[:, 1].copy()).mean() < 0.01
 
 
 def test_a_view_of_a_damaged_mirror_is_passed_over_and_never_read_beyond() -> None:
