@@ -20,6 +20,7 @@ FILES = (
     "journal",
     "sessions",
     "history.sqlite",
+    "history.sqlite-journal",
     "lock",
     "volumes/*/head",
     "volumes/*/map",
@@ -29,6 +30,13 @@ FILES = (
     "volumes/*/staged.masks",
     "volumes/*/staged.sums",
     "volumes/*/staged.seal",
+    "volumes/*/parts",
+    "volumes/*/origins",
+    "volumes/*/parts.sums",
+    "volumes/*/staged.parts",
+    "volumes/*/staged.origins",
+    "volumes/*/staged.parts.sums",
+    "volumes/*/staged.parts.masks",
     "index/{vault}/*",
     "index/{cache}/*",
     "index/{vault}.acks",
@@ -111,7 +119,7 @@ def test_any_file_of_local_state_may_be_lost_or_damaged(
 ) -> None:
     template: CrashMachine = request.getfixturevalue(which)
     found = files_of(template, pattern)
-    if which == "killed" or pattern not in ("journal", "volumes/*/staged.seal"):
+    if which == "killed" or pattern not in ("journal", "sessions", "volumes/*/staged.seal"):
         assert found, f"there is no {pattern} in a state directory any more: what replaced it?"
     # Of several files of a kind each meets one kind of damage at least, and each kind of damage one file.
     for number, how in enumerate(DAMAGES if found else ()):
