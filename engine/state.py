@@ -47,8 +47,9 @@ class PartState(Protocol):
     def stage_parts(self, page: int, mask: int, parts: PartEntries, origins: Origins | None) -> None:
         """Stage entries (shape (64,)) of a page where `mask` has a bit; `origins` None: none of them is of a delta.
 
-        Later calls replace earlier ones. Blocks that are staged without parts lose what was known of theirs. Safe to
-        call from several threads for different pages. Raises: StateCorrupt (also for a full disk).
+        Later calls replace earlier ones: whoever stages other content for a block stages its parts again, too. Blocks
+        that are staged without parts lose what was known of theirs. Safe to call from several threads for different
+        pages. Raises: StateCorrupt (also for a full disk).
         """
         ...
 
