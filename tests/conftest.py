@@ -1,9 +1,14 @@
-"""What holds for all tests: those that need root are named when they cannot run, and in CI nothing is skipped."""
+"""What holds for all tests: those that need root are named when they cannot run, and in CI nothing is skipped.
+
+Tests that call the bench scripts (marker `bench_scripts`) are left out, and counted, where those are not beside the
+checkout: they are no part of it.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +20,17 @@ def is_root() -> bool:
     return hasattr(os, "geteuid") and os.geteuid() == 0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def bench_scripts() -> Path:
+    """Return the folder of peers.py and its like."""
+    return Path(os.environ.get("SHARED", Path(__file__).parents[2] / "shared/bench"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip the tests that need root, by name, where there is none."""
+    if not bench_scripts().is_dir():
+        absent = [item for item in items if item.get_closest_marker("bench_scripts") is not None]
+        items[:] = [item for item in items if item not in absent]
+        config.hook.pytest_deselected(items=absent)
     if is_root():
         return
     for item in items:

@@ -17,12 +17,12 @@ from adapters.config import parse_config
 from deploy.bench import agent, peer
 from deploy.bench.history import Machine, contiguous, latency, lived
 from deploy.bench.meter import AccessWatch, Meter, Stop, load_peers
+from tests.conftest import bench_scripts
 
 ROOT = Path(__file__).parents[2]
-SHARED = Path(os.environ.get("SHARED", ROOT.parent / "shared/bench"))
+SHARED = bench_scripts()
 MIB = 1 << 20
 PAGE = 4096
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the bench scripts in {SHARED}")
 
 
 def tiny_volume(folder: Path) -> Path:
@@ -102,7 +102,7 @@ def rows_of(arguments: list[str]) -> Iterator[dict[str, Any]]:
     yield from map(json.loads, done.stdout.splitlines())
 
 
-@needs_shared
+@pytest.mark.bench_scripts
 def test_the_scenarios_of_peers_run_and_restore_the_same_bytes(tmp_path: Path) -> None:
     data, work = tiny_volume(tmp_path / "data"), tmp_path / "work"
     peers = "forebay-lz4-hints,forebay-lz4-cache"
@@ -121,7 +121,7 @@ def test_the_scenarios_of_peers_run_and_restore_the_same_bytes(tmp_path: Path) -
             assert 300 * PAGE < row["added"] < 2 * 300 * PAGE
 
 
-@needs_shared
+@pytest.mark.bench_scripts
 def test_the_history_of_a_machine_is_measured_day_by_day(tmp_path: Path) -> None:
     data = tiny_volume(tmp_path / "data")
     meter = Meter(load_peers(SHARED), tmp_path / "log", 0)
@@ -138,7 +138,7 @@ def test_the_history_of_a_machine_is_measured_day_by_day(tmp_path: Path) -> None
     assert not (tmp_path / "machine").exists()
 
 
-@needs_shared
+@pytest.mark.bench_scripts
 def test_a_command_that_fails_ends_the_work_and_names_the_log(tmp_path: Path) -> None:
     meter = Meter(load_peers(SHARED), tmp_path / "log", 0)
     with pytest.raises(Stop, match=r"^false ended with exit code 1: see .*log$"):
