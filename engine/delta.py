@@ -7,12 +7,14 @@ source nothing leads further back: whoever can open a block can open at most fou
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from engine.block import BLOCK_BYTES, ID_BYTES, KEY_BYTES, PART_BYTES, PARTS, PLACE, Bytes
+from engine.block import BLOCK_BYTES, ID_BYTES, PART_BYTES, PARTS, PLACE, Bytes
 from engine.errors import StoreCorrupt
 from engine.seal import (
     DELTA,
@@ -22,6 +24,8 @@ from engine.seal import (
     NONCE_BYTES,
     SOURCES_MAX,
     TAG_BYTES,
+    WHOLE,
+    Codec,
     RecordHeader,
     decompress,
     decrypt,
@@ -32,25 +36,16 @@ from engine.seal import (
 TRAVELS: Final = 255  # in the map of a delta: this part is in the delta itself
 NO_PART: Final = 254  # this part lies beyond the end of a short block
 
+# What the links of a delta say of one source.
+LINK: Final = np.dtype([("parts_key", "V32"), ("place", PLACE)])
+
 _SHAPE: Final = struct.Struct("<IB3s")
 _LENGTH: Final = struct.Struct("<I")
 _BITMAP: Final = struct.Struct("<H")
-_PLACE: Final = struct.Struct("<QII")
 _ALL_BEYOND: Final = bytes([NO_PART]) * PARTS
 # By the number of sources: what may stand in the map of a delta for the parts a block has.
 _ORIGINS: Final = tuple(bytes([*range(count), TRAVELS]) for count in range(SOURCES_MAX + 1))
-_NUMBERS: Final = range(PARTS)
 _KIND_AT: Final = 16  # in a record: the byte of its header that tells whole from delta
-
-
-class Link(NamedTuple):
-    """A source of a delta as a reader needs it: `id` 16 bytes, *parts* key 32 bytes, its place in three numbers."""
-
-    id: bytes
-    parts_key: bytes
-    pack: int
-    offset: int
-    length: int
 
 
 class Source(NamedTuple):
@@ -78,7 +73,7 @@ class Parts:
 
     __slots__ = ("_by_number", "content")
 
-    def __init__(self, by_number: Mapping[int, memoryview], content: bytes | None = None) -> None:
+    def __init__(self, by_number: Mapping[int, memoryview], content: bytes | bytearray | None = None) -> None:
         self._by_number, self.content = by_number, content
 
     @property
@@ -94,10 +89,6 @@ class Parts:
         if self.content is None:
             return self._by_number.get(number)
         return memoryview(self.content)[number * PART_BYTES : (number + 1) * PART_BYTES] or None
-
-    def numbers(self) -> set[int]:
-        """Return which parts there are."""
-        return set(self.by_number)
 
 
 def part_length(number: int, block_length: int) -> int:
@@ -126,27 +117,28 @@ def parse_delta(record: Bytes, where: str) -> Delta:
     return Delta(header, view[:links_at], block_length, ids, nonce, view[links_at:links_stop], view[links_stop:])
 
 
-def read_links(delta: Delta, links_key: bytes, where: str) -> tuple[tuple[Link, ...], bytes]:
-    """Return a delta's sources and its map of 16 bytes: where each part comes from. Raises: StoreCorrupt."""
+def read_links(delta: Delta, links_key: bytes, where: str) -> tuple[bytes, bytes]:
+    """Return what a delta says of its sources, dtype LINK once for each, and its map: where each of 16 parts is from.
+
+    Raises: StoreCorrupt.
+    """
     plain = decrypt(links_key, delta.links_nonce, delta.links, delta.frame, where)
-    links = []
-    at = 0
-    for ident in delta.source_ids:
-        links.append(Link(ident, plain[at : at + KEY_BYTES], *_PLACE.unpack_from(plain, at + KEY_BYTES)))
-        at += LINKS_PER_SOURCE
-    part_map = plain[at:]
-    count = -(-delta.block_length // PART_BYTES)
+    part_map, count = plain[-PARTS:], -(-delta.block_length // PART_BYTES)
     # What is left once everything that may stand there is taken out must be nothing.
-    if part_map[count:] != _ALL_BEYOND[count:] or part_map[:count].translate(None, _ORIGINS[len(links)]):
+    unknown = part_map[:count].translate(None, _ORIGINS[len(delta.source_ids)])
+    if unknown or part_map[count:] != _ALL_BEYOND[count:]:
         raise StoreCorrupt(where, "the map of a delta names a source or part it does not have")
-    return tuple(links), part_map
+    return plain[:-PARTS], part_map
 
 
 def open_links(delta: Delta, links_key: bytes, where: str) -> tuple[tuple[Source, ...], bytes]:
-    """Return what `read_links` returns, places as they lie in a block map. Raises: StoreCorrupt."""
+    """Return a delta's sources and its map of 16 bytes: where each part comes from. Raises: StoreCorrupt."""
     links, part_map = read_links(delta, links_key, where)
-    places = np.array([link[2:] for link in links], PLACE)
-    return tuple(Source(link.id, link.parts_key, place) for link, place in zip(links, places, strict=True)), part_map
+    rows = np.frombuffer(links, LINK)
+    sources = (
+        Source(*each) for each in zip(delta.source_ids, map(bytes, rows["parts_key"]), rows["place"], strict=True)
+    )
+    return tuple(sources), part_map
 
 
 def open_parts(delta: Delta, parts_key: bytes, where: str) -> Parts:
@@ -155,11 +147,11 @@ def open_parts(delta: Delta, parts_key: bytes, where: str) -> Parts:
     plain = memoryview(decompress(delta.header.codec, packed, delta.header.plain_length, where))
     (bitmap,) = _BITMAP.unpack_from(plain)
     parts: dict[int, memoryview] = {}
-    at = _BITMAP.size
+    full_parts, at = delta.block_length // PART_BYTES, _BITMAP.size
     while bitmap:
         number = (bitmap & -bitmap).bit_length() - 1
         bitmap &= bitmap - 1
-        length = part_length(number, delta.block_length)
+        length = PART_BYTES if number < full_parts else part_length(number, delta.block_length)
         if length == 0 or at + length > len(plain):
             raise StoreCorrupt(where, "a delta does not hold the parts its bitmap names")
         parts[number] = plain[at : at + length]
@@ -169,13 +161,31 @@ def open_parts(delta: Delta, parts_key: bytes, where: str) -> Parts:
     return Parts(parts)
 
 
-def open_source(source: Source | Link, record: Bytes, where: str) -> Parts:
+def open_source(source: Source, record: Bytes, where: str) -> Parts:
     """Return the parts a source record holds literally, whether it is whole or a delta. Raises: StoreCorrupt."""
-    if bytes(record[:ID_BYTES]) != source.id:
+    return open_literal(source.id, source.parts_key, record, where)
+
+
+def open_literal(ident: bytes, parts_key: bytes, record: Bytes, where: str) -> Parts:
+    """Return the parts that the record with this id (16 bytes) holds literally. Raises: StoreCorrupt."""
+    if record[:ID_BYTES] != ident:
         raise StoreCorrupt(where, "another record lies where the source of a delta should be")
     if len(record) > _KIND_AT and record[_KIND_AT] == DELTA:
-        return open_parts(parse_delta(record, where), source.parts_key, where)
-    return Parts({}, open_content(source.parts_key, record, where))
+        return open_parts(parse_delta(record, where), parts_key, where)
+    return Parts({}, _open_ground(parts_key, record, where))
+
+
+def _open_ground(parts_key: bytes, record: Bytes, where: str) -> bytearray:
+    """Return what `open_content` returns, in memory that a block can be put together in. Raises: StoreCorrupt."""
+    header = parse_header(record, where)
+    if header.kind != WHOLE or header.codec is not Codec.NONE or len(record) != header.record_bytes:
+        return bytearray(open_content(parts_key, record, where))
+    view, content = memoryview(record), bytearray(header.plain_length)
+    try:
+        AESGCM(parts_key).decrypt_into(header.nonce, view[HEADER_BYTES:], view[:HEADER_BYTES], content)
+    except InvalidTag:
+        return bytearray(open_content(parts_key, record, where))  # which says what is wrong
+    return content
 
 
 def has_all(parts: Parts, part_map: bytes, origin: int, block_length: int) -> bool:
@@ -195,22 +205,35 @@ def assemble(delta: Delta, part_map: bytes, own: Parts, taken: Mapping[int, Part
     return bytes(put_together(delta, part_map, own, taken, where))
 
 
-def put_together(delta: Delta, part_map: bytes, own: Parts, taken: Mapping[int, Parts], where: str) -> bytearray:
-    """Return what `assemble` returns, in the memory it was put together in. Raises: StoreCorrupt."""
-    if own.numbers() != {number for number in _NUMBERS if part_map[number] == TRAVELS}:
-        raise StoreCorrupt(where, "a delta's map and its bitmap disagree")
+def put_together(
+    delta: Delta, part_map: bytes, own: Parts, taken: Mapping[int, Parts], where: str, spent: Container[int] = ()
+) -> bytearray:
+    """Return what `assemble` returns, in the memory it was put together in.
+
+    `spent`: the sources that nothing else needs, of which one may become the block. Raises: StoreCorrupt.
+    """
     length = delta.block_length
     # Most parts of most blocks come from one whole record: it is copied in one piece, and the others put over it.
     base, ground = next(
         ((origin, parts.content) for origin, parts in taken.items() if len(parts.content or b"") == length), (-1, None)
     )
-    block = bytearray(length) if ground is None else bytearray(ground)
-    for number in _NUMBERS:
-        origin = part_map[number]
+    if ground is None:
+        block = bytearray(length)
+    else:
+        block = ground if isinstance(ground, bytearray) and base in spent else bytearray(ground)
+    full_parts, rest = divmod(length, PART_BYTES)
+    travelling = 0
+    for number, origin in enumerate(part_map):
         if origin in (base, NO_PART):
             continue
-        piece = (own if origin == TRAVELS else taken[origin]).get(number)
-        if piece is None or len(piece) != part_length(number, length):
-            raise StoreCorrupt(where, "a source of a delta does not hold the part taken from it")
+        if origin == TRAVELS:
+            travelling += 1
+            piece = own.get(number)
+        else:
+            piece = taken[origin].get(number)
+        if piece is None or len(piece) != (PART_BYTES if number < full_parts else rest):
+            raise StoreCorrupt(where, "a source of a delta does not hold the part taken from it, or the delta its own")
         block[number * PART_BYTES : number * PART_BYTES + len(piece)] = piece
+    if travelling != len(own.by_number):
+        raise StoreCorrupt(where, "a delta's map and its bitmap disagree")
     return block

@@ -12,6 +12,10 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
+from engine.block import Mask
 from engine.errors import ObjectMissing, StoreCorrupt
 from engine.index import PackIndex
 from engine.names import PackName
@@ -53,6 +57,13 @@ class Extents:
         record = self._pieces[at][start : start + length]
         return record if len(record) == length else None
 
+    def cover(self, offsets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Mask:
+        """Tell of each of many ranges whether it was fetched."""
+        starts = np.array([0, *self._starts], np.int64)
+        stops = starts + np.array([0, *map(len, self._pieces)], np.int64)
+        covered: Mask = offsets + lengths <= stops[np.searchsorted(starts[1:], offsets, "right")]
+        return covered
+
     def hold_records(self, ranges: Sequence[Range]) -> bool:
         """Tell whether at each of the fetched ranges stands a record, as far as its header's length tells.
 
@@ -79,23 +90,28 @@ class PackReads:
         extents = await self.fetch(pack, ranges)
         return [bytes(extents.cut(offset, length) or b"") for offset, length in ranges]
 
-    async def fetch(self, pack: PackName, ranges: Sequence[Range], gap_bytes: int = GAP_BYTES) -> Extents:
-        """Return the records at (offset, length), and what lies between two no farther than `gap_bytes` apart.
+    async def fetch(
+        self, pack: PackName, ranges: Sequence[Range], gap_bytes: int = GAP_BYTES, around_bytes: int = 0
+    ) -> Extents:
+        """Return the records at (offset, length), what lies between those up to `gap_bytes` apart, and around.
 
-        Raises: as `PackStore.read_records`.
+        `around_bytes`: as much is read before and after as well. Raises: as `PackStore.read_records`.
         """
         for offset, length in ranges:
             if offset < 0 or length <= 0 or offset + length > pack.size:
                 raise StoreCorrupt(str(pack), f"a place names {length} bytes at offset {offset}, outside the pack")
-        extents = await self._fetch(pack, ranges, gap_bytes)
+        extents = await self._fetch(pack, ranges, gap_bytes, around_bytes)
         if pack not in self._alternates and not extents.hold_records(ranges):
             name = await self._locate(pack)
             if name != str(pack):
-                return await self._fetch(pack, ranges, gap_bytes)
+                return await self._fetch(pack, ranges, gap_bytes, around_bytes)
         return extents
 
-    async def _fetch(self, pack: PackName, ranges: Sequence[Range], gap_bytes: int) -> Extents:
-        requests = requests_for(ranges, gap_bytes)
+    async def _fetch(self, pack: PackName, ranges: Sequence[Range], gap_bytes: int, around_bytes: int) -> Extents:
+        requests = [
+            (max(0, start - around_bytes), min(pack.size, stop + around_bytes))
+            for start, stop in _requests(ranges, gap_bytes)
+        ]
         if len(requests) == 1:
             ((start, stop),) = requests
             return Extents([(start, await self._get(pack, start, stop - start))])
@@ -176,7 +192,7 @@ class PackReads:
         return name
 
 
-def requests_for(ranges: Sequence[Range], gap_bytes: int) -> list[tuple[int, int]]:
+def _requests(ranges: Sequence[Range], gap_bytes: int) -> list[tuple[int, int]]:
     """Return, as (start, stop), what is to be fetched for `ranges`, ascending: every one of them lies within one."""
     requests: list[tuple[int, int]] = []
     start = stop = -1

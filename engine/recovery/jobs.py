@@ -12,28 +12,27 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.block import DELTA_FLAG, LENGTH_MASK, Mask, Places
-from engine.delta import Delta, Link
+from engine.delta import Delta
 from engine.names import PackName
-from engine.packread import Extents, Range, requests_for
+from engine.packread import GAP_BYTES, Extents, Range
 from engine.seal import RECORD_BYTES_MAX, RECORD_BYTES_MIN
 
 JOB_BYTES: Final = 4 << 20
 JOB_BLOCKS: Final = 96
-GROUP_BYTES: Final = 3 << 20  # of deltas, without what lies between them
 GROUP_DELTAS: Final = 4096
-HELD_BYTES: Final = 8 << 20  # of deltas, with what lies between them
-GAP_BYTES: Final = 64 << 10
+HELD_BYTES: Final = 10 << 20  # of the deltas of a group, with what lies between them
+HELD_GAP_BYTES: Final = 256 << 10  # so far apart they are still read as one: most of what lies between is needed too
 _PACK_STRIDE: Final = 1 << 33  # more than any place in a pack, and than the gap that ends a read
 
 Positions: TypeAlias = npt.NDArray[np.intp]
 Numbers: TypeAlias = npt.NDArray[np.int64]
+Rows: TypeAlias = npt.NDArray[np.intp] | Mask | slice
 Resolve: TypeAlias = Callable[[int], PackName | None]
 # A record: the number of its pack in `Packs`, its offset and length there.
 Spot: TypeAlias = tuple[int, int, int]
@@ -41,16 +40,37 @@ Spot: TypeAlias = tuple[int, int, int]
 Held: TypeAlias = Mapping[int, Extents]
 
 
+class Spots(NamedTuple):
+    """Records, a column each for the number of the pack (-1: none), the offset and the length."""
+
+    numbers: Numbers
+    offsets: Numbers
+    lengths: Numbers
+
+    def at(self, rows: Rows) -> Spots:
+        """Return some of them."""
+        return Spots(self.numbers[rows], self.offsets[rows], self.lengths[rows])
+
+    def listed(self) -> list[Spot]:
+        """Return them one by one."""
+        return list(zip(self.numbers.tolist(), self.offsets.tolist(), self.lengths.tolist(), strict=True))
+
+
 class Packs:
     """The packs of one round by number, each a pack in one store, so that a record is three numbers."""
 
     def __init__(self) -> None:
         self._packs: list[tuple[str, PackName]] = []
+        self._names: list[str] = []
         self._numbers: dict[tuple[str, PackName], int] = {}
         self._by_key: dict[tuple[str, int], int] = {}
 
     def __getitem__(self, number: int) -> tuple[str, PackName]:
         return self._packs[number]
+
+    def object_name(self, number: int) -> str:
+        """Return the name of a pack as an object."""
+        return self._names[number]
 
     def number(self, store: str, key: int, resolve: Resolve) -> int:
         """Return the number of the pack that `resolve` names for a key, or -1."""
@@ -60,59 +80,94 @@ class Packs:
             known = self._by_key[store, key] = -1 if name is None else self._add(store, name)
         return known
 
-    def spot(self, store: str, key: int, offset: int, length: int, resolve: Resolve) -> Spot | None:
-        """Return the record at a place, or None where none can be: no such pack, or not so long."""
-        number, length = self.number(store, key, resolve), length & LENGTH_MASK
-        if number < 0 or not RECORD_BYTES_MIN <= length <= RECORD_BYTES_MAX:
-            return None
-        return (number, offset, length) if offset + length <= self._packs[number][1].size else None
+    def spots(self, store: str, places: Places, resolve: Resolve) -> Spots:
+        """Return the records at `places` of a store; pack -1 where none can be: no such pack, or not so long."""
+        keys, inverse = np.unique(places["pack"], return_inverse=True)
+        known = [self.number(store, key, resolve) for key in keys.tolist()]
+        sizes = np.array([self._packs[number][1].size if number >= 0 else 0 for number in known], np.int64)[inverse]
+        offsets, lengths = places["offset"].astype(np.int64), (places["length"] & LENGTH_MASK).astype(np.int64)
+        fits = (lengths >= RECORD_BYTES_MIN) & (lengths <= RECORD_BYTES_MAX) & (offsets + lengths <= sizes)
+        return Spots(np.where(fits, np.array(known, np.int64)[inverse], -1), offsets, lengths)
 
     def _add(self, store: str, name: PackName) -> int:
         number = self._numbers.setdefault((store, name), len(self._packs))
         if number == len(self._packs):
             self._packs.append((store, name))
+            self._names.append(str(name))
         return number
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Located:
-    """Blocks and where their records lie, a column each; `positions` ascend."""
+    """Blocks and where their records lie; `positions` ascend."""
 
     positions: Positions
-    numbers: Numbers
-    offsets: Numbers
-    lengths: Numbers
+    spots: Spots
     deltas: Mask
 
-    def __getitem__(self, rows: slice | npt.NDArray[np.intp] | Mask) -> Located:
-        return Located(
-            self.positions[rows], self.numbers[rows], self.offsets[rows], self.lengths[rows], self.deltas[rows]
-        )
+    def __getitem__(self, rows: Rows) -> Located:
+        return Located(self.positions[rows], self.spots.at(rows), self.deltas[rows])
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def spots(self) -> list[Spot]:
-        """Return the records as numbers."""
-        return list(zip(self.numbers.tolist(), self.offsets.tolist(), self.lengths.tolist(), strict=True))
-
 
 @dataclass(slots=True, eq=False)
 class DeltaWork:
-    """A delta whose links are open: what is left is to read its `sources`, one a link (None: nobody knows where)."""
+    """A delta whose links are open (dtype LINK, one a source): what is left is to read its `sources`.
+
+    `sources`: where each of them is read; pack -1: nobody knows.
+    """
 
     position: int
     spot: Spot
     delta: Delta
     parts_key: bytes
-    links: tuple[Link, ...]
+    links: bytes
     part_map: bytes
-    sources: list[Spot | None] = field(default_factory=list)
+    sources: Sequence[Spot] = ()
 
-    def missing(self, held: Held) -> list[Spot]:
-        """Return the sources that are not among what is `held`, the largest first."""
-        missing = [spot for spot in self.sources if spot is not None and not holds(held, spot)]
-        return sorted(missing, key=lambda spot: -spot[2]) if len(missing) > 1 else missing
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sources:
+    """Where the sources of a group's deltas lie, those of one delta after the other, and which are not held yet.
+
+    `bounds`: those of delta i are bounds[i] to bounds[i + 1].
+    """
+
+    bounds: Numbers
+    spots: Spots
+    missing: Mask
+
+    @classmethod
+    def of(cls, works: Sequence[DeltaWork], spots: Spots) -> Sources:
+        """Return where the sources of `works` lie, in their order, and tell each of `works`."""
+        bounds = np.cumsum([0, *(len(work.delta.source_ids) for work in works)])
+        listed, ends = spots.listed(), bounds.tolist()
+        for at, work in enumerate(works):
+            work.sources = listed[ends[at] : ends[at + 1]]
+        return cls(bounds, spots, spots.numbers >= 0)
+
+    def hold(self, held: Held) -> None:
+        """Take note of what was read."""
+        for number, extents in held.items():
+            mine = np.flatnonzero(self.spots.numbers == number)
+            self.missing[mine[extents.cover(self.spots.offsets[mine], self.spots.lengths[mine])]] = False
+
+    def mains(self) -> tuple[Spots, Numbers]:
+        """Return the largest missing source of each delta (pack -1: none), and what the others cost to read."""
+        rows, owners = np.flatnonzero(self.missing), np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
+        owners = owners[rows]
+        spots = self.spots.at(rows)
+        order = np.lexsort((-spots.lengths, owners))
+        having, first = np.unique(owners[order], return_index=True)
+        mains = Spots(*np.array([[-1], [0], [0]], np.int64).repeat(len(self.bounds) - 1, axis=1))
+        for column, values in zip(mains, spots.at(order[first]), strict=True):
+            column[having] = values
+        # Each of the others may bring a gap before it along.
+        others = np.bincount(owners, spots.lengths + GAP_BYTES, len(self.bounds) - 1).astype(np.int64)
+        others[having] -= mains.lengths[having] + GAP_BYTES
+        return mains, others
 
 
 @dataclass(slots=True, eq=False)
@@ -128,11 +183,12 @@ class Job:
         self.wholes.append((position, spot))
         self._read(spot)
 
-    def add_delta(self, delta: DeltaWork, missing: Sequence[Spot]) -> None:
+    def add_delta(self, delta: DeltaWork, missing: Sequence[bool]) -> None:
         """Add a delta and have those of its sources read that are `missing`."""
         self.deltas.append(delta)
-        for spot in missing:
-            self._read(spot)
+        for spot, wanted in zip(delta.sources, missing, strict=True):
+            if wanted:
+                self._read(spot)
 
     def _read(self, spot: Spot) -> None:
         ranges = self.ranges.get(spot[0])
@@ -141,35 +197,29 @@ class Job:
         ranges.append(spot[1:])
 
 
-def holds(held: Held, spot: Spot) -> bool:
-    """Tell whether a record is among what is held."""
-    extents = held.get(spot[0])
-    return extents is not None and extents.cut(spot[1], spot[2]) is not None
-
-
 def locate(wanted: Positions, places: Places, store: str, packs: Packs, resolve: Resolve) -> Located:
     """Return the blocks at `wanted` with their records at `places` of a store; impossible places are left out."""
-    keys, inverse = np.unique(places["pack"], return_inverse=True)
-    known = [packs.number(store, key, resolve) for key in keys.tolist()]
-    sizes = np.array([packs[number][1].size if number >= 0 else 0 for number in known], np.int64)[inverse]
-    numbers = np.array(known, np.int64)[inverse]
-    offsets, lengths = places["offset"].astype(np.int64), (places["length"] & LENGTH_MASK).astype(np.int64)
-    found = Located(wanted, numbers, offsets, lengths, (places["length"] & DELTA_FLAG) != 0)
-    return found[(lengths >= RECORD_BYTES_MIN) & (lengths <= RECORD_BYTES_MAX) & (offsets + lengths <= sizes)]
+    spots = packs.spots(store, places, resolve)
+    return Located(wanted, spots, (places["length"] & DELTA_FLAG) != 0)[spots.numbers >= 0]
 
 
 def groups(located: Located) -> Iterator[Located]:
-    """Yield the blocks in groups whose deltas are read together."""
-    rows = np.flatnonzero(located.deltas)
-    if not len(rows):
-        yield located
-        return
-    read = np.cumsum(located.lengths[rows])
-    turns = (read - located.lengths[rows]) // GROUP_BYTES
-    counts = np.arange(len(rows)) // GROUP_DELTAS
-    fresh = np.flatnonzero((np.diff(turns) != 0) | (np.diff(counts) != 0)) + 1
-    for start, stop in pairwise([0, *rows[fresh].tolist(), len(located)]):
-        yield located[start:stop]
+    """Yield the blocks in groups whose deltas are read together, with what lies between them."""
+    rest = [located]
+    while rest:
+        group = rest.pop()
+        rows = np.flatnonzero(group.deltas)
+        if len(rows) > 1 and (len(rows) > GROUP_DELTAS or _read_bytes(group.spots.at(rows)) > HELD_BYTES):
+            middle = int(rows[len(rows) // 2])
+            rest += [group[middle:], group[:middle]]
+        else:
+            yield group
+
+
+def _read_bytes(spots: Spots) -> int:
+    """Return how many bytes reading deltas takes, with the gaps that are read along."""
+    order = np.lexsort((spots.offsets, spots.numbers))
+    return int(_costs(spots.at(order), HELD_GAP_BYTES).sum())
 
 
 def by_pack(spots: Sequence[Spot]) -> dict[int, list[Range]]:
@@ -180,45 +230,34 @@ def by_pack(spots: Sequence[Spot]) -> dict[int, list[Range]]:
     return ranges
 
 
-def gap_for(ranges: Mapping[int, Sequence[Range]]) -> int:
-    """Return how far apart records may lie that are read as one, so that what is read with them stays bounded."""
-    read = sum(stop - start for each in ranges.values() for start, stop in requests_for(each, GAP_BYTES))
-    return GAP_BYTES if read <= HELD_BYTES else 0
-
-
-def cut_jobs(wholes: Located, deltas: Sequence[DeltaWork], held: Held) -> Iterator[Job]:
+def cut_jobs(wholes: Located, deltas: Sequence[DeltaWork], sources: Sources) -> Iterator[Job]:
     """Yield the blocks of a group as jobs, in the order in which the largest record that each still needs lies."""
-    missing = [delta.missing(held) for delta in deltas]
-    mains = [each[0] if each else (-1, 0, 0) for each in missing]
-    # Each of the others may bring a gap before it along.
-    others = [sum(spot[2] + GAP_BYTES for spot in each[1:]) for each in missing]
-    rows = np.array(mains, np.int64).reshape(-1, 3)
-    numbers, offsets, lengths = (
-        np.concatenate(columns)
-        for columns in zip((wholes.numbers, wholes.offsets, wholes.lengths), rows.T, strict=True)
-    )
-    order = np.lexsort((offsets, numbers))
-    costs = _costs(numbers[order], offsets[order], lengths[order])
-    costs += np.concatenate((np.zeros(len(wholes), np.int64), np.array(others, np.int64)))[order]
-    positions, spots = wholes.positions.tolist(), wholes.spots()
+    mains, others = sources.mains()
+    spots = Spots(*map(np.concatenate, zip(wholes.spots, mains, strict=True)))
+    order = np.lexsort((spots.offsets, spots.numbers))
+    costs = _costs(spots.at(order), GAP_BYTES) + np.concatenate((np.zeros(len(wholes), np.int64), others))[order]
+    positions, listed = wholes.positions.tolist(), wholes.spots.listed()
+    missing, bounds = sources.missing.tolist(), sources.bounds.tolist()
     first = 0
     for stop in _stops(costs):
         job = Job()
         for row in order[first:stop].tolist():
-            if row < len(spots):
-                job.add_whole(positions[row], spots[row])
+            if row < len(listed):
+                job.add_whole(positions[row], listed[row])
             else:
-                job.add_delta(deltas[row - len(spots)], missing[row - len(spots)])
+                at = row - len(listed)
+                job.add_delta(deltas[at], missing[bounds[at] : bounds[at + 1]])
         yield job
         first = stop
 
 
-def _costs(numbers: Numbers, offsets: Numbers, lengths: Numbers) -> Numbers:
+def _costs(spots: Spots, gap_bytes: int) -> Numbers:
     """Return how many bytes reading each record adds to reading those before it, sorted as they lie."""
+    numbers, offsets, lengths = spots
     stops = numbers * _PACK_STRIDE + offsets + lengths
-    before = np.concatenate(([np.int64(-_PACK_STRIDE)], np.maximum.accumulate(stops)[:-1]))
+    before = np.concatenate(([np.int64(-2 * _PACK_STRIDE)], np.maximum.accumulate(stops)[:-1]))
     gaps = numbers * _PACK_STRIDE + offsets - before
-    return np.where(gaps <= GAP_BYTES, np.maximum(0, stops - before), lengths)
+    return np.where(gaps <= gap_bytes, np.maximum(0, stops - before), lengths)
 
 
 def _stops(costs: Numbers) -> Iterator[int]:

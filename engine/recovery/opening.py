@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from engine.block import ID_BYTES, REF_BYTES, Bytes, Refs
-from engine.delta import Parts, open_parts, open_source, parse_delta, put_together, read_links
+from engine.block import ID_BYTES, KEY_BYTES, REF_BYTES, Bytes, Refs
+from engine.delta import LINK, Parts, open_literal, open_parts, parse_delta, put_together, read_links
 from engine.errors import StoreCorrupt
 from engine.recovery.jobs import DeltaWork, Held, Job, Packs, Spot
 from engine.seal import open_whole, verify_ref
@@ -47,7 +47,7 @@ class Records:
 
     def where(self, spot: Spot) -> str:
         """Return the name of the pack a record lies in."""
-        return str(self._packs[spot[0]][1])
+        return self._packs.object_name(spot[0])
 
     def sentence(self, spot: Spot, error: StoreCorrupt) -> str:
         """Return what to tell of a record that does not open."""
@@ -60,16 +60,17 @@ def take_apart(
     """Return the deltas at `spots`, their links open, and what is wrong with the others."""
     works: list[DeltaWork] = []
     problems: list[str] = []
-    for position, spot in zip(positions, spots, strict=True):
+    packed = refs[positions].tobytes()
+    for at, (position, spot) in enumerate(zip(positions, spots, strict=True)):
         record = records.cut(spot)
         if record is None:
             continue
-        ref, where = refs[position].tobytes(), records.where(spot)
+        where = records.where(spot)
         try:
             delta = parse_delta(record, where)
-            if delta.header.id != ref[:ID_BYTES]:
+            if delta.header.id != packed[at * REF_BYTES : at * REF_BYTES + ID_BYTES]:
                 raise StoreCorrupt(where, "another record lies where the one looked for should be")
-            key, links_key = record_keys(ref[ID_BYTES:])
+            key, links_key = record_keys(packed[at * REF_BYTES + ID_BYTES : (at + 1) * REF_BYTES])
             links, part_map = read_links(delta, links_key, where)
         except StoreCorrupt as error:
             problems.append(records.sentence(spot, error))
@@ -91,7 +92,7 @@ class _Opening:
         if job.deltas:
             self._uses.update(spot for _, spot in job.wholes)
             for delta in job.deltas:
-                self._uses.update(spot for spot in delta.sources if spot is not None)
+                self._uses.update(delta.sources)
         self._kept: dict[tuple[Spot, bytes], Parts] = {}
 
     def run(self) -> Opened:
@@ -126,7 +127,7 @@ class _Opening:
     def _delta(self, work: DeltaWork) -> bytearray | None:
         taken: dict[int, Parts] = {}
         for origin in set(work.part_map):
-            if origin < len(work.links):
+            if origin < len(work.sources):
                 parts = self._source(work, origin)
                 if parts is None:
                     return None
@@ -134,7 +135,8 @@ class _Opening:
         where = self._records.where(work.spot)
         try:
             own = open_parts(work.delta, work.parts_key, where)
-            content = put_together(work.delta, work.part_map, own, taken, where)
+            spent = [origin for origin in taken if self._uses[work.sources[origin]] == 1]
+            content = put_together(work.delta, work.part_map, own, taken, where, spent)
             verify_ref(self._refs[work.position].tobytes(), content, self._subkey, where)
         except StoreCorrupt as error:
             self._failed(work.spot, error)
@@ -142,19 +144,20 @@ class _Opening:
         return content
 
     def _source(self, work: DeltaWork, origin: int) -> Parts | None:
-        spot, link = work.sources[origin], work.links[origin]
-        record = self._records.cut(spot) if spot is not None else None
-        if spot is None or record is None:
+        spot = work.sources[origin]
+        record = self._records.cut(spot)
+        if record is None:
             return None
-        parts = self._kept.get((spot, link.parts_key))
+        key = work.links[origin * LINK.itemsize : origin * LINK.itemsize + KEY_BYTES]
+        parts = self._kept.get((spot, key))
         if parts is None:
             try:
-                parts = open_source(link, record, self._records.where(spot))
+                parts = open_literal(work.delta.source_ids[origin], key, record, self._records.where(spot))
             except StoreCorrupt as error:
                 self._failed(spot, error)
                 return None
             if self._uses[spot] > 1:
-                self._keep(spot, link.parts_key, parts)
+                self._keep(spot, key, parts)
         return parts
 
     def _keep(self, spot: Spot, key: bytes, parts: Parts) -> None:

@@ -18,10 +18,11 @@ import anyio.to_thread
 import numpy as np
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from engine.block import DELTA_FLAG, LENGTH_MASK, Bytes, Places, Refs, ids_from_bytes
-from engine.packread import Extents, Range
+from engine.block import DELTA_FLAG, Bytes, Places, Refs, ids_from_bytes
+from engine.delta import LINK
+from engine.packread import GAP_BYTES, Extents, Range
 from engine.recovery.jobs import (
-    GAP_BYTES,
+    HELD_GAP_BYTES,
     DeltaWork,
     Held,
     Job,
@@ -29,10 +30,11 @@ from engine.recovery.jobs import (
     Packs,
     Positions,
     Resolve,
+    Sources,
     Spot,
+    Spots,
     by_pack,
     cut_jobs,
-    gap_for,
     groups,
     locate,
 )
@@ -41,7 +43,10 @@ from engine.recovery.places import CACHE, VAULT
 from engine.recovery.supply import Supply
 
 JOBS_MAX: Final = 6
-GROUPS_MAX: Final = 3
+GROUPS_MAX: Final = 2
+# Read before and after the deltas of a group, where the first and last of them have most of their sources.
+AROUND_BYTES: Final = 16 << 10
+AROUND_PACKS_MAX: Final = 64
 LINKS_BATCH: Final = 256  # deltas whose links are opened in one hop
 
 # (positions in the refs asked for, their contents): called from worker threads, several at once.
@@ -104,17 +109,20 @@ class Round:
 
     async def _send(self, group: Located, sender: MemoryObjectSendStream[tuple[_Group, Job]]) -> None:
         held, works = await self._deltas(group[group.deltas]) if group.deltas.any() else ({}, [])
+        places = np.frombuffer(b"".join([work.links for work in works]), LINK)["place"]
+        sources = Sources.of(works, await self._find_sources(works, places))
+        sources.hold(held)
         state = _Group(held, self._slots)
-        for job in cut_jobs(group[~group.deltas], works, held):
+        for job in cut_jobs(group[~group.deltas], works, sources):
             state.begin()
             await sender.send((state, job))
         state.done()
 
     async def _deltas(self, deltas: Located) -> tuple[Held, list[DeltaWork]]:
-        """Read the deltas of a group and find out which records they need."""
-        spots = deltas.spots()
+        """Read the deltas of a group and open their links."""
+        spots = deltas.spots.listed()
         ranges = by_pack(spots)
-        held = await self._read(ranges, gap_for(ranges))
+        held = await self._read(ranges, HELD_GAP_BYTES, AROUND_BYTES if len(ranges) <= AROUND_PACKS_MAX else 0)
         records = Records(self._packs, held)
         works: list[DeltaWork] = []
 
@@ -130,36 +138,25 @@ class Round:
             for first in range(0, len(spots), LINKS_BATCH):
                 part = slice(first, first + LINKS_BATCH)
                 tasks.start_soon(open_links, positions[part], spots[part])
-        await self._find_sources(works)
         return held, works
 
-    async def _find_sources(self, works: Sequence[DeltaWork]) -> None:
-        """Say where the sources of deltas are read: in the cache if it has them, else where the deltas say."""
-        links = [link for work in works for link in work.links]
-        near = iter(await self._in_cache([link.id for link in links]))
-        for work in works:
-            for link in work.links:
-                found = next(near)
-                if found is None:
-                    found = self._packs.spot(VAULT, link.pack, link.offset, link.length, self._pinned)
-                work.sources.append(found)
-
-    async def _in_cache(self, idents: Sequence[bytes]) -> list[Spot | None]:
+    async def _find_sources(self, works: Sequence[DeltaWork], places: Places) -> Spots:
+        """Return where the sources of deltas are read: in the cache if it has them, else at `places`, as they say."""
+        found = self._packs.spots(VAULT, places, self._pinned)
         cache = self._supply.store(CACHE)
-        if cache is None or not idents or not self._supply.has_index(CACHE):
-            return [None] * len(idents)
-        places = await anyio.to_thread.run_sync(cache.index.lookup, ids_from_bytes(b"".join(idents)))
-        found: list[Spot | None] = []
-        for key, offset, length in places.tolist():
-            # A delta in a cache holds what some other delta there needs of it, which may not be what this one does.
-            usable = length & LENGTH_MASK and (self._home == CACHE or not length & DELTA_FLAG)
-            found.append(self._packs.spot(CACHE, key, offset, length, cache.index.pack_name) if usable else None)
-        return found
+        if cache is None or not works or not self._supply.has_index(CACHE):
+            return found
+        ids = ids_from_bytes(b"".join([ident for work in works for ident in work.delta.source_ids]))
+        there = await anyio.to_thread.run_sync(cache.index.lookup, ids)
+        near = self._packs.spots(CACHE, there, cache.index.pack_name)
+        # A delta in a cache holds what some other delta there needs of it, which may not be what this one does.
+        usable = (near.numbers >= 0) & ((there["length"] & DELTA_FLAG == 0) | (self._home == CACHE))
+        return Spots(*(np.where(usable, *columns) for columns in zip(near, found, strict=True)))
 
     async def _work(self, jobs: MemoryObjectReceiveStream[tuple[_Group, Job]]) -> None:
         async with jobs:
             async for group, job in jobs:
-                read = await self._read(job.ranges, GAP_BYTES)
+                read = await self._read(job.ranges, GAP_BYTES, 0)
                 records = Records(self._packs, read, group.held)
                 opened, content_bytes = await anyio.to_thread.run_sync(
                     partial(self._open, job, records), limiter=self._supply.openers
@@ -177,12 +174,12 @@ class Round:
         opened.contents.clear()
         return opened, content_bytes
 
-    async def _read(self, ranges: Mapping[int, Sequence[Range]], gap_bytes: int) -> Held:
+    async def _read(self, ranges: Mapping[int, Sequence[Range]], gap_bytes: int, around_bytes: int) -> Held:
         """Read ranges of packs, those of all packs at once; what cannot be read is left out."""
         held: dict[int, Extents] = {}
 
         async def read(number: int, wanted: Sequence[Range]) -> None:
-            extents = await self._supply.fetch(*self._packs[number], wanted, gap_bytes)
+            extents = await self._supply.fetch(*self._packs[number], wanted, gap_bytes, around_bytes)
             if extents is not None:
                 held[number] = extents
 

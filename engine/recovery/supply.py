@@ -76,10 +76,12 @@ class Supply:
                 # A mirror that cannot be kept (a full disk) costs the way by id, not the restore.
                 self.places.problems.add(f"the index of the {name} cannot be used: {error}")
 
-    async def fetch(self, name: str, pack: PackName, ranges: Sequence[Range], gap_bytes: int) -> Extents | None:
-        """Return the records at (offset, length) of a pack in the store `name`, or None; why is noted."""
+    async def fetch(
+        self, name: str, pack: PackName, ranges: Sequence[Range], gap_bytes: int, around_bytes: int
+    ) -> Extents | None:
+        """Return what `PackReads.fetch` returns of a pack in the store `name`, or None; why is noted."""
         try:
-            return await self._of(name, pack).fetch(pack, ranges, gap_bytes)
+            return await self._of(name, pack).fetch(pack, ranges, gap_bytes, around_bytes)
         except (StoreUnavailable, StoreRejected) as error:
             self.put_aside(name, error)
         except (StoreCorrupt, ObjectMissing) as error:
