@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from typing import Final, NamedTuple
 
+import lz4.block  # type: ignore[import-untyped]
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -18,7 +20,7 @@ from engine.block import BLOCK_BYTES, ID_BYTES, PART_BYTES, PARTS, PLACE, Bytes
 from engine.errors import StoreCorrupt
 from engine.seal import (
     DELTA,
-    DELTA_FRAME_MIN,
+    DELTA_PLAIN_MAX,
     HEADER_BYTES,
     LINKS_PER_SOURCE,
     NONCE_BYTES,
@@ -26,7 +28,6 @@ from engine.seal import (
     TAG_BYTES,
     WHOLE,
     Codec,
-    RecordHeader,
     decompress,
     decrypt,
     open_content,
@@ -39,7 +40,9 @@ NO_PART: Final = 254  # this part lies beyond the end of a short block
 # What the links of a delta say of one source.
 LINK: Final = np.dtype([("parts_key", "V32"), ("place", PLACE)])
 
-_SHAPE: Final = struct.Struct("<IB3s")
+_HEAD: Final = struct.Struct("<16sBBHII12sIB3s")  # the header of the record, and what follows it in a delta
+_RESERVED: Final = bytes(3)
+_CODECS: Final = tuple(Codec)
 _LENGTH: Final = struct.Struct("<I")
 _BITMAP: Final = struct.Struct("<H")
 _ALL_BEYOND: Final = bytes([NO_PART]) * PARTS
@@ -57,15 +60,26 @@ class Source(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """A delta taken apart, nothing opened yet. `frame`: header and extension, what both seals are bound to."""
+    """A delta taken apart, nothing opened yet. `frame`: header and extension, what both seals are bound to.
 
-    header: RecordHeader
+    `ids`: those of the sources, 16 bytes each. `plain_length`: of the parts, once opened.
+    """
+
+    id: bytes
+    codec: Codec
+    plain_length: int
+    nonce: bytes
     frame: memoryview
     block_length: int
-    source_ids: tuple[bytes, ...]
+    ids: bytes
     links_nonce: bytes
     links: memoryview
     parts: memoryview
+
+    @property
+    def source_ids(self) -> tuple[bytes, ...]:
+        """The ids of the sources, one by one."""
+        return tuple(self.ids[at : at + ID_BYTES] for at in range(0, len(self.ids), ID_BYTES))
 
 
 class Parts:
@@ -98,23 +112,34 @@ def part_length(number: int, block_length: int) -> int:
 
 def parse_delta(record: Bytes, where: str) -> Delta:
     """Take a delta record apart, every length checked. Raises: StoreCorrupt."""
-    header = parse_header(record, where)
-    if header.kind != DELTA or len(record) != header.record_bytes:
-        raise StoreCorrupt(where, "not one delta record where a delta should be")
     view = memoryview(record)
-    block_length, count, reserved = _SHAPE.unpack_from(view, HEADER_BYTES)
-    links_at = HEADER_BYTES + DELTA_FRAME_MIN + count * ID_BYTES
+    if len(view) < _HEAD.size:
+        raise StoreCorrupt(where, f"a record of {len(view)} bytes is no delta")
+    ident, kind, codec, flags, plain_length, body, nonce, block_length, count, reserved = _HEAD.unpack_from(view)
+    nonce_at = _HEAD.size + count * ID_BYTES
+    links_at = nonce_at + NONCE_BYTES + _LENGTH.size
     links_stop = links_at + count * LINKS_PER_SOURCE + PARTS + TAG_BYTES
-    sizes_fit = 1 <= block_length <= BLOCK_BYTES and 1 <= count <= SOURCES_MAX and reserved == bytes(3)
-    if not sizes_fit or not links_stop + TAG_BYTES < len(view) <= links_stop + TAG_BYTES + header.plain_length:
+    if kind != DELTA or codec >= len(_CODECS) or flags or HEADER_BYTES + body != len(view):
+        parse_header(record, where)  # which says what is wrong, unless it is this:
+        raise StoreCorrupt(where, "not one delta record where a delta should be")
+    fits = 1 <= block_length <= BLOCK_BYTES and 1 <= count <= SOURCES_MAX and reserved == _RESERVED
+    fits = fits and _BITMAP.size <= plain_length <= DELTA_PLAIN_MAX
+    if not fits or not TAG_BYTES < len(view) - links_stop <= TAG_BYTES + plain_length:
         raise StoreCorrupt(where, "the shape of a delta is not one a delta can have")
-    ids_at = HEADER_BYTES + _SHAPE.size
-    nonce_at = ids_at + count * ID_BYTES
-    ids = tuple([bytes(view[at : at + ID_BYTES]) for at in range(ids_at, nonce_at, ID_BYTES)])
     if _LENGTH.unpack_from(view, nonce_at + NONCE_BYTES)[0] != links_stop - links_at:
         raise StoreCorrupt(where, "the source list of a delta has another length than its sources need")
-    nonce = bytes(view[nonce_at : nonce_at + NONCE_BYTES])
-    return Delta(header, view[:links_at], block_length, ids, nonce, view[links_at:links_stop], view[links_stop:])
+    return Delta(
+        ident,
+        _CODECS[codec],
+        plain_length,
+        nonce,
+        view[:links_at],
+        block_length,
+        bytes(view[_HEAD.size : nonce_at]),
+        bytes(view[nonce_at : nonce_at + NONCE_BYTES]),
+        view[links_at:links_stop],
+        view[links_stop:],
+    )
 
 
 def read_links(delta: Delta, links_key: bytes, where: str) -> tuple[bytes, bytes]:
@@ -125,7 +150,7 @@ def read_links(delta: Delta, links_key: bytes, where: str) -> tuple[bytes, bytes
     plain = decrypt(links_key, delta.links_nonce, delta.links, delta.frame, where)
     part_map, count = plain[-PARTS:], -(-delta.block_length // PART_BYTES)
     # What is left once everything that may stand there is taken out must be nothing.
-    unknown = part_map[:count].translate(None, _ORIGINS[len(delta.source_ids)])
+    unknown = part_map[:count].translate(None, _ORIGINS[len(delta.ids) // ID_BYTES])
     if unknown or part_map[count:] != _ALL_BEYOND[count:]:
         raise StoreCorrupt(where, "the map of a delta names a source or part it does not have")
     return plain[:-PARTS], part_map
@@ -143,8 +168,8 @@ def open_links(delta: Delta, links_key: bytes, where: str) -> tuple[tuple[Source
 
 def open_parts(delta: Delta, parts_key: bytes, where: str) -> Parts:
     """Return the parts that travel in a delta, which its *parts* key alone opens. Raises: StoreCorrupt."""
-    packed = decrypt(parts_key, delta.header.nonce, delta.parts, delta.frame, where)
-    plain = memoryview(decompress(delta.header.codec, packed, delta.header.plain_length, where))
+    packed = decrypt(parts_key, delta.nonce, delta.parts, delta.frame, where)
+    plain = memoryview(decompress(delta.codec, packed, delta.plain_length, where))
     (bitmap,) = _BITMAP.unpack_from(plain)
     parts: dict[int, memoryview] = {}
     full_parts, at = delta.block_length // PART_BYTES, _BITMAP.size
@@ -178,14 +203,21 @@ def open_literal(ident: bytes, parts_key: bytes, record: Bytes, where: str) -> P
 def _open_ground(parts_key: bytes, record: Bytes, where: str) -> bytearray:
     """Return what `open_content` returns, in memory that a block can be put together in. Raises: StoreCorrupt."""
     header = parse_header(record, where)
-    if header.kind != WHOLE or header.codec is not Codec.NONE or len(record) != header.record_bytes:
-        return bytearray(open_content(parts_key, record, where))
-    view, content = memoryview(record), bytearray(header.plain_length)
-    try:
-        AESGCM(parts_key).decrypt_into(header.nonce, view[HEADER_BYTES:], view[:HEADER_BYTES], content)
-    except InvalidTag:
-        return bytearray(open_content(parts_key, record, where))  # which says what is wrong
-    return content
+    content: bytearray
+    if header.kind == WHOLE and len(record) == header.record_bytes:
+        view = memoryview(record)
+        sealed, aad = view[HEADER_BYTES:], view[:HEADER_BYTES]
+        with suppress(InvalidTag, lz4.block.LZ4BlockError):
+            if header.codec is Codec.NONE:
+                content = bytearray(header.plain_length)
+                AESGCM(parts_key).decrypt_into(header.nonce, sealed, aad, content)
+                return content
+            if header.codec is Codec.LZ4:
+                packed = AESGCM(parts_key).decrypt(header.nonce, sealed, aad)
+                content = lz4.block.decompress(packed, uncompressed_size=header.plain_length, return_bytearray=True)
+                if len(content) == header.plain_length:
+                    return content
+    return bytearray(open_content(parts_key, record, where))  # the other codec; or it says what is wrong
 
 
 def has_all(parts: Parts, part_map: bytes, origin: int, block_length: int) -> bool:

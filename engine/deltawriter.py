@@ -213,7 +213,7 @@ def _opens_to(ref: bytes, delta: DeltaRecord, content: Bytes) -> bool:
     rest = {number: view[number * PART_BYTES : (number + 1) * PART_BYTES] for number in range(PARTS)}
     taken = {origin: Parts(rest) for origin in range(len(sources))}
     same = assemble(parsed, part_map, own, taken, where) == content
-    return all(named) and same and parsed.header.id == ref[:ID_BYTES] and part_map == delta.part_map
+    return all(named) and same and parsed.id == ref[:ID_BYTES] and part_map == delta.part_map
 
 
 def delta_expectation(record: bytes) -> int:

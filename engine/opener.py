@@ -122,7 +122,7 @@ class Opener:
         self, ref: bytes, record: bytes, where: str, subkey: bytes, attempt: _Attempt, resolve: Resolve | None
     ) -> bytes:
         delta = parse_delta(record, where)
-        if delta.header.id != ref[:ID_BYTES]:
+        if delta.id != ref[:ID_BYTES]:
             raise StoreCorrupt(where, "another record lies where the one looked for should be")
         parts_key, links_key = record_keys(ref[ID_BYTES:])
         sources, part_map = open_links(delta, links_key, where)

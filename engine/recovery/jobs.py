@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from engine.block import DELTA_FLAG, LENGTH_MASK, Mask, Places
+from engine.block import DELTA_FLAG, ID_BYTES, LENGTH_MASK, Mask, Places
 from engine.delta import Delta
 from engine.names import PackName
 from engine.packread import GAP_BYTES, Extents, Range
@@ -142,7 +142,7 @@ class Sources:
     @classmethod
     def of(cls, works: Sequence[DeltaWork], spots: Spots) -> Sources:
         """Return where the sources of `works` lie, in their order, and tell each of `works`."""
-        bounds = np.cumsum([0, *(len(work.delta.source_ids) for work in works)])
+        bounds = np.cumsum([0, *(len(work.delta.ids) // ID_BYTES for work in works)])
         listed, ends = spots.listed(), bounds.tolist()
         for at, work in enumerate(works):
             work.sources = listed[ends[at] : ends[at + 1]]

@@ -68,7 +68,7 @@ def take_apart(
         where = records.where(spot)
         try:
             delta = parse_delta(record, where)
-            if delta.header.id != packed[at * REF_BYTES : at * REF_BYTES + ID_BYTES]:
+            if delta.id != packed[at * REF_BYTES : at * REF_BYTES + ID_BYTES]:
                 raise StoreCorrupt(where, "another record lies where the one looked for should be")
             key, links_key = record_keys(packed[at * REF_BYTES + ID_BYTES : (at + 1) * REF_BYTES])
             links, part_map = read_links(delta, links_key, where)
@@ -152,7 +152,9 @@ class _Opening:
         parts = self._kept.get((spot, key))
         if parts is None:
             try:
-                parts = open_literal(work.delta.source_ids[origin], key, record, self._records.where(spot))
+                parts = open_literal(
+                    work.delta.ids[origin * ID_BYTES : (origin + 1) * ID_BYTES], key, record, self._records.where(spot)
+                )
             except StoreCorrupt as error:
                 self._failed(spot, error)
                 return None

@@ -146,7 +146,7 @@ class Round:
         cache = self._supply.store(CACHE)
         if cache is None or not works or not self._supply.has_index(CACHE):
             return found
-        ids = ids_from_bytes(b"".join([ident for work in works for ident in work.delta.source_ids]))
+        ids = ids_from_bytes(b"".join([work.delta.ids for work in works]))
         there = await anyio.to_thread.run_sync(cache.index.lookup, ids)
         near = self._packs.spots(CACHE, there, cache.index.pack_name)
         # A delta in a cache holds what some other delta there needs of it, which may not be what this one does.
