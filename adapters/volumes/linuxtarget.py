@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from adapters.volumes import linux
-from adapters.volumes.targets import restoring, write_fully, write_zeros
+from adapters.volumes.targets import WriteBehind, restoring, write_fully, write_zeros
 from engine.block import Bytes
 from engine.errors import RestoreError
 
@@ -50,6 +50,7 @@ class DeviceTarget:
             if use is not None:
                 raise RestoreError(f"{path} is in use ({use}): release it, then restore again")
             self._fd = self._open()
+            self._behind = WriteBehind(self._fd)
         try:
             self._check_device()
         except BaseException:
@@ -86,6 +87,7 @@ class DeviceTarget:
         self._check_range(offset, length)
         with restoring(f"writing {length} bytes at offset {offset} of {self._path} failed"):
             write_fully(self._fd, self._lock, offset, pieces)
+        self._behind.wrote(offset, length)
 
     def zero(self, offset: int, length: int) -> None:
         """See `RestoreTarget.zero`; from any thread. Whole sectors are left to the device where it can."""

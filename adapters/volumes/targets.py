@@ -27,6 +27,8 @@ ZERO_BYTES: Final = 1 << 20
 # Blocks in one write. For a larger one Linux takes page cache in larger pieces, which are free memory less often: in a
 # virtual machine that gives its free memory back, a block then costs 12 to 90 µs instead of 14 to 17.
 PIECES_MAX: Final = 2
+BEHIND_BYTES: Final = 32 << 20
+BEHIND_SPAN: Final = 16  # times what was written: the system looks at everything between
 _OPEN_TRIES_MAX: Final = 4
 _ZEROS: Final = memoryview(bytes(ZERO_BYTES))
 
@@ -56,6 +58,7 @@ class FileTarget:
         self._fd = -1
         with restoring(f"{self._partial} cannot be made"):
             self._fd = self._open_partial()
+            self._behind = WriteBehind(self._fd)
             try:
                 make_hole(self._fd, size_bytes)
             except OSError:
@@ -128,6 +131,7 @@ class FileTarget:
             self._written_to = max(self._written_to, offset + length)
         with restoring(f"writing {length} bytes at offset {offset} of {self._partial} failed"):
             write_fully(self._fd, self._lock, offset, pieces)
+        self._behind.wrote(offset, length)
 
     def zero(self, offset: int, length: int) -> None:
         """See `RestoreTarget.zero`: a range nothing was written to stays a hole. From any thread."""
@@ -188,6 +192,33 @@ class FileTarget:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+class WriteBehind:
+    """Has the system write out what was written while more is written, so that the end has little to wait for.
+
+    Left alone Linux begins when a tenth of the memory is dirty: a restore of 2 GiB then spent a third of its time in
+    the last fsync. That one still is what makes the data durable; elsewhere this does nothing.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._lock = fd, threading.Lock()
+        self._first, self._stop, self._bytes = sys.maxsize, 0, 0
+
+    def wrote(self, offset: int, length: int) -> None:
+        """Take note of what was written, from any thread."""
+        with self._lock:
+            self._first, self._stop = min(self._first, offset), max(self._stop, offset + length)
+            self._bytes += length
+            span = self._stop - self._first
+            if self._bytes < BEHIND_BYTES or span > self._bytes * BEHIND_SPAN:
+                return
+            first = self._first
+            self._first, self._stop, self._bytes = sys.maxsize, 0, 0
+        if sys.platform == "linux":
+            with suppress(OSError):  # a hint
+                # What is dirty is not forgotten but written out.
+                os.posix_fadvise(self._fd, first, span, os.POSIX_FADV_DONTNEED)
 
 
 @contextmanager
