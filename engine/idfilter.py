@@ -52,6 +52,11 @@ class IdFilter:
         self._shift = np.uint64(64 - log2)
         self._pairs = _PAIRS[:groups]
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes."""
+        return self._words.nbytes
+
     def add(self, lo: Column64, hi: Column64, group: int = 0) -> None:
         """Add ids to a group by their halves, `lo` ascending."""
         pairs = self._pairs[group]

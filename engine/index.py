@@ -115,6 +115,10 @@ class PackIndex:
         """Whether look-ups see own packs only."""
         return self._own_only
 
+    def filter_bytes(self) -> int:
+        """Return how much memory the filter in front of the views takes."""
+        return self._views.gate.nbytes
+
     def lookup(self, ids: Ids) -> Places:
         """Return where each id may be relied on to lie; length 0: nowhere.
 

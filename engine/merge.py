@@ -15,18 +15,18 @@ import numpy as np
 from engine.columns import U32, Column32, Columns, Listing, concatenate
 from engine.packtable import DROPPED
 
-MERGE_ENTRIES_MAX: Final = 1 << 17  # entries sorted at a time, over all inputs
+MERGE_ENTRIES_MAX: Final = 1 << 16  # entries sorted at a time, over all inputs
 
 
 def merge_listings(
-    parts: Sequence[Listing], maps: Sequence[Column32], entries_max: int = MERGE_ENTRIES_MAX
+    parts: Sequence[tuple[Listing, Column32]], entries_max: int = MERGE_ENTRIES_MAX
 ) -> Iterator[Listing]:
     """Yield the entries of all parts in ascending order, in chunks of at most `entries_max` entries.
 
-    `maps` gives each part's pack rows their rows in a common table (`join_tables`).
+    With each part comes what gives its pack rows their rows in a common table (`JoinedTable`).
     """
     step = max(1, entries_max // max(1, len(parts)))
-    rest = [(part, row_map, 0) for part, row_map in zip(parts, maps, strict=True) if part.entries]
+    rest = [(part, row_map, 0) for part, row_map in parts if part.entries]
     while rest:
         ahead = [
             (part.columns.lo[at + step], part.columns.hi[at + step]) for part, _, at in rest if part.entries - at > step

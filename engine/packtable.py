@@ -19,8 +19,12 @@ PACK_ROW: Final = np.dtype([("writer", "u1", (16,)), ("hash", "u1", (32,)), ("si
 PACK_ROW_BYTES: Final = PACK_ROW.itemsize
 PACK_BYTES_MAX: Final = 80 << 20  # nothing larger is taken for a pack
 KINDS: Final = ("data", "page")
-_ROW: Final = struct.Struct("<16s32sII")
 DROPPED: Final = 0xFFFFFFFF  # in a row map: this pack is left out
+
+_PACKED: Final = struct.Struct("<16s32sII")
+# The first eight bytes of the hash in a row.
+_KEYS: Final = np.dtype({"names": ["key"], "formats": ["<u8"], "offsets": [16], "itemsize": PACK_ROW_BYTES})
+_SLICE: Final = 1 << 16
 
 PackRows: TypeAlias = npt.NDArray[np.void]  # dtype PACK_ROW, shape (n,)
 
@@ -29,7 +33,7 @@ def rows_of(names: Iterable[PackName]) -> PackRows:
     """Return the rows of `names`, sorted by hash, each pack once."""
     unique = {name.hash: name for name in names}
     packed = [
-        _ROW.pack(name.writer, digest, name.size, KINDS.index(name.kind)) for digest, name in sorted(unique.items())
+        _PACKED.pack(name.writer, digest, name.size, KINDS.index(name.kind)) for digest, name in sorted(unique.items())
     ]
     return np.frombuffer(bytearray(b"".join(packed)), PACK_ROW)
 
@@ -72,25 +76,55 @@ def fault_in(rows: PackRows) -> str | None:
     return None
 
 
-def join_tables(tables: Sequence[PackRows], dropped: Sequence[Mask]) -> tuple[PackRows, list[npt.NDArray[np.uint32]]]:
-    """Return the union of pack tables, and for each of them the new row of each of its rows (DROPPED if masked).
+def keys_of(rows: PackRows) -> npt.NDArray[np.uint64]:
+    """Return the first eight bytes of the hashes, as places hold them, where they lie: a copy of nothing."""
+    keys: npt.NDArray[np.uint64] = rows.view(_KEYS)["key"]
+    return keys
 
-    Rows count as the same only if they are so in every field: a table from a neighbour must not change what is
-    known of someone else's pack.
+
+class JoinedTable:
+    """The union of pack tables. Its rows stay where they are until they are asked for; it holds 12 bytes for each.
+
+    `maps`: for each table the new row of each of its rows, DROPPED if `dropped` says so. Rows count as the same only
+    if they are so in every field: a table from a neighbour must not change what is known of someone else's pack.
+    (Where several packs share a key, by a freak or forgery, one may be there twice.)
     """
-    kept = [table[~mask] for table, mask in zip(tables, dropped, strict=True)]
-    joined = np.concatenate(kept) if kept else np.zeros(0, PACK_ROW)
-    # Fixed width: the zero bytes NumPy strips from the end of strings change neither order nor equality.
-    raw = np.ascontiguousarray(joined).view(f"S{PACK_ROW.itemsize}").reshape(-1)
-    _, first, inverse = np.unique(raw, return_index=True, return_inverse=True)
-    maps, at = [], 0
-    for mask in dropped:
-        row_map = np.full(len(mask), DROPPED, np.uint32)
-        count = int((~mask).sum())
-        row_map[~mask] = inverse[at : at + count]
-        at += count
-        maps.append(row_map)
-    return joined[first], maps
+
+    def __init__(self, tables: Sequence[PackRows], dropped: Sequence[Mask] | None = None) -> None:
+        self._tables = tables
+        self._bases = np.cumsum([0, *map(len, tables)])
+        left = [np.arange(len(table)) for table in tables]
+        if dropped is not None:
+            left = [np.flatnonzero(~mask) for mask in dropped]
+        parts = list(zip(tables, left, self._bases.tolist(), strict=False))
+        keys = np.concatenate([np.empty(0, np.uint64), *(keys_of(table)[rows] for table, rows, _ in parts)])
+        at = np.concatenate([np.empty(0, np.intp), *(rows + base for _, rows, base in parts)])
+        order = keys.argsort(kind="stable")
+        keys, at = keys[order], at[order]
+        new: Mask = np.ones(len(at), np.bool_)
+        (twice,) = (keys[1:] == keys[:-1]).nonzero()
+        for start in range(0, len(twice), _SLICE):
+            second = twice[start : start + _SLICE] + 1
+            new[second] = (self._words(at[second]) != self._words(at[second - 1])).any(axis=1)
+        self._at = at[new]
+        both = np.full(self._bases[-1], DROPPED, np.uint32)
+        both[at] = np.cumsum(new) - 1
+        self.maps = [both[base : base + len(table)] for table, base in zip(tables, self._bases.tolist(), strict=False)]
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def rows(self, start: int = 0, stop: int | None = None) -> PackRows:
+        """Return a copy of the rows in [start, stop)."""
+        return self._words(self._at[start:stop]).reshape(-1).view(PACK_ROW)
+
+    def _words(self, at: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
+        words = np.empty((len(at), PACK_ROW_BYTES // 8), np.uint64)
+        of = self._bases.searchsorted(at, "right") - 1
+        for number, table in enumerate(self._tables):
+            (here,) = (of == number).nonzero()
+            words[here] = table.view(np.uint64).reshape(-1, PACK_ROW_BYTES // 8)[at[here] - self._bases[number]]
+        return words
 
 
 class PackTable:
@@ -98,7 +132,7 @@ class PackTable:
 
     def __init__(self, rows: PackRows) -> None:
         self.rows = rows
-        keys = np.ascontiguousarray(rows["hash"][:, :8]).view("<u8").reshape(-1)
+        keys = keys_of(rows)
         self._order = np.argsort(keys, kind="stable").astype(np.uint32)
         self._keys = keys[self._order]
 

@@ -28,13 +28,11 @@ from engine.columns import (
     sort_order,
 )
 from engine.pack import FinishedPack
-from engine.packtable import KINDS, PACK_ROW_BYTES, PackRows, join_tables, pack_names, rows_of
+from engine.packtable import KINDS, JoinedTable, PackRows, keys_of, pack_names, rows_of
 
 # Of an id listed more often than this in one view, the rest is not looked at.
 PLACES_MAX: Final = 256
 _SLICE: Final = 1 << 18
-# The first eight bytes of the hashes of table rows, where they lie.
-_KEYS: Final = np.dtype({"names": ["key"], "formats": ["<u8"], "offsets": [16], "itemsize": PACK_ROW_BYTES})
 
 
 class Found(NamedTuple):
@@ -65,7 +63,7 @@ class View:
         self.columns, self.rows, self.own = columns, rows, own
         # Other systems' deltas are never relied on: their sources are never searched.
         self.sources = sources._replace(entry=np.ascontiguousarray(sources.entry)) if own else sources
-        self.keys: Column64 = rows.view(_KEYS)["key"]
+        self.keys: Column64 = keys_of(rows)
         self._sorted: tuple[Column64, Column32] | None = None
         self._barred: Mask | None = None
         self._listed = listed
@@ -304,12 +302,12 @@ def view_of_pack(pack: FinishedPack | PackAck) -> View:
 
 def join_views(views: Sequence[View]) -> View:
     """Return one view, in memory, of the entries of several own ones."""
-    rows, maps = join_tables([view.rows for view in views], [np.zeros(len(view.rows), np.bool_) for view in views])
-    listed: Mask = np.zeros(len(rows), np.bool_)
+    table = JoinedTable([view.rows for view in views])
+    listed: Mask = np.zeros(len(table), np.bool_)
     parts = []
-    for view, row_map in zip(views, maps, strict=True):
+    for view, row_map in zip(views, table.maps, strict=True):
         listed[row_map[view.listed()]] = True
         columns = view.columns._replace(pack=row_map[view.columns.pack])
         parts.append(Listing(columns, view.sources._replace(pack=row_map[view.sources.pack])))
     joined = concatenate(parts)
-    return View(joined.columns, rows, True, joined.sources, listed)
+    return View(joined.columns, table.rows(), True, joined.sources, listed)

@@ -31,7 +31,7 @@ class Shelf:
     """A mirror and what went into it."""
 
     def __init__(self) -> None:
-        self.files = MemoryMirror()
+        self.files: MemoryMirror = MemoryMirror()
         self.mirror = self.reopened()
         self.packs: dict[FragmentName, list[PackAck]] = {}
 
@@ -103,6 +103,28 @@ def test_a_large_fragment_is_not_rewritten_with_every_small_one() -> None:
         shelf.add(name(ALICE, sequence))
         shelf.mirror.compact()
     assert str(name(ALICE, 1)) in shelf.files.files
+
+
+class CountingMirror(MemoryMirror):
+    """Counts the bytes of merges."""
+
+    merged_bytes = 0
+
+    def create(self, name: str, size: int) -> memoryview:
+        self.merged_bytes += size
+        return super().create(name, size)
+
+
+def test_over_hundreds_of_sessions_an_entry_is_merged_a_few_times() -> None:
+    shelf, files = Shelf(), CountingMirror()
+    shelf.files = files
+    shelf.reopened()
+    for sequence in range(1, 301):
+        shelf.add(name(ALICE, sequence), entries=50)
+        shelf.mirror.compact()
+        assert len(shelf.mirror.views()[0]) <= VIEWS_MAX
+    shelf.check({name(ALICE, sequence) for sequence in range(1, 301)})
+    assert files.merged_bytes < 5 * sum(map(len, files.files.values()))
 
 
 def test_what_is_no_longer_listed_leaves_and_takes_its_writers_merged_fragments_along() -> None:
@@ -233,3 +255,21 @@ def test_files_that_are_none_of_ours_are_removed() -> None:
     shelf.reopened()
     shelf.check(names)
     assert len(shelf.files.files) == 2
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_a_damaged_file_is_not_merged_but_goes(column: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_module, "CHECKED_BYTES_MAX", 0)
+    shelf, names = filled((ALICE,), 12)
+    damaged = str(name(ALICE, 3))
+    content = bytearray(shelf.files.files[damaged])
+    # The first id, or all that share its first half, now comes after the others.
+    content[80 + 7] = 0xFF
+    if column:
+        content[80:120] = bytes(40)
+        content[120 + 7] = 0xFF
+    shelf.files.files[damaged] = bytes(content)
+    shelf.reopened()
+    shelf.mirror.compact()
+    assert len(shelf.mirror.views()[0]) <= VIEWS_MAX
+    shelf.check(names - {name(ALICE, 3)})
