@@ -7,6 +7,7 @@ index, so losing every index loses nothing.
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -44,6 +45,7 @@ _COUNTS: Final = struct.Struct("<II")
 _SOURCE: Final = np.dtype([("writer", "V16"), ("hash", "V32"), ("size", "<u4")])
 _ENTRY_BYTES: Final = 16 + 4 + 4 + 2
 FOOTER_SHARE: Final = 64  # of a pack; its room has so much more for the footer of records of 2 KiB and more
+HASHED_BYTES: Final = 1 << 19  # at once, while they are still in the processor's cache
 FOOTER_BYTES_MIN: Final = _COUNTS.size + _ENTRY_BYTES + TRAILER_BYTES + PACK_TAIL_BYTES
 PACK_SIZE_MIN: Final = PACK_HEADER_BYTES + RECORD_BYTES_MIN + FOOTER_BYTES_MIN
 
@@ -86,7 +88,10 @@ class PackEntries:
 
 
 class PackBuilder:
-    """The open pack of one lane; not thread-safe. Records are copied once, by `add`, to where the pack is put from."""
+    """The open pack of one lane; not thread-safe.
+
+    Records are kept by reference, so that adding costs the event loop next to nothing, and copied once, by `finish`.
+    """
 
     def __init__(
         self, kind: str, keys: DomainKeys, writer: bytes, session: bytes, signer: Signer, pack_bytes: int
@@ -95,11 +100,9 @@ class PackBuilder:
         assert len(writer) == len(session) == len(keys.domain) == 16
         self._kind, self._keys, self._writer, self._signer = kind, keys, writer, signer
         self._pack_bytes = pack_bytes
-        self._room = _rooms(pack_bytes).take()
-        _HEADER.pack_into(self._room, 0, _MAGIC, PACK_VERSION, KINDS.index(kind), 0, 0, keys.domain, writer, session)
+        self._header = _HEADER.pack(_MAGIC, PACK_VERSION, KINDS.index(kind), 0, 0, keys.domain, writer, session)
         self._size = PACK_HEADER_BYTES
-        self._ids = bytearray()
-        self._lengths: list[int] = []
+        self._records: list[Bytes] = []
         self._days: list[int] = []
         self._sources: list[tuple[int, PackName]] = []
 
@@ -111,31 +114,33 @@ class PackBuilder:
     @property
     def count(self) -> int:
         """Records so far."""
-        return len(self._lengths)
+        return len(self._days)
 
     def room(self, record_bytes: int) -> bool:
         """Tell whether a record of this length still belongs in this pack; an empty pack takes any."""
-        return not self._lengths or self._size + record_bytes <= self._pack_bytes
+        return not self._days or self._size + record_bytes <= self._pack_bytes
 
     def add(self, record: Bytes, sources: Sequence[PackName] = (), day: int = 0) -> int:
-        """Append a record and return its offset; `sources`: the packs a delta's sources lie in."""
+        """Append a record, which must not change any more, and return its offset.
+
+        `sources`: the packs a delta's sources lie in; `day`: its newest inherited stamp.
+        """
         length = len(record)
         assert RECORD_BYTES_MIN <= length <= RECORD_BYTES_MAX
         offset = self._size
         if sources:
             self._sources.extend((self.count, pack) for pack in sources)
-        self._room[offset : offset + length] = record
-        self._ids += record[:ID_BYTES]
-        self._lengths.append(length | (DELTA_FLAG if record[16] == DELTA else 0))
+        self._records.append(record)
         self._days.append(day)
         self._size = offset + length
         return offset
 
     def finish(self) -> FinishedPack:
         """Write the footer, hash, sign and name the pack: CPU work, to be called in a worker thread, once."""
-        assert self._lengths
-        ids = bytes(self._ids)
-        lengths = np.array(self._lengths, dtype=U32)
+        assert self._records
+        ids = b"".join([record[:ID_BYTES] for record in self._records])
+        flagged = [len(record) | (DELTA_FLAG if record[16] == DELTA else 0) for record in self._records]
+        lengths = np.array(flagged, dtype=U32)
         ends = np.cumsum(lengths & LENGTH_MASK, dtype=np.uint64) + PACK_HEADER_BYTES
         offsets = np.concatenate(([PACK_HEADER_BYTES], ends[:-1])).astype(U32)
         packs = sorted({(pack.hash, pack.writer, pack.size) for _, pack in self._sources})
@@ -143,20 +148,38 @@ class PackBuilder:
         days = np.array(self._days, dtype=U16)
         counts = _COUNTS.pack(len(lengths), len(packs))
         footer = b"".join([counts, ids, offsets.tobytes(), lengths.tobytes(), days.tobytes(), table.tobytes()])
-        hasher = blake3(self._room[: self._size]).update(footer)
+        room = _rooms(self._pack_bytes).take()
+        hasher = self._fill(room).update(footer)
         end = make_trailer(PACK_LABEL, hasher.digest(), self._keys, self._signer) + _TAIL.pack(self._size, _END_MAGIC)
         name_hash = hasher.update(end).digest()
-        data = self._closed(footer + end)
+        data = _closed(room, self._size, footer + end)
         name = PackName(self._kind, self._writer, name_hash, len(data))
         return FinishedPack(name, data, ids_from_bytes(ids), offsets, lengths, tuple(self._sources))
 
-    def _closed(self, end: bytes) -> Bytes:
-        """Return the whole pack: in the room where it lies, unless a footer of many tiny records does not fit there."""
-        room, size, self._room = self._room, self._size, memoryview(b"")
-        if size + len(end) > len(room):
-            return b"".join((room[:size], end))
-        room[size : size + len(end)] = end
-        return room[: size + len(end)]
+    def _fill(self, room: memoryview) -> blake3:
+        """Copy header and records into `room`, letting go of them, and return what has hashed them."""
+        hasher = blake3()
+        target = np.frombuffer(room, np.uint8)
+        records, self._records = deque((self._header, *self._records)), []
+        hashed = at = 0
+        while records:
+            record = records.popleft()
+            stop = at + len(record)
+            # Unlike an assignment to a view, this lets other threads run meanwhile.
+            np.copyto(target[at:stop], np.frombuffer(record, np.uint8))
+            at = stop
+            if at - hashed >= HASHED_BYTES or not records:
+                hasher.update(room[hashed:at])
+                hashed = at
+        return hasher
+
+
+def _closed(room: memoryview, size: int, end: bytes) -> Bytes:
+    """Return the whole pack: in the room where it lies, unless a footer of many tiny records does not fit there."""
+    if size + len(end) > len(room):
+        return b"".join((room[:size], end))
+    room[size : size + len(end)] = end
+    return room[: size + len(end)]
 
 
 @cache

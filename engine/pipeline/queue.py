@@ -272,8 +272,7 @@ class TransmissionQueue:
         now = self._clock.monotonic() if self._turns else 0.0
         while self._turns:
             turn = self._turns[0]
-            while turn.slots and self._held_bytes + turn.slots[0].nbytes <= self._bytes_max:
-                self._admit(turn.slots.popleft(), now)
+            self._admit(turn.slots, now)
             if turn.slots:
                 return
             self._turns.popleft()
@@ -282,13 +281,19 @@ class TransmissionQueue:
             for line in self._lines.values():
                 self._show(line)
 
-    def _admit(self, slot: Slot, now: float) -> None:
-        slot.since = now
-        self._held_bytes += slot.nbytes
+    def _admit(self, slots: deque[Slot], now: float) -> None:
+        """Let in what fits of one turn's slots, the first ones, and show it to the lanes that want it."""
+        admitted: list[Slot] = []
+        while slots and self._held_bytes + slots[0].nbytes <= self._bytes_max:
+            slot = slots.popleft()
+            slot.since = now
+            self._held_bytes += slot.nbytes
+            admitted.append(slot)
         for line in self._lines.values():
-            if slot.lanes & line.bit:
-                line.slots.append(slot)
-                line.nbytes += slot.nbytes
+            wanted = [slot for slot in admitted if slot.lanes & line.bit]
+            if wanted:
+                line.slots.extend(wanted)
+                line.nbytes += sum([slot.nbytes for slot in wanted])
                 self._show(line)
 
     def _release(self, line: _Line, slot: Slot, now: float) -> None:
