@@ -167,6 +167,19 @@ def own_work(results: Results, limits: dict[str, float]) -> Iterator[Line]:
             yield Line(step, title, "s", found, floor=most(bound))
     for size, peak in peaks(results):
         yield Line(f"memory-{size}", f"peak memory, {size_text(size)}", "MiB", peak, floor=most(400.0))
+    for row in results.select(work="index"):
+        yield from index_lines(row["found"])
+
+
+def index_lines(found: dict[str, Any]) -> Iterator[Line]:
+    """Yield what an index takes, and what looking up a batch in it takes, from the document of indexbench.py."""
+    title = f"memory of an index of {found['entries'] / 1e6:,.0f} million entries"
+    yield Line("index-memory", title, "MiB", float(found["memory"]["anonymous_of_the_index_mib"]))
+    for case in found["lookups"]:
+        batch, cache = case["batch"], case["page_cache"]
+        if case["ids"] == "mixed":
+            title = f"  {batch:,} look-ups, half of them of what is there, {cache}"
+            yield Line(f"index-{cache}-{batch}", title, "s", case["wall_us_per_key"] * batch / 1e6)
 
 
 def restores_of_deltas(results: Results, limits: dict[str, float]) -> Iterator[Line]:

@@ -56,7 +56,7 @@ def measure(arguments: argparse.Namespace) -> Results:
 
     Raises: Stop if something needed is missing or fails.
     """
-    plan = steps.plan_of(arguments.rows, arguments.peers, arguments.size)
+    plan = steps.plan_of(arguments.rows, arguments.peers, arguments.size, index=arguments.index)
     folder: Path = arguments.dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "bench.log"
@@ -72,7 +72,7 @@ def measure(arguments: argparse.Namespace) -> Results:
         programs=machine.versions(),
         data={key: data[size][key] for key in ("days", "stats64k")},
     )
-    for row in steps.carry_out(plan, tools, results, index=arguments.index):
+    for row in steps.carry_out(plan, tools, results):
         results.rows.append(row)
         print(steps.told(row), flush=True)
     return results

@@ -19,11 +19,12 @@ from deploy.bench.results import Results, Row
 
 PLUGIN = Path(__file__).with_name("peer.py")
 INDEX = Path(__file__).with_name("indexbench.py")
+INDEX_ENTRIES = 160_000_000
 STEPS = ("full", "nochange", "a", "b", "c", "restore")
 # Days are cumulative, and the newest point is that after the last.
 BEFORE = {"restore": ("a", "b", "c")}
 OWN = ("days10", "days30", "latency", "contiguous", "sparse")
-NAMES = (*(work.name for work in WORKS), *OWN)
+NAMES = (*(work.name for work in WORKS), *OWN, "index")
 # While tuning: the peers that have been the fastest at a step, and nobody else.
 FASTEST = {
     "full": ("borg-fixed4m", "borg-fixed64k"),
@@ -53,8 +54,8 @@ class Plan:
         return tuple(dict.fromkeys((self.size, *(("2G",) if "days30" in self.own else ()))))
 
 
-def plan_of(rows: str, peers: str, size: str) -> Plan:
-    """Return the plan for `rows` ("" for all) and `peers` ("" for all, while tuning for the fastest).
+def plan_of(rows: str, peers: str, size: str, *, index: bool = False) -> Plan:
+    """Return the plan for `rows` ("" for all, with `index` that too) and `peers` ("" for all, or for rows the fastest).
 
     Raises: Stop for names there are none of.
     """
@@ -77,7 +78,7 @@ def plan_of(rows: str, peers: str, size: str) -> Plan:
         size=size,
         peers=order if works else (),
         steps=tuple(step for step in STEPS if step in needed) if works else (),
-        own=tuple(name for name in OWN if not names or name in names),
+        own=tuple(name for name in (*OWN, "index") if (name in names if names else index or name != "index")),
         tuning=bool(names),
     )
 
@@ -149,17 +150,32 @@ class Tools:
         arguments += ["--peer", ",".join(peers), "--steps", ",".join(plan.steps), "--runs", str(runs)]
         arguments += ["--quiet-wait", str(self.meter.quiet_s)]
         command = [sys.executable, str(self.shared / "peers.py"), *arguments]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                row = json.loads(line)
-                row.pop("cmd", None)
-                yield row
-        for log in sorted(work.glob("log-*.txt")):
-            log.replace(self.folder / log.name)
-        shutil.rmtree(work, ignore_errors=True)
+        try:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    row = json.loads(line)
+                    row.pop("cmd", None)
+                    yield row
+        finally:
+            for log in sorted(work.glob("log-*.txt")):
+                log.replace(self.folder / log.name)
+            shutil.rmtree(work, ignore_errors=True)
         if process.returncode != 0:
             raise Stop(f"peers.py ended with exit code {process.returncode}")
+
+    def index(self) -> Iterator[Row]:
+        """Measure look-ups in an index of 160 million entries.
+
+        Raises: Stop if that fails.
+        """
+        folder = self.folder / "index"
+        shutil.rmtree(folder, ignore_errors=True)
+        command = [sys.executable, str(INDEX), "--entries", str(INDEX_ENTRIES), "--dir", str(folder)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, env=environment(), check=False)
+        if done.returncode != 0:
+            raise Stop(f"{INDEX.name} ended with exit code {done.returncode}")
+        yield {"work": "index", "found": json.loads(done.stdout)}
 
     def _script(self, name: str, *arguments: str, output: int) -> None:
         done = subprocess.run(
@@ -169,20 +185,13 @@ class Tools:
             raise Stop(f"{name} {' '.join(arguments)} ended with exit code {done.returncode}")
 
 
-def carry_out(plan: Plan, tools: Tools, results: Results, *, index: bool) -> Iterator[Row]:
+def carry_out(plan: Plan, tools: Tools, results: Results) -> Iterator[Row]:
     """Do what is planned; set the limits of `results`, yield the rows."""
     tools.require_space(results.size)
     results.limits = tools.limits(plan.size, again=not plan.tuning)
     if plan.peers:
         yield from tools.peers(plan, results.runs)
     yield from own_work(plan, tools, results.runs)
-    if index:
-        done = subprocess.run(
-            [sys.executable, str(INDEX)], stdout=subprocess.PIPE, env=environment(), check=False, cwd=tools.folder
-        )
-        if done.returncode != 0:
-            raise Stop(f"{INDEX.name} ended with exit code {done.returncode}")
-        yield {"work": "index", "found": json.loads(done.stdout)}
 
 
 def own_work(plan: Plan, tools: Tools, runs: int) -> Iterator[Row]:
@@ -202,6 +211,9 @@ def own_work(plan: Plan, tools: Tools, runs: int) -> Iterator[Row]:
     if "sparse" in plan.own:
         with history.Machine(tools.meter, folder, sparse_bytes=history.SPARSE_BYTES) as one:
             yield from attempt("sparse", history.sparse(one))
+    if "index" in plan.own:
+        print("Looking ids up in an index of 160 million entries ...", flush=True)
+        yield from attempt("index", tools.index())
 
 
 def attempt(name: str, rows: Iterator[Row]) -> Iterator[Row]:

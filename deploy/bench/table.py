@@ -59,4 +59,6 @@ def amount(value: float, unit: str) -> str:
         return f"{value:.0f} MiB"
     if unit == "×":
         return f"{value:.2f}"
+    if value < 0.05:
+        return f"{value * 1000:.3g} ms"
     return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s"

@@ -85,4 +85,15 @@ def own_rows() -> list[Row]:
     rows += [{"work": "contiguous", "size": SIZE} | figures(0.6) | {"step": "hints"}]
     rows += [{"work": "latency", "step": "status", "wall": wall} for wall in (0.3, 0.31, 0.9)]
     rows += [{"work": "latency", "step": "reading", "wall": wall} for wall in (0.5, 0.7, 0.9)]
+    found = {
+        "entries": 160_000_000,
+        "memory": {"anonymous_of_the_index_mib": 17.0},
+        "lookups": [
+            {"ids": ids, "batch": batch, "page_cache": cache, "wall_us_per_key": 2.5}
+            for ids in ("known", "mixed")
+            for batch in (64, 4096)
+            for cache in ("warm", "cold")
+        ],
+    }
+    rows += [{"work": "index", "found": found}]
     return [*rows, {"work": "sparse", "step": "full", "size": 10 << 40} | figures(5.0, 410.0)]

@@ -26,6 +26,7 @@ def test_all_work_of_the_issue_has_a_line() -> None:
     names = {line.name for line in lines_of(example())}
     assert {work.name for work in WORKS} <= names
     assert {"days-1", "days-10", "days-30", "contiguous", "restore-days", "restore-own", "status", "reading"} <= names
+    assert {"index-memory", "index-warm-64", "index-cold-4096"} <= names
     assert {f"memory-{size}" for size in (2 << 30, SIZE, 10 << 40)} <= names
 
 
@@ -66,6 +67,8 @@ def test_figures_with_a_bound_of_their_own_need_nobody_beside_them() -> None:
     assert line("reading").met is False
     assert line("memory-10995116277760").met is False
     assert line(f"memory-{SIZE}").met is True
+    assert line("index-memory").ours == 17
+    assert line("index-cold-4096").ours == pytest.approx(4096 * 2.5e-6)
 
 
 def test_bytes_added_are_summed_over_the_days_of_the_shortest_history_that_has_them() -> None:
@@ -154,6 +157,7 @@ def test_the_tables_show_every_line_with_its_verdict() -> None:
     [
         (9.876, "s", "9.88 s"),
         (12.34, "s", "12.3 s"),
+        (0.01024, "s", "10.2 ms"),
         (23.4e6, "B", "23.4 MB"),
         (1.1424e9, "B", "1,142 MB"),
         (311.6, "MiB", "312 MiB"),
@@ -177,6 +181,9 @@ def test_a_full_bench_plans_everybody_and_everything() -> None:
     assert {"forebay-lz4", "forebay-zstd", "forebay-lz4-hints", "forebay-lz4-cache", "cp", "restic"} <= set(plan.peers)
     assert plan.volumes == ("8G", "2G")
     assert plan_of("", "", "2G").volumes == ("2G",)
+    assert "index" not in plan.own
+    assert plan_of("", "", "8G", index=True).own[-1] == "index"
+    assert plan_of("index", "", "8G").own == ("index",)
     assert plan_of("", "restic", "8G").peers[-1] == "restic"
     assert "borg" not in plan_of("", "restic", "8G").peers
 
