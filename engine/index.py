@@ -219,6 +219,10 @@ class PackIndex:
             self._barred_writers.update(writers)
             self._bar_in(self._views.all())
 
+    def distrust_others(self) -> None:
+        """Let look-ups see this system's own packs only from now on."""
+        self._own_only = True
+
     def all_places(self, ident: bytes) -> Places:
         """Return every known place of the id (16 bytes): own first, barred last, deltas included, none twice."""
         (lo, hi) = ids_from_bytes(ident)[0]

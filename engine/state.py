@@ -152,6 +152,14 @@ class History(Protocol):
         """Remember foreign packs as opened once. Raises: StateCorrupt."""
         ...
 
+    def bad_packs(self, store: bytes) -> dict[int, set[str]]:
+        """Return the keys of packs that turned out to be gone or damaged, each with the volumes healed of it."""
+        ...
+
+    def add_bad_packs(self, store: bytes, keys: Sequence[int], healed: Sequence[str] = ()) -> None:
+        """Remember packs as bad, and that the volumes `healed` lean on them no longer. Raises: StateCorrupt."""
+        ...
+
 
 class StateStore(Protocol):
     """The state directory of one system, held under its lock by at most one session."""

@@ -1,8 +1,8 @@
-"""History in SQLite: sessions that ended, and foreign packs opened once.
+"""History in SQLite: sessions that ended, foreign packs opened once, and packs that turned out to be bad.
 
 Journal mode TRUNCATE with `synchronous = FULL`: one short transaction a session, durable when it returns (in mode
 DELETE, SQLite does not wait for the journal's removal, so that a power failure could undo the last one). WAL would
-add two files that a reader without the right to write cannot open, and wins nothing at this rate. Both tables are
+add two files that a reader without the right to write cannot open, and wins nothing at this rate. All tables are
 bounded. SQLite checks no content: each row of history carries a checksum of its own.
 
 A file that turns out damaged while it is open for writing is moved aside (`history.sqlite.damaged`): the call that
@@ -29,6 +29,7 @@ from engine.staterecords import SessionRow
 
 SESSIONS_MAX: Final = 1000  # the newest are kept
 CHECKED_PACKS_MAX: Final = 1_000_000  # over all stores; the newest are kept
+BAD_PACKS_MAX: Final = 100_000  # rows: a pack, and one for each volume healed of it; the newest are kept
 _BUSY_S: Final = 10.0
 _ADVICE: Final = "remove it: only the list of past sessions is lost"
 _UNFINISHED: Final = ("SQLITE_READONLY_ROLLBACK", "SQLITE_READONLY_CANTINIT", "SQLITE_CANTOPEN")
@@ -36,6 +37,9 @@ _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS session (number INTEGER PRIMARY KEY, row BLOB NOT NULL, sum BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS checked_pack "
     "(number INTEGER PRIMARY KEY, store BLOB NOT NULL, hash BLOB NOT NULL, UNIQUE (store, hash))",
+    # `volume`: healed of the pack; "" is the pack itself. `key`: the first 8 bytes of its hash.
+    "CREATE TABLE IF NOT EXISTS bad_pack (number INTEGER PRIMARY KEY, store BLOB NOT NULL, key BLOB NOT NULL, "
+    "volume TEXT NOT NULL, UNIQUE (store, key, volume))",
 )
 
 
@@ -79,6 +83,31 @@ class HistoryFile:
             database.execute(
                 "DELETE FROM checked_pack WHERE number <= (SELECT max(number) FROM checked_pack) - ?",
                 (CHECKED_PACKS_MAX,),
+            )
+
+    def bad_packs(self, store: bytes) -> dict[int, set[str]]:
+        """Return the keys of packs that turned out to be bad, each with the volumes healed of it.
+
+        Raises: StateCorrupt.
+        """
+        found: dict[int, set[str]] = {}
+        with self._opened() as database:
+            for key, volume in database.execute("SELECT key, volume FROM bad_pack WHERE store = ?", (store,)):
+                healed = found.setdefault(int.from_bytes(key, "little"), set())
+                if volume:
+                    healed.add(volume)
+        return found
+
+    def add_bad_packs(self, store: bytes, keys: Sequence[int], healed: Sequence[str] = ()) -> None:
+        """Remember packs as bad, and volumes as healed of them; of more than 100,000 rows the oldest go.
+
+        Raises: StateCorrupt, SessionAborted.
+        """
+        rows = [(store, key.to_bytes(8, "little"), volume) for key in keys for volume in ("", *healed)]
+        with self._opened() as database, database:
+            database.executemany("INSERT OR IGNORE INTO bad_pack (store, key, volume) VALUES (?, ?, ?)", rows)
+            database.execute(
+                "DELETE FROM bad_pack WHERE number <= (SELECT max(number) FROM bad_pack) - ?", (BAD_PACKS_MAX,)
             )
 
     def close(self) -> None:

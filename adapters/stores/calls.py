@@ -145,4 +145,8 @@ class WatchedThreads:
                 task.cancel()  # its outcome is nobody's any more
             elif not task.cancelled():
                 task.exception()  # seen, also when the caller was cancelled: asyncio must not report it
-        return task.result()
+        try:
+            return task.result()
+        finally:
+            # Its error's traceback holds this frame: a circle that would keep the data of a put that failed alive.
+            del task, hop, function

@@ -14,6 +14,7 @@ if sys.platform == "linux":
 
 DIRECT_ALIGNMENT: Final = 4096  # of address, offset and length: a multiple of every usual sector size
 DIRECT_BYTES_MIN: Final = 1 << 20  # less is not worth waiting for the disk
+_NOT_DIRECT: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
 
 class NewFile:
@@ -37,7 +38,7 @@ class NewFile:
                     return os.write(self._fd, view[:whole])
             except OSError as error:
                 # Larger sectors, or a file system that promised too much.
-                if error.errno != errno.EINVAL:
+                if error.errno not in _NOT_DIRECT:
                     raise
             self._direct = False
             _go_cached(self._fd)

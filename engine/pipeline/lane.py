@@ -218,6 +218,7 @@ class _Round:
         self._bytes_put += len(finished.data)
         self._unflushed += pack.ids
         self._lane.on_ack(finished)
+        del finished, pack  # its memory is counted no longer, so nothing may hold it through a flush
         unflushed_bytes_max = self._lane.policy.unflushed_records_max * ID_BYTES
         if len(self._unflushed) >= unflushed_bytes_max and self._lane.gave_up is None:
             await self._flush()

@@ -65,7 +65,8 @@ class RunMaker:
         for run in parent:
             with suppress(StoreCorrupt):
                 tables.append(await RunReader(self.reader, run).table())
-        return [await self._write(self._everything(), tables, base=True)]
+        whole = len(tables) == len(parent)
+        return [await self._write(self._everything(), tables, base=True, tables_whole=whole)]
 
     async def _with_merge(
         self, parent: Sequence[RunDescriptor], staged: StagedRun, start: int, stop: int
@@ -84,7 +85,12 @@ class RunMaker:
         return result
 
     async def _write(
-        self, chunks: Iterator[RunChunk] | AsyncIterator[RunChunk], tables: Sequence[PackTable], *, base: bool
+        self,
+        chunks: Iterator[RunChunk] | AsyncIterator[RunChunk],
+        tables: Sequence[PackTable],
+        *,
+        base: bool,
+        tables_whole: bool = True,
     ) -> RunDescriptor:
         keys: set[int] = set()
         orphans = False
@@ -102,7 +108,7 @@ class RunMaker:
             wanted = np.array(sorted(keys), dtype=np.uint64)
             # The index lost the sources of an older delta: they are among the packs its run named.
             found = [name for table in tables for name in table.names()] if orphans else []
-            if orphans and not found:
+            if orphans and not (found and tables_whole):
                 raise StateCorrupt("local state names a delta whose sources nobody knows; run 'forebay backup --full'")
             for key, name in zip(wanted.tolist(), self.name_packs(wanted), strict=True):
                 # What a run named was checked when it was written; today's index may lack a foreign pack, or name

@@ -5,15 +5,18 @@
 - When this system first relies on a foreign pack, one of the records it relies on is read and opened: all such
   packs up to 1,000 of a writer, then a random 1,000, and at most 256 MiB of reading a session.
 - Of the sources of new deltas a random 32, of as many packs, are read and must hold what was taken from them.
-- A pack that fails is barred, and so is its writer if that is another system; both are named. What relied on them is
-  sent again, whole.
+- A pack that fails is barred, and named. What relied on it is sent again, whole: with this session what its volumes
+  have there, with later ones what other volumes have. That is remembered, and the pack is never relied on again.
+- Another system whose pack holds other things than it claims is barred, and so is one whose packs were found gone in
+  two rounds of a session; after a third round that failed nobody else is relied on. So a session always ends, whatever
+  neighbours offer.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -35,6 +38,7 @@ READ_BYTES_MAX: Final = 256 << 20
 NAMES_AT_ONCE: Final = 65536
 READS_AT_ONCE: Final = 8
 SOURCES_READ_MAX: Final = 32
+OTHERS_TRUSTED_ROUNDS: Final = 3
 
 
 @dataclass(slots=True)
@@ -47,10 +51,32 @@ class Reliance:
     chance: random.Random
     trust_history: bool = True
     problems: list[str] = field(default_factory=list)
+    _known_bad: set[int] = field(default_factory=set)  # by earlier sessions, and some volume is not healed of it yet
+    _suspects: set[bytes] = field(default_factory=set)  # other systems of which a pack was found gone
+    _rounds_failed: int = 0
     _read_bytes: int = 0
     _gone: set[int] = field(default_factory=set)
     _bad: set[int] = field(default_factory=set)  # all that ever were in `_gone`
     _sound: set[int] = field(default_factory=set)  # keys of the packs of which a source was read
+
+    def recall(self, volumes: Sequence[str]) -> None:
+        """Rely on nothing that earlier sessions found to be bad (*sync*); `volumes` are those of this session.
+
+        What they have there still counts as gone now.
+        """
+        try:
+            known = self.history.bad_packs(self.store.store_id)
+        except StateCorrupt as error:
+            self.problems.append(f"{error}; packs that turned out to be bad may be relied on again")
+            return
+        self.store.index.bar(known)
+        self._known_bad = {key for key, healed in known.items() if not healed.issuperset(volumes)}
+        self._gone |= self._known_bad
+
+    def healed(self, volumes: Sequence[str]) -> None:
+        """Remember that `volumes` lean on nothing bad any more: a point of them was committed (*sync*)."""
+        if keys := sorted(self._known_bad | self._bad):
+            self._note_bad(keys, volumes)
 
     def take_gone(self) -> npt.NDArray[np.uint64]:
         """Return the keys of the packs that turned out to be bad since this was last asked."""
@@ -62,15 +88,16 @@ class Reliance:
 
         Raises: StoreUnavailable, StoreRejected.
         """
-        good = True
+        absent: list[PackName] = []
         for start in range(0, len(keys), NAMES_AT_ONCE):
-            names = self._names(keys[start : start + NAMES_AT_ONCE], written)
-            for name in sorted(await self.store.present(names)):
-                good = False
-                self._give_up(name)
-                again = "blocks are sent" if name.kind == "data" else "pages are written"
-                self.problems.append(f"object {name} is gone from the vault or has a wrong size; its {again} again")
-        return good
+            absent += sorted(await self.store.present(self._names(keys[start : start + NAMES_AT_ONCE], written)))
+        for name in absent:
+            again = "blocks are sent" if name.kind == "data" else "pages are written"
+            self.problems.append(f"object {name} is gone from the vault or has a wrong size; its {again} again")
+        if absent:
+            await anyio.to_thread.run_sync(self._give_up, absent)
+            self._distrust({name.writer for name in absent} - {self.store.writer})
+        return not absent
 
     async def honest(
         self, volumes: Iterable[VolumeState], keys: npt.NDArray[np.uint64], written: frozenset[int]
@@ -104,9 +131,9 @@ class Reliance:
         async with anyio.create_task_group() as group:
             for key, (ref, place) in chosen.items():
                 group.start_soon(check, foreign[key], ref, place)
-        for name in failed:
-            self._give_up(name)
-            self.store.index.bar(writers=[name.writer])
+        if failed:
+            await anyio.to_thread.run_sync(self._give_up, failed)
+            self.store.index.bar(writers={name.writer for name in failed})
         if opened:
             await anyio.to_thread.run_sync(self._remember, opened)
         return not failed
@@ -119,7 +146,7 @@ class Reliance:
         rest = sorted(set(samples) - self._sound - self._bad)
         count = min(len(rest), SOURCES_READ_MAX - len(self._sound))
         wanted = np.array(self.chance.sample(rest, count), dtype=np.uint64)
-        good = True
+        failed: list[PackName] = []
         for name in self._names(wanted, written):
             sample = samples[name.key]
             self._sound.add(name.key)
@@ -127,10 +154,11 @@ class Reliance:
                 (record,) = await self.store.read_records(name, [sample.range()])
                 await anyio.to_thread.run_sync(sample.check, record, str(name))
             except (StoreCorrupt, ObjectMissing) as error:
-                good = False
-                self._give_up(name)
+                failed.append(name)
                 self.problems.append(f"{error}; what is in this pack is sent again")
-        return good
+        if failed:
+            await anyio.to_thread.run_sync(self._give_up, failed)
+        return not failed
 
     async def _opens(self, name: PackName, ref: bytes, offset: int, length: int) -> bool:
         """Read and open one record; a problem names the pack and its writer."""
@@ -145,10 +173,26 @@ class Reliance:
             return False
         return True
 
-    def _give_up(self, name: PackName) -> None:
-        self._gone.add(name.key)
-        self._bad.add(name.key)
-        self.store.index.bar([name.key])
+    def _give_up(self, names: Sequence[PackName]) -> None:
+        keys = [name.key for name in names]
+        self._gone.update(keys)
+        self._bad.update(keys)
+        self.store.index.bar(keys)
+        self._note_bad(keys, ())
+
+    def _note_bad(self, keys: Sequence[int], healed: Sequence[str]) -> None:
+        try:
+            self.history.add_bad_packs(self.store.store_id, keys, healed)
+        except StateCorrupt as error:
+            self.problems.append(f"{error}; packs that turned out to be bad may be relied on again")
+
+    def _distrust(self, writers: set[bytes]) -> None:
+        """Bar who fails again: each ghost of one id would otherwise cost a round of its own."""
+        self._rounds_failed += 1
+        self.store.index.bar(writers=writers & self._suspects)
+        self._suspects |= writers
+        if self._rounds_failed >= OTHERS_TRUSTED_ROUNDS:
+            self.store.index.distrust_others()
 
     def _names(self, keys: npt.NDArray[np.uint64], written: frozenset[int]) -> list[PackName]:
         names = self.store.index.pack_names(keys)

@@ -257,9 +257,6 @@ class Session:
     async def _transmit(self, vault: Side, parent: Parent) -> None:
         setup = self.setup
         self.transmitter = Transmitter(self._lanes(vault), setup.queue.bytes_max, setup.workers, setup.clock)
-        self.phase = "reading and sending"
-        self._heard(await self.transmitter.round([(run, run.works()) for run in self.runs]))
-        self._tell_unreadable()
         reliance = Reliance(
             vault.packs,
             setup.history,
@@ -268,6 +265,11 @@ class Session:
             trust_history=not setup.full,
             problems=self.report.problems,
         )
+        names = [run.name for run in self.runs]
+        await anyio.to_thread.run_sync(reliance.recall, names)
+        self.phase = "reading and sending"
+        self._heard(await self.transmitter.round([(run, run.works()) for run in self.runs]))
+        self._tell_unreadable()
         committer = Committer(
             setup.identity,
             setup.state,
@@ -298,6 +300,7 @@ class Session:
         self.report.point = str(point)
         self.report.metadata_bytes = committer.metadata_bytes
         await committer.finish(point, root, notes)
+        await anyio.to_thread.run_sync(reliance.healed, names)
         if self._cache.side is not None and self._cache.gave_up is not None and self.report.cache == "ok":
             self._cache_failed("given up", self._cache.gave_up)
 
