@@ -44,6 +44,7 @@ _TAIL: Final = struct.Struct("<I8s")
 _COUNTS: Final = struct.Struct("<II")
 _SOURCE: Final = np.dtype([("writer", "V16"), ("hash", "V32"), ("size", "<u4")])
 _ENTRY_BYTES: Final = 16 + 4 + 4 + 2
+BYTES_PER_RECORD: Final = 256  # of a pack's configured size, at least
 FOOTER_SHARE: Final = 64  # of a pack; its room has so much more for the footer of records of 2 KiB and more
 HASHED_BYTES: Final = 1 << 19  # at once, while they are still in the processor's cache
 FOOTER_BYTES_MIN: Final = _COUNTS.size + _ENTRY_BYTES + TRAILER_BYTES + PACK_TAIL_BYTES
@@ -117,8 +118,13 @@ class PackBuilder:
         return len(self._days)
 
     def room(self, record_bytes: int) -> bool:
-        """Tell whether a record of this length still belongs in this pack; an empty pack takes any."""
-        return not self._days or self._size + record_bytes <= self._pack_bytes
+        """Tell whether a record of this length still belongs in this pack; an empty pack takes any.
+
+        Tiny records have a footer of a size with their own: their number is bounded, so that no pack grows beyond what
+        readers take for one.
+        """
+        full = self._size + record_bytes > self._pack_bytes or len(self._days) >= self._pack_bytes // BYTES_PER_RECORD
+        return not self._days or not full
 
     def add(self, record: Bytes, sources: Sequence[PackName] = (), day: int = 0) -> int:
         """Append a record, which must not change any more, and return its offset.

@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from engine.errors import StoreCorrupt
 from engine.names import PackName
 from engine.pack import (
+    PACK_BYTES_MAX,
     PACK_LABEL,
+    PACK_READ_MAX,
     FinishedPack,
+    PackBuilder,
     check_pack,
     footer_start,
     read_footer,
@@ -206,3 +209,15 @@ def test_sizes_no_pack_has_are_refused_unread() -> None:
     for size in (1, 200, 81 << 20):
         with pytest.raises(StoreCorrupt, match="no pack is"):
             footer_start(PackName("data", ALICE, bytes(32), size), bytes(12))
+
+
+def test_a_pack_of_the_smallest_records_stays_within_what_readers_take_for_a_pack() -> None:
+    builder = PackBuilder("data", TEAM.keys, ALICE, SESSION, TEAM.signer(ALICE), PACK_BYTES_MAX)
+    smallest = seal_whole(TEAM.keys.blocks, b"x")
+    for _ in range(PACK_BYTES_MAX // len(smallest)):
+        if not builder.room(len(smallest)):
+            break
+        builder.add(smallest)
+    finished = builder.finish()
+    assert finished.name.size <= PACK_READ_MAX
+    assert footer_start(finished.name, bytes(finished.data[-12:])) > 0
