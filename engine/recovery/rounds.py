@@ -65,6 +65,7 @@ class _Group:
     def done(self) -> None:
         self._left -= 1
         if not self._left:
+            self.held = {}
             self._slots.release()
 
 
@@ -155,16 +156,25 @@ class Round:
 
     async def _work(self, jobs: MemoryObjectReceiveStream[tuple[_Group, Job]]) -> None:
         async with jobs:
-            async for group, job in jobs:
-                read = await self._read(job.ranges, GAP_BYTES, 0)
-                records = Records(self._packs, read, group.held)
-                opened, content_bytes = await anyio.to_thread.run_sync(
-                    partial(self._open, job, records), limiter=self._supply.openers
-                )
-                group.done()
-                self._given += opened.positions
-                self._count(content_bytes)
-                self._note(opened.problems)
+            while True:
+                try:
+                    group, job = await jobs.receive()
+                except anyio.EndOfStream:
+                    return
+                await self._do(group, job)
+                # Nothing of a job may be held while the next one is waited for: that would be memory nobody counts.
+                del group, job
+
+    async def _do(self, group: _Group, job: Job) -> None:
+        records = Records(self._packs, await self._read(job.ranges, GAP_BYTES, 0), group.held)
+        opened, content_bytes = await anyio.to_thread.run_sync(
+            partial(self._open, job, records), limiter=self._supply.openers
+        )
+        del records
+        group.done()
+        self._given += opened.positions
+        self._count(content_bytes)
+        self._note(opened.problems)
 
     def _open(self, job: Job, records: Records) -> tuple[Opened, int]:
         opened = open_job(job, self._refs, self._supply.keys.blocks, records)

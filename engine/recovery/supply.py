@@ -27,6 +27,9 @@ from engine.packstore import PackStore
 from engine.recovery.places import Places
 from engine.subkeys import DomainKeys
 
+# Packs read at once, each by up to four requests. What waits here has not begun: a call that is made and then queues
+# behind a thousand others looks, to whoever watches for calls that hang, like one that hangs.
+PACKS_READ_MAX: Final = 8
 OPENERS: Final = 2  # threads that open records, where nobody says how many processors there are
 
 
@@ -43,6 +46,7 @@ class Supply:
     openers: anyio.CapacityLimiter
     writers: set[bytes] = field(default_factory=set)
     _reads: dict[str, PackReads] = field(default_factory=dict)
+    _turns: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(PACKS_READ_MAX))
     _indexed: set[str] = field(default_factory=set)
     _opening: anyio.Lock = field(default_factory=anyio.Lock)
 
@@ -81,7 +85,8 @@ class Supply:
     ) -> Extents | None:
         """Return what `PackReads.fetch` returns of a pack in the store `name`, or None; why is noted."""
         try:
-            return await self._of(name, pack).fetch(pack, ranges, gap_bytes, around_bytes)
+            async with self._turns:
+                return await self._of(name, pack).fetch(pack, ranges, gap_bytes, around_bytes)
         except (StoreUnavailable, StoreRejected) as error:
             self.put_aside(name, error)
         except (StoreCorrupt, ObjectMissing) as error:
@@ -92,7 +97,8 @@ class Supply:
     async def records(self, name: str, pack: PackName, ranges: Sequence[Range]) -> list[bytes]:
         """Return records of the store `name`, for an `Opener`. Raises: StoreCorrupt, ObjectMissing."""
         try:
-            return await self._of(name, pack).read(pack, ranges)
+            async with self._turns:
+                return await self._of(name, pack).read(pack, ranges)
         except (StoreUnavailable, StoreRejected) as error:
             self.put_aside(name, error)
             raise ObjectMissing(str(pack), f"object {pack} cannot be read: {error}") from error
