@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 
+import lz4.block  # type: ignore[import-untyped]
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,9 +22,10 @@ from engine.delta import (
     open_parts,
     open_source,
     parse_delta,
+    put_together,
 )
 from engine.errors import StoreCorrupt
-from engine.seal import open_whole, verify_ref
+from engine.seal import Codec, Sealer, build_header, open_whole, parse_header, verify_ref
 from engine.subkeys import record_keys
 from tests.engine.fakes_delta import NOWHERE, SourceBlock, encode_delta, map_of, pieces, seal_whole
 
@@ -202,6 +205,50 @@ def test_the_wrong_source_or_kind_is_refused() -> None:
     delta = encode_delta(SUBKEY, content, [SourceBlock(short_ref)], map_of(content, {1: 0}))
     with pytest.raises(StoreCorrupt):
         open_delta(ref, delta, {short_ref[:16]: short})
+
+
+@pytest.mark.parametrize("codec", list(Codec))
+def test_a_whole_source_of_any_codec_becomes_the_block_only_if_nothing_else_needs_it(codec: Codec) -> None:
+    old = (OLD[:2000] + bytes(6192)) * 8
+    ref_old = ref_of(SUBKEY, old)
+    source = Sealer(codec, SUBKEY).seal(ref_old, old)
+    assert (parse_header(source, "").codec is codec) == (codec is not Codec.NONE or len(source) > BLOCK_BYTES)
+    content = NEW[:PART_BYTES] + old[PART_BYTES:]
+    record = encode_delta(
+        SUBKEY, content, [SourceBlock(ref_old)], map_of(content, dict.fromkeys(range(1, 16), 0))
+    )  # fmt: skip
+    delta, ref = parse_delta(record, "pack"), ref_of(SUBKEY, content)
+    key, links_key = record_keys(ref[16:])
+    (named,), part_map = open_links(delta, links_key, "pack")
+    own = open_parts(delta, key, "pack")
+    taken = {0: open_source(named, source, "pack")}
+    assert put_together(delta, part_map, own, taken, "pack") == content
+    assert taken[0].content == old
+    assert put_together(delta, part_map, own, taken, "pack", spent=[0]) is taken[0].content
+    assert taken[0].content == content
+
+
+@pytest.mark.parametrize("codec", list(Codec))
+def test_a_damaged_whole_source_of_any_codec_is_refused(codec: Codec) -> None:
+    old = (OLD[:2000] + bytes(6192)) * 8
+    source = bytearray(Sealer(codec, SUBKEY).seal(ref_of(SUBKEY, old), old))
+    ref = ref_of(SUBKEY, old)
+    for at in (18, 20, 24, 30, 41, -1):
+        damaged = bytearray(source)
+        damaged[at] ^= 1
+        with pytest.raises(StoreCorrupt):
+            open_source(Source(ref[:16], record_keys(ref[16:])[0], NOWHERE), bytes(damaged), "pack")
+
+
+@pytest.mark.parametrize("codec", [Codec.LZ4, Codec.ZSTD])
+def test_a_well_sealed_source_whose_content_does_not_decompress_is_refused(codec: Codec) -> None:
+    ref = ref_of(SUBKEY, OLD)
+    key = record_keys(ref[16:])[0]
+    for packed in (OLD[:100], lz4.block.compress(bytes(5000), store_size=False)):
+        header = build_header(ref[:16], 0, codec, 6000, len(packed) + 16, bytes(12))
+        record = header + AESGCM(key).encrypt(bytes(12), packed, header)
+        with pytest.raises(StoreCorrupt, match=r"decompress|holds|claims"):
+            open_source(Source(ref[:16], key, NOWHERE), record, "pack")
 
 
 def test_assembling_needs_every_part() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.block import PART_BYTES, PARTS
 from engine.errors import ObjectMissing, StoreCorrupt
-from engine.opener import RECORDS_MAX
+from engine.opener import RECORDS_MAX, Opener, Shelf
 from engine.pack import FinishedPack, check_pack
 from tests.engine.fakes_delta import SourceBlock, encode_delta, map_of, pieces, seal_whole
 from tests.engine.fakes_packs import ALICE, BOB, Machine, Team
@@ -166,6 +166,43 @@ def test_the_records_read_for_one_block_are_bounded() -> None:
         with pytest.raises(StoreCorrupt):
             await machine.store.open_block(TEAM.ref(content))
         assert len([call for call, _ in calls.calls if call == "get"]) == RECORDS_MAX
+
+    run(main)
+
+
+def test_what_one_store_lacks_is_taken_from_another_within_the_same_bound() -> None:
+    async def main() -> None:
+        family = await Family().fill()
+        for pack in family.source_packs[:2]:
+            del family.objects.objects[str(pack.name)]
+        near = Machine(calls := FaultyStore(MemoryStore(), FaultPlan()), TEAM)
+        await near.store.put_pack(pack_of([seal_whole(SUBKEY, family.source_blocks[0])]))
+        await near.store.put_pack(pack_of([seal_whole(SUBKEY, family.source_blocks[1])]))
+        vault, index = family.machine.store, family.machine.index
+        alone = Opener(index, vault.read_records, TEAM.keys)
+        with pytest.raises(StoreCorrupt, match="gone from the store"):
+            await alone.open(family.ref, family.place)
+        both = Opener(index, vault.read_records, TEAM.keys, [Shelf(near.index, near.store.read_records)])
+        assert await both.open_from(family.ref, family.place) == (family.content, 0)
+        await near.store.put_pack(pack_of([seal_whole(SUBKEY, family.content)]))
+        del family.objects.objects[str(family.pack.name)]
+        assert await both.open_from(family.ref, family.place) == (family.content, 1)
+        calls.calls.clear()
+        with pytest.raises(StoreCorrupt, match=f"could not be had from {RECORDS_MAX} records"):
+            await both.open_from(family.ref, family.place, read_before=RECORDS_MAX)
+        assert calls.calls == []
+
+    run(main)
+
+
+@pytest.mark.parametrize("length", [0xFFFFFFFF, 0x7FFFFFFF, 1 << 20, 56, 1])
+def test_a_place_of_impossible_length_is_not_read(length: int) -> None:
+    async def main() -> None:
+        family = await Family().fill()
+        place = np.array([(family.place["pack"], family.place["offset"], length)], family.place.dtype)[0]
+        family.calls.calls.clear()
+        assert await family.machine.store.open_block(family.ref, place) == family.content
+        assert len([call for call, _ in family.calls.calls if call == "get"]) == 5
 
     run(main)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapters.volumes import targets
 from adapters.volumes.open import open_target
 from adapters.volumes.targets import PARTIAL_SUFFIX, FileTarget
 from engine.errors import RestoreError
@@ -81,6 +84,40 @@ def test_many_threads_write_at_once(path: Path) -> None:
         list(threads.map(lambda at: target.write(at, [content[at : at + 4096]]), range(0, len(content), 4096)))
     target.finish()
     assert path.read_bytes() == content
+
+
+def test_many_pieces_are_written_whole_even_a_little_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [random.Random(number).randbytes(1 + number * 700 % 5000) for number in range(1200)]
+    content = b"".join(pieces)
+    whole, turns = os.pwritev, count()
+
+    def short(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        if next(turns) % 2:
+            return whole(fd, buffers, offset)
+        return os.pwrite(fd, b"".join(buffers)[: 1 + next(turns) % 4000], offset)
+
+    monkeypatch.setattr(os, "pwritev", short)
+    target = open_target(path, len(content) + 50, overwrite=False)
+    target.write(25, pieces)
+    target.write(0, [])
+    target.write(3, [b"", b"x", b""])
+    target.finish()
+    assert path.read_bytes() == bytes(3) + b"x" + bytes(21) + content + bytes(25)
+
+
+def test_what_was_written_is_written_out_as_it_goes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, offset, length, advice: told.append((offset, length)))
+    monkeypatch.setattr(targets, "BEHIND_BYTES", 3 * BLOCK)
+    target = open_target(path, 2000 * BLOCK, overwrite=False)
+    for number in (2, 0, 1, 3, 4):
+        target.write(number * BLOCK, [bytes(BLOCK)])
+    assert told == [(0, 3 * BLOCK)]
+    target.write(1999 * BLOCK, [bytes(BLOCK)])
+    assert told == [(0, 3 * BLOCK)]  # too far apart: the system would look at everything between
+    target.write(5 * BLOCK, [bytes(BLOCK)] * 150)
+    assert told == [(0, 3 * BLOCK), (3 * BLOCK, 1997 * BLOCK)]
+    target.finish()
 
 
 def test_a_file_that_exists_is_refused_and_stays(path: Path) -> None:
