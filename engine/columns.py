@@ -108,7 +108,7 @@ class Listing(NamedTuple):
 # Guessing where ids lie pays in columns and for batches of this length, and in long columns always.
 _GUESSED_MIN: Final = 1 << 15
 _GUESSED_KEYS_MIN: Final = 32
-_GUESSED_ALWAYS_MIN: Final = 1 << 21
+_GUESSED_ALWAYS_MIN: Final = 1 << 23
 _GUESSES: Final = 3
 _WINDOW: Final = np.arange(-8, 8)
 _IDS: Final = 2.0**64

@@ -8,8 +8,7 @@ exactly one is told to send it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
 from typing import Final, cast
 
 import numpy as np
@@ -18,83 +17,16 @@ import numpy.typing as npt
 from engine.acks import PackAck
 from engine.block import DELTA_FLAG, ID_BYTES, PLACE, Ids, Mask, Places, ids_from_bytes
 from engine.columns import U32, Column64, Rows
-from engine.idfilter import GROUPS_MAX, IDS_MAX, IdFilter
+from engine.idfilter import IDS_MAX
 from engine.names import PackName
 from engine.pack import FinishedPack
-from engine.packtable import PACK_ROW_BYTES, PackRows, pack_names
+from engine.packtable import PackRows, pack_names
 from engine.view import PLACES_MAX, View, join_views, view_of_pack
+from engine.viewset import ViewSet, bar_ambiguous
 
 # The filter is built once so many ids have been asked for that building it pays, in ids held per id asked.
 _FILTER_PAYS: Final = 64
-# Ids put by this session that a filter has room for; more make it let more through.
-_FRESH_EXPECTED: Final = 1 << 18
-_SORTED_MIN: Final = 256
-_ROWS_COMPARED: Final = 1 << 16
 _IDENT: Final = np.dtype((np.void, ID_BYTES))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Views:
-    """What is looked up, replaced as a whole: `fresh` packs that no fragment lists yet, own and foreign views.
-
-    Ids are looked for in fresh packs only if `gate` lets them through for group 0, and in a view of `groups` only if
-    it does so for its group. `weighed`: whether it was found that having them there pays.
-    """
-
-    fresh: tuple[View, ...]
-    own: tuple[View, ...]
-    foreign: tuple[View, ...]
-    gate: IdFilter
-    groups: Mapping[View, int] = field(default_factory=dict)
-    weighed: bool = False
-
-    @classmethod
-    def of(cls, fresh: Sequence[View], own: Sequence[View], foreign: Sequence[View]) -> _Views:
-        """Return these views, with only fresh packs behind the gate."""
-        gate = IdFilter(_FRESH_EXPECTED)
-        for view in fresh:
-            gate.add(view.columns.lo, view.columns.hi)
-        return cls(tuple(fresh), tuple(own), tuple(foreign), gate, weighed=not own and not foreign)
-
-    def mine(self) -> tuple[View, ...]:
-        """Return the views of this system's packs."""
-        return (*self.fresh, *self.own)
-
-    def all(self) -> tuple[View, ...]:
-        """Return all views, own ones first."""
-        return (*self.fresh, *self.own, *self.foreign)
-
-    def search(self, ids: Ids, places: Places, *, own_only: bool) -> None:
-        """Fill in `places` for the ids that are found."""
-        if len(ids) < _SORTED_MIN:
-            self._search(np.ascontiguousarray(ids[:, 0]), np.ascontiguousarray(ids[:, 1]), places, own_only)
-            return
-        # Ascending, so that neighbouring ids are looked for in neighbouring pages of every column.
-        order = np.ascontiguousarray(ids[:, 0]).argsort()
-        found = np.zeros(len(ids), PLACE)
-        self._search(ids[order, 0], ids[order, 1], found, own_only)
-        places[order] = found
-
-    def _search(self, lo: Column64, hi: Column64, places: Places, own_only: bool) -> None:
-        may = self.gate.may_hold(lo, hi)
-        left: Mask | None = None  # None: all of them
-        for view in self.mine() if own_only else self.all():
-            group = self.groups.get(view, 0 if view in self.fresh else None)
-            if group is not None:
-                (asked,) = may[group].nonzero()
-            elif left is not None:
-                (asked,) = left.nonzero()
-            else:
-                asked = np.arange(len(lo))
-            found = view.find(lo[asked], hi[asked]) if asked.size else None
-            if found is None:
-                continue
-            which = asked[found.which]
-            for name, values in zip(PLACE.names or (), found[1:], strict=True):
-                places[name][which] = values
-            left = np.ones(len(lo), np.bool_) if left is None else left
-            left[which] = False
-            may[:, which] = False
 
 
 class PackIndex:
@@ -103,7 +35,7 @@ class PackIndex:
     def __init__(self, *, own_only: bool = False) -> None:
         self._own_only = own_only
         self._lock = threading.Lock()
-        self._views = _Views.of((), (), ())
+        self._views = ViewSet.of((), (), ())
         self._asked = 0
         self._claimed: set[bytes] = set()
         self._barred_packs: set[int] = set()
@@ -196,8 +128,7 @@ class PackIndex:
             while len(fresh) > 1 and len(fresh[-2]) <= 2 * len(fresh[-1]):
                 fresh[-2:] = [join_views(fresh[-2:])]
                 self._bar_in(fresh[-1:])
-            views.gate.add(view.columns.lo, view.columns.hi)
-            self._views = replace(views, fresh=tuple(fresh))
+            self._views = views.with_pack(view, fresh)
             self._claimed.difference_update(idents)
 
     def install(self, own: Sequence[View], foreign: Sequence[View]) -> None:
@@ -206,8 +137,8 @@ class PackIndex:
             kept = [view.without_packs(*own) for view in self._views.fresh]
             fresh = [view for view in kept if len(view)]
             self._bar_in([*own, *foreign, *fresh])
-            _bar_ambiguous([*own, *fresh], foreign)
-            self._views, self._asked = _Views.of(fresh, own, foreign), 0
+            bar_ambiguous([*own, *fresh], foreign)
+            self._views, self._asked = ViewSet.of(fresh, own, foreign), 0
 
     def bar(self, pack_keys: Iterable[int] = (), writers: Iterable[bytes] = ()) -> None:
         """Rely on nothing in these packs, nor in any pack of these writers, for the rest of the session.
@@ -251,12 +182,11 @@ class PackIndex:
         """Return every pack known under this key: one, none, or several by a freak or forgery; own ones first."""
         found: dict[PackName, None] = {}
         views = self._views
-        asked = np.array([key], np.uint64)
         for view in views.mine():
-            found.update(dict.fromkeys(pack_names(view.pack_rows(asked)[1])))
+            found.update(dict.fromkeys(view.names_of(key)))
         found.update(dict.fromkeys(self._learnt.get(key, ())))
         for view in views.foreign:
-            found.update(dict.fromkeys(pack_names(view.pack_rows(asked)[1])))
+            found.update(dict.fromkeys(view.names_of(key)))
         return list(found)
 
     def pack_name(self, key: int) -> PackName | None:
@@ -325,7 +255,7 @@ class PackIndex:
                 view.bar_packs(packs)
                 view.bar_writers(self._barred_writers)
 
-    def _weigh_filter(self, views: _Views, count: int) -> None:
+    def _weigh_filter(self, views: ViewSet, count: int) -> None:
         """Count what was asked, and build the filter when it pays; the one thread that does so works for all."""
         with self._lock:
             self._asked += count
@@ -333,47 +263,11 @@ class PackIndex:
             if self._asked * _FILTER_PAYS < held:
                 return
             self._asked = -(1 << 62)
-        groups: dict[View, int] = {}
-        ids = _FRESH_EXPECTED
-        for view in sorted((*views.own, *views.foreign), key=len):
-            ids += len(view)
-            if ids <= IDS_MAX:
-                groups[view] = 1 + len(groups) % (GROUPS_MAX - 1)
-        gate = IdFilter(_FRESH_EXPECTED + sum(map(len, groups)), 1 + max(groups.values(), default=0))
-        for view, group in groups.items():
-            gate.add(view.columns.lo, view.columns.hi, group)
+        gated = views.gated()
         with self._lock:
             now = self._views
-            if now.own is not views.own or now.foreign is not views.foreign:
-                return
-            for view in now.fresh:
-                gate.add(view.columns.lo, view.columns.hi)
-            self._views = replace(now, gate=gate, groups=groups, weighed=True)
-
-
-def _bar_ambiguous(own: Sequence[View], foreign: Sequence[View]) -> None:
-    """Rely on no foreign pack whose key is that of another pack.
-
-    A place names its pack by eight bytes of the hash, and what a foreign table lists need not exist: so another
-    pack, an own one even, could be made to seem to hold what a liar says.
-    """
-    if not foreign:
-        return
-    keys = np.concatenate([view.keys for view in (*own, *foreign)])
-    keys.sort()
-    twice = np.unique(keys[1:][keys[1:] == keys[:-1]])
-    for start in range(0, len(twice), _ROWS_COMPARED):
-        part = twice[start : start + _ROWS_COMPARED]
-        first = np.zeros((len(part), PACK_ROW_BYTES // 8), np.uint64)
-        doubtful: Mask = np.zeros(len(part), np.bool_)
-        for view in (*own, *foreign):
-            which, rows = view.pack_rows(part)
-            words = rows.view(np.uint64).reshape(-1, PACK_ROW_BYTES // 8)
-            known = first[which].any(axis=1)
-            first[which[~known]] = words[~known]
-            doubtful[which[(words != first[which]).any(axis=1)]] = True
-        for view in foreign:
-            view.bar_packs(part[doubtful])
+            if now.own is views.own and now.foreign is views.foreign:
+                self._views = now.behind(gated)
 
 
 def _name(names: list[PackName | None], found: Iterable[tuple[Rows, PackRows]]) -> None:

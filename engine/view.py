@@ -27,6 +27,7 @@ from engine.columns import (
     lower_bound,
     sort_order,
 )
+from engine.names import PackName
 from engine.pack import FinishedPack
 from engine.packtable import KINDS, JoinedTable, PackRows, keys_of, pack_names, rows_of
 
@@ -132,9 +133,14 @@ class View:
 
     def rows_of(self, lo: np.uint64, hi: np.uint64) -> Rows:
         """Return the rows of all entries of one id, barred or not, at most PLACES_MAX."""
-        start, stop = self.columns.bound(lo, hi, "left"), self.columns.bound(lo, hi, "right")
-        rows: Rows = np.arange(start, min(stop, start + PLACES_MAX), dtype=np.intp)
-        return rows[self.columns.pack[rows] < len(self.rows)]
+        columns = self.columns
+        start = int(columns.lo.searchsorted(lo))
+        if start == columns.entries or columns.lo[start] != lo:
+            return _NONE
+        same = columns.hi[start : int(columns.lo.searchsorted(lo, "right"))]
+        first, last = start + int(same.searchsorted(hi, "left")), start + int(same.searchsorted(hi, "right"))
+        rows: Rows = np.arange(first, min(last, first + PLACES_MAX), dtype=np.intp)
+        return rows[columns.pack[rows] < len(self.rows)]
 
     def places(self, rows: Rows) -> Places:
         """Return the places of the entries at `rows`."""
@@ -180,13 +186,19 @@ class View:
         return which[good], self.rows[table[good]]
 
     def pack_rows(self, keys: Column64) -> tuple[Rows, PackRows]:
-        """Return pairs (which of `keys`, table row) of all packs with these keys.
-
-        One key has no row here, one, or several by a freak or forgery.
-        """
+        """Return pairs (which of `keys`, table row) of all packs with these keys."""
         which, table = self._rows_with(keys)
         good = self.rows["kind"][table] < len(KINDS)
         return which[good], self.rows[table[good]]
+
+    def names_of(self, key: int) -> list[PackName]:
+        """Return the packs with this key: one or none, or several by a freak or forgery."""
+        ascending, order = self._by_key()
+        start = int(ascending.searchsorted(np.uint64(key)))
+        if start == len(ascending) or int(ascending[start]) != key:
+            return []
+        rows = self.rows[order[start : int(ascending.searchsorted(np.uint64(key), "right"))]]
+        return pack_names(rows[rows["kind"] < len(KINDS)])
 
     def holds_packs(self, keys: Column64) -> Mask:
         """Tell which of these packs the table names, for entries or for sources."""
@@ -264,12 +276,16 @@ class View:
         of_writer: Mask = (self.rows["writer"] == np.frombuffer(writer, np.uint8)).all(axis=1)
         return of_writer
 
-    def _rows_with(self, keys: Column64) -> tuple[Rows, Rows]:
-        """Return pairs (which of `keys`, row of the table)."""
+    def _by_key(self) -> tuple[Column64, Column32]:
+        """Return the keys of the table, ascending, and the row of each."""
         if self._sorted is None:
             order = np.argsort(self.keys, kind="stable").astype(U32)
             self._sorted = self.keys[order], order
-        ascending, order = self._sorted
+        return self._sorted
+
+    def _rows_with(self, keys: Column64) -> tuple[Rows, Rows]:
+        """Return pairs (which of `keys`, row of the table)."""
+        ascending, order = self._by_key()
         starts = ascending.searchsorted(keys, "left")
         counts = ascending.searchsorted(keys, "right") - starts
         which = np.repeat(np.arange(len(keys)), counts)
