@@ -44,7 +44,7 @@ _TAIL: Final = struct.Struct("<I8s")
 _COUNTS: Final = struct.Struct("<II")
 _SOURCE: Final = np.dtype([("writer", "V16"), ("hash", "V32"), ("size", "<u4")])
 _ENTRY_BYTES: Final = 16 + 4 + 4 + 2
-BYTES_PER_RECORD: Final = 256  # of a pack's configured size, at least
+RECORDS_MAX: Final = 1 << 18  # of a pack: 256 bytes each in the largest
 FOOTER_SHARE: Final = 64  # of a pack; its room has so much more for the footer of records of 2 KiB and more
 HASHED_BYTES: Final = 1 << 19  # at once, while they are still in the processor's cache
 FOOTER_BYTES_MIN: Final = _COUNTS.size + _ENTRY_BYTES + TRAILER_BYTES + PACK_TAIL_BYTES
@@ -123,7 +123,7 @@ class PackBuilder:
         Tiny records have a footer of a size with their own: their number is bounded, so that no pack grows beyond what
         readers take for one.
         """
-        full = self._size + record_bytes > self._pack_bytes or len(self._days) >= self._pack_bytes // BYTES_PER_RECORD
+        full = self._size + record_bytes > self._pack_bytes or len(self._days) >= RECORDS_MAX
         return not self._days or not full
 
     def add(self, record: Bytes, sources: Sequence[PackName] = (), day: int = 0) -> int:
