@@ -1,30 +1,36 @@
 """One round of a session: producers fill the transmission queue, both lanes empty it, all flushed at its end.
 
-Hops in flight are bounded: each holds at most one batch of sealed records, and gives its place up only when the
-queue has taken them. A volume's works are taken in order; their batches may finish in any.
+Hops in flight are bounded. Each takes the volume's next works until it has half a batch of sealed records or has done
+enough, so that it holds less than one and a half batches of them; it gives its place up only when the queue has taken
+them. Works are taken in order; their batches may finish in any.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 
 from engine.block import BATCH_BYTES
 from engine.errors import ForebayError
 from engine.pipeline.candidates import Work
 from engine.pipeline.lane import Lane, LaneResult
+from engine.pipeline.producer import Batch, Producer
 from engine.pipeline.queue import QueueAborted, Slot, TransmissionQueue
 from engine.pipeline.volume import VolumeRun
 from engine.ports import Clock
 
 VAULT: Final = "vault"
 CACHE: Final = "cache"
-WORKS_AT_ONCE: Final = 32  # fetched in one hop: for scattered hints a work is a block or two
+# Where nothing changed a hop costs as much as comparing ten blocks.
+HOP_WORKS_MAX: Final = 8
+HOP_BYTES: Final = BATCH_BYTES // 2
 
 
 @dataclass(slots=True)
@@ -62,31 +68,72 @@ class Transmitter:
         return results
 
     async def _produce(self, queue: TransmissionQueue, volumes: Sequence[tuple[VolumeRun, Iterator[Work]]]) -> None:
+        """Have every volume's works done, as many hops at once as there are workers, and one to come."""
         in_flight = anyio.Semaphore(self.workers + 1)
         threads = anyio.CapacityLimiter(self.workers)
 
-        async def one(run: VolumeRun, work: Work) -> None:
-            try:
-                batch = await anyio.to_thread.run_sync(run.producer.make, work, limiter=threads)
-                run.took(batch)
-                run.position = max(run.position, (int(work.pages[-1]) + 1) * BATCH_BYTES)
-                await queue.put([Slot(each.id, each.record, each.lanes, each.packs) for each in batch.parcels])
-            finally:
-                in_flight.release()
+        async def put(run: VolumeRun, batch: Batch) -> None:
+            run.took(batch)
+            await queue.put([Slot(each.id, each.record, each.lanes, each.packs) for each in batch.parcels])
+
+        async def pump(run: VolumeRun, hops: _Hops) -> None:
+            while not hops.done:
+                async with in_flight:
+                    batches = await anyio.to_thread.run_sync(hops.make, limiter=threads)
+                    while batches:
+                        await put(run, batches.popleft())
+                run.position = max(run.position, hops.position)
 
         async def volume(run: VolumeRun, works: Iterator[Work]) -> None:
             started = self.clock.monotonic()
-            async with anyio.create_task_group() as group:
-                while found := await anyio.to_thread.run_sync(list, islice(works, WORKS_AT_ONCE)):
-                    for work in found:
-                        await in_flight.acquire()
-                        group.start_soon(one, run, work)
+            hops = _Hops(run.producer, works)
+            async with anyio.create_task_group() as pumps:
+                for _ in range(self.workers + 1):
+                    pumps.start_soon(pump, run, hops)
             run.position = run.reader.size_bytes
             run.report.seconds = round(run.report.seconds + self.clock.monotonic() - started, 3)
 
         async with anyio.create_task_group() as producers:
             for run, works in volumes:
                 producers.start_soon(volume, run, works)
+
+
+class _Hops:
+    """The works of one volume, done by several worker threads."""
+
+    def __init__(self, producer: Producer, works: Iterator[Work]) -> None:
+        self._producer, self._works = producer, works
+        self._lock = threading.Lock()
+        self.done = False
+        self.position = 0  # bytes of the volume that were taken up so far
+
+    def make(self) -> deque[Batch]:
+        """Do one hop (*sync*, in a worker thread): the next works, none if there are no more.
+
+        Raises: SourceError, StateCorrupt, SessionAborted.
+        """
+        batches: deque[Batch] = deque()
+        sealed_bytes = 0
+        while len(batches) < HOP_WORKS_MAX and sealed_bytes < HOP_BYTES:
+            work = self._next()
+            if work is None:
+                break
+            batch = self._producer.make(work)
+            sealed_bytes += sum([len(parcel.record) for parcel in batch.parcels])
+            batches.append(batch)
+            if batch.unreadable:  # told at once: on a dying disk every further range costs seconds
+                break
+            anyio.from_thread.check_cancelled()
+        return batches
+
+    def _next(self) -> Work | None:
+        with self._lock:
+            work = next(self._works, None)
+            if work is None:
+                self.done = True
+            else:
+                self.position = (int(work.pages[-1]) + 1) * BATCH_BYTES
+            return work
 
 
 def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
