@@ -26,9 +26,10 @@ from engine.errors import ObjectMissing, StoreCorrupt, StoreRejected, StoreUnava
 from engine.opener import RECORDS_MAX, Opener, Shelf
 from engine.packstore import PackStore
 from engine.recovery.jobs import Positions, Resolve
+from engine.recovery.opening import Take
 from engine.recovery.places import CACHE, VAULT
 from engine.recovery.places import Places as Stores
-from engine.recovery.rounds import Round, Take
+from engine.recovery.rounds import Round
 from engine.recovery.supply import Supply
 from engine.seal import SOURCES_MAX
 
@@ -36,8 +37,6 @@ CAREFUL_READERS: Final = 8
 # Of one id in one store, besides the place its run names: with that one, the nearest in the cache, and as many there
 # again, no block costs more than RECORDS_MAX records.
 PLACES_TRIED_MAX: Final = (RECORDS_MAX - 2) // 2
-
-__all__ = ["BlockSource", "Take"]
 
 
 @dataclass(slots=True)

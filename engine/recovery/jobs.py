@@ -172,20 +172,19 @@ class Sources:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Blocks opened together: whole ones, as (position, record), and deltas; `ranges` to be read, by pack."""
+    """Blocks opened together, as they lie; whole ones as (position, record). `ranges`: what to read, by pack."""
 
-    wholes: list[tuple[int, Spot]] = field(default_factory=list)
-    deltas: list[DeltaWork] = field(default_factory=list)
+    blocks: list[tuple[int, Spot] | DeltaWork] = field(default_factory=list)
     ranges: dict[int, list[Range]] = field(default_factory=dict)
 
     def add_whole(self, position: int, spot: Spot) -> None:
         """Add a whole block and have its record read."""
-        self.wholes.append((position, spot))
+        self.blocks.append((position, spot))
         self._read(spot)
 
     def add_delta(self, delta: DeltaWork, missing: Sequence[bool]) -> None:
         """Add a delta and have those of its sources read that are `missing`."""
-        self.deltas.append(delta)
+        self.blocks.append(delta)
         for spot, wanted in zip(delta.sources, missing, strict=True):
             if wanted:
                 self._read(spot)

@@ -7,9 +7,9 @@ hashes to its ref. What does not open is left out and told; another way to the b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from engine.block import ID_BYTES, KEY_BYTES, REF_BYTES, Bytes, Refs
 from engine.delta import LINK, Parts, open_literal, open_parts, parse_delta, put_together, read_links
@@ -18,15 +18,20 @@ from engine.recovery.jobs import DeltaWork, Held, Job, Packs, Spot
 from engine.seal import open_whole, verify_ref
 from engine.subkeys import parts_key, record_keys
 
+TAKEN_BLOCKS: Final = 8  # handed on at once: so few are still in the processor's cache when they are written
 KEPT_MAX: Final = 32  # opened records kept within a job because another block of it needs them too
+
+
+# Positions in the refs asked for, and their contents: called from worker threads, several at once.
+Take: TypeAlias = Callable[[Sequence[int], Sequence[Bytes]], None]
 
 
 @dataclass(slots=True)
 class Opened:
-    """The blocks of a job that opened, and a sentence about each record that did not."""
+    """The blocks of a job that opened and were handed on, and a sentence about each record that did not."""
 
     positions: list[int] = field(default_factory=list)
-    contents: list[Bytes] = field(default_factory=list)
+    content_bytes: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -79,42 +84,57 @@ def take_apart(
     return works, problems
 
 
-def open_job(job: Job, refs: Refs, subkey: bytes, records: Records) -> Opened:
-    """Open all blocks of a job whose records are at hand; `refs` are those asked for."""
-    return _Opening(job, refs, subkey, records).run()
+def open_job(job: Job, refs: Refs, subkey: bytes, records: Records, take: Take) -> Opened:
+    """Open all blocks of a job whose records are at hand and hand them to `take`; `refs` are those asked for.
+
+    Raises: what `take` raises.
+    """
+    return _Opening(job, refs, subkey, records, take).run()
 
 
 class _Opening:
-    def __init__(self, job: Job, refs: Refs, subkey: bytes, records: Records) -> None:
-        self._job, self._refs, self._subkey, self._records = job, refs, subkey, records
+    def __init__(self, job: Job, refs: Refs, subkey: bytes, records: Records, take: Take) -> None:
+        self._job, self._refs, self._subkey, self._records, self._take = job, refs, subkey, records, take
         self._opened = Opened()
+        self._positions: list[int] = []
+        self._contents: list[Bytes] = []
         self._uses: Counter[Spot] = Counter()
-        if job.deltas:
-            self._uses.update(spot for _, spot in job.wholes)
-            for delta in job.deltas:
-                self._uses.update(delta.sources)
+        if any(isinstance(block, DeltaWork) for block in job.blocks):
+            for block in job.blocks:
+                self._uses.update(block.sources if isinstance(block, DeltaWork) else block[1:])
         self._kept: dict[tuple[Spot, bytes], Parts] = {}
 
     def run(self) -> Opened:
-        packed = self._refs[[position for position, _ in self._job.wholes]].tobytes()
-        for at, (position, spot) in enumerate(self._job.wholes):
-            self._give(position, self._whole(packed[at * REF_BYTES : (at + 1) * REF_BYTES], spot))
-        for work in self._job.deltas:
-            self._give(work.position, self._delta(work))
+        for block in self._job.blocks:
+            if isinstance(block, DeltaWork):
+                self._give(block.position, self._delta(block))
+            else:
+                self._give(block[0], self._whole(*block))
+        self._hand_on()
         return self._opened
 
     def _give(self, position: int, content: Bytes | None) -> None:
         if content is not None:
-            self._opened.positions.append(position)
-            self._opened.contents.append(content)
+            self._positions.append(position)
+            self._contents.append(content)
+            if len(self._contents) == TAKEN_BLOCKS:
+                self._hand_on()
+
+    def _hand_on(self) -> None:
+        if self._positions:
+            self._take(self._positions, self._contents)
+            self._opened.positions += self._positions
+            self._opened.content_bytes += sum(map(len, self._contents))
+            self._positions, self._contents = [], []
 
     def _failed(self, spot: Spot, error: StoreCorrupt) -> None:
         self._opened.problems.append(self._records.sentence(spot, error))
 
-    def _whole(self, ref: bytes, spot: Spot) -> bytes | None:
+    def _whole(self, position: int, spot: Spot) -> bytes | None:
         record = self._records.cut(spot)
         if record is None:
             return None
+        ref = self._refs[position].tobytes()
         try:
             content = open_whole(ref, record, self._subkey, self._records.where(spot))
         except StoreCorrupt as error:

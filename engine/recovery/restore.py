@@ -196,40 +196,39 @@ class Restore:
         await anyio.to_thread.run_sync(self._zero_between, piece.first, piece.count, wanted)
         if not len(wanted):
             return
-        unique, first_at, groups = _distinct(refs, wanted)
+        unique, first_at, standing = _distinct(refs, wanted)
         failed = np.zeros(len(unique), np.bool_)
 
         def take(positions: Sequence[int], contents: Sequence[Bytes]) -> None:
-            rows, which = groups.spread(np.array(positions, np.intp))
-            wrong = self._write(piece.first + rows, [contents[at] for at in which.tolist()])
-            failed[np.array(positions, np.intp)[which[wrong]]] = True
+            blocks = sorted((piece.first + row, at) for at, each in enumerate(positions) for row in standing.rows(each))
+            for at in self._write(blocks, contents):
+                failed[positions[at]] = True
 
         missing = await self._source.give(unique, piece.window.places[first_at], self._resolve, take)
         failed[missing] = True
-        if failed.any():
-            await self._note_holes(piece, np.sort(groups.spread(np.flatnonzero(failed))[0]))
+        rows = sorted(row for at in np.flatnonzero(failed).tolist() for row in standing.rows(at))
+        await self._note_holes(piece, np.array(rows, np.intp))
 
-    def _write(self, blocks: Rows, contents: Sequence[Bytes]) -> Mask:
-        """Write contents, one for each of the blocks, neighbours in one call; return which do not fit their block."""
-        order = np.argsort(blocks)
-        wrong = np.zeros(len(blocks), np.bool_)
-        first = expected = -1
+    def _write(self, blocks: Sequence[tuple[int, int]], contents: Sequence[Bytes]) -> list[int]:
+        """Write (block, position in `contents`) pairs, ascending, neighbours in one call; return what fits no block."""
+        wrong: list[int] = []
+        first = 0
         pieces: list[Bytes] = []
-        for at, block in zip(order.tolist(), blocks[order].tolist(), strict=True):
-            if len(contents[at]) != block_length(block, self._volume.bytes):
-                wrong[at] = True
+        for block, at in blocks:
+            content = contents[at]
+            if len(content) != block_length(block, self._volume.bytes):
+                wrong.append(at)
                 self._source.places.problems.add(
                     f"the block map of restore point {self._point.id} is wrong: it gives block {block} of volume "
-                    f"{self._volume.name!r} a content of {len(contents[at])} bytes"
+                    f"{self._volume.name!r} a content of {len(content)} bytes"
                 )
                 continue
-            if block != expected and pieces:
+            if pieces and block != first + len(pieces):
                 self._target.write(first * BLOCK_BYTES, pieces)
                 pieces = []
             if not pieces:
                 first = block
-            pieces.append(contents[at])
-            expected = block + 1
+            pieces.append(content)
         if pieces:
             self._target.write(first * BLOCK_BYTES, pieces)
         return wrong
@@ -280,22 +279,20 @@ class Restore:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Groups:
-    """Which rows of a window each of its distinct refs stands in: `rows` by ref, each ref's from `bounds` on."""
+class _Standing:
+    """In which rows of a window each of its distinct refs stands."""
 
-    rows: Rows
-    bounds: Rows
+    def __init__(self, rows: Rows, bounds: Rows) -> None:
+        """Keep the rows of all refs, one after the other; those of ref i are bounds[i] to bounds[i + 1]."""
+        self._rows: list[int] = rows.tolist()
+        self._bounds: list[int] = bounds.tolist()
 
-    def spread(self, positions: Rows) -> tuple[Rows, Rows]:
-        """Return all rows of the refs at `positions`, and for each of them its place in `positions`."""
-        starts, counts = self.bounds[positions], np.diff(self.bounds)[positions]
-        which = np.repeat(np.arange(len(positions)), counts)
-        within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return self.rows[starts[which] + within], which
+    def rows(self, position: int) -> list[int]:
+        """Return the rows of the ref at `position`."""
+        return self._rows[self._bounds[position] : self._bounds[position + 1]]
 
 
-def _distinct(refs: Refs, wanted: Rows) -> tuple[Refs, Rows, _Groups]:
+def _distinct(refs: Refs, wanted: Rows) -> tuple[Refs, Rows, _Standing]:
     """Return the distinct refs among the rows `wanted`, in the order they first stand there, that row, and all rows."""
     column = np.ascontiguousarray(refs[wanted]).view("S48").reshape(-1)
     _, first, inverse = np.unique(column, return_index=True, return_inverse=True)
@@ -305,7 +302,7 @@ def _distinct(refs: Refs, wanted: Rows) -> tuple[Refs, Rows, _Groups]:
     inverse = rank[inverse]
     order = np.argsort(inverse, kind="stable")
     bounds = np.searchsorted(inverse[order], np.arange(len(first) + 1))
-    return refs[wanted[first[by_row]]], wanted[first[by_row]], _Groups(wanted[order], bounds)
+    return refs[wanted[first[by_row]]], wanted[first[by_row]], _Standing(wanted[order], bounds)
 
 
 def _ranges(rows: np.ndarray) -> list[tuple[int, int]]:

@@ -4,21 +4,20 @@
     a worker thread, which also hands the contents on
 
 What fails is left to others: a round only gives what lies where it is said to lie. `JOBS_MAX` jobs at once, of
-`GROUPS_MAX` groups, bound the memory: 24 MiB of jobs, 24 MiB of deltas, and of opened blocks 6 MiB a thread.
+`GROUPS_MAX` groups, bound the memory: 24 MiB of jobs, 24 MiB of deltas, and of opened blocks 3 MiB a thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Final, TypeAlias
+from typing import Final
 
 import anyio
 import anyio.to_thread
 import numpy as np
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from engine.block import DELTA_FLAG, Bytes, Places, Refs, ids_from_bytes
+from engine.block import DELTA_FLAG, Places, Refs, ids_from_bytes
 from engine.delta import LINK
 from engine.packread import GAP_BYTES, Extents, Range
 from engine.recovery.jobs import (
@@ -38,7 +37,7 @@ from engine.recovery.jobs import (
     groups,
     locate,
 )
-from engine.recovery.opening import Opened, Records, open_job, take_apart
+from engine.recovery.opening import Records, Take, open_job, take_apart
 from engine.recovery.places import CACHE, VAULT
 from engine.recovery.supply import Supply
 
@@ -48,9 +47,6 @@ GROUPS_MAX: Final = 2
 AROUND_BYTES: Final = 16 << 10
 AROUND_PACKS_MAX: Final = 64
 LINKS_BATCH: Final = 256  # deltas whose links are opened in one hop
-
-# (positions in the refs asked for, their contents): called from worker threads, several at once.
-Take: TypeAlias = Callable[[Sequence[int], Sequence[Bytes]], None]
 
 
 class _Group:
@@ -167,22 +163,14 @@ class Round:
 
     async def _do(self, group: _Group, job: Job) -> None:
         records = Records(self._packs, await self._read(job.ranges, GAP_BYTES, 0), group.held)
-        opened, content_bytes = await anyio.to_thread.run_sync(
-            partial(self._open, job, records), limiter=self._supply.openers
+        opened = await anyio.to_thread.run_sync(
+            open_job, job, self._refs, self._supply.keys.blocks, records, self._take, limiter=self._supply.openers
         )
         del records
         group.done()
         self._given += opened.positions
-        self._count(content_bytes)
+        self._count(opened.content_bytes)
         self._note(opened.problems)
-
-    def _open(self, job: Job, records: Records) -> tuple[Opened, int]:
-        opened = open_job(job, self._refs, self._supply.keys.blocks, records)
-        if opened.positions:
-            self._take(opened.positions, opened.contents)
-        content_bytes = sum(map(len, opened.contents))
-        opened.contents.clear()
-        return opened, content_bytes
 
     async def _read(self, ranges: Mapping[int, Sequence[Range]], gap_bytes: int, around_bytes: int) -> Held:
         """Read ranges of packs, those of all packs at once; what cannot be read is left out."""

@@ -54,12 +54,13 @@ def test_whole_blocks_each_get_into_one_job_that_stays_small(drawn: list[tuple[i
     found, _ = located([(*row[:3], False) for row in drawn])
     (group,) = groups(found)
     made = list(cut_jobs(group, [], jobs.Sources.of([], Spots(*np.zeros((3, 0), np.int64)))))
-    given_spots = sorted(entry for job in made for entry in job.wholes)
+    wholes = [[block for block in job.blocks if isinstance(block, tuple)] for job in made]
+    given_spots = sorted(block for several in wholes for block in several)
     assert given_spots == sorted(zip(found.positions.tolist(), found.spots.listed(), strict=True))
-    for job in made:
-        assert 0 < len(job.wholes) <= jobs.JOB_BLOCKS
+    for job, several in zip(made, wholes, strict=True):
+        assert 0 < len(job.blocks) <= jobs.JOB_BLOCKS
         ranges = sorted((number, *each) for number, several in job.ranges.items() for each in several)
-        assert ranges == sorted(spot for _, spot in job.wholes)
+        assert ranges == sorted(spot for _, spot in several)
         assert read_together(ranges, GAP_BYTES) <= jobs.JOB_BYTES + RECORD_BYTES_MAX + GAP_BYTES
 
 
