@@ -36,6 +36,7 @@ Rows: TypeAlias = npt.NDArray[np.intp] | Mask | slice
 Resolve: TypeAlias = Callable[[int], PackName | None]
 # A record: the number of its pack in `Packs`, its offset and length there.
 Spot: TypeAlias = tuple[int, int, int]
+_NOTHING: Final = (-1, 0, 0)  # a record that need not be read
 # What was read, by the number of its pack.
 Held: TypeAlias = Mapping[int, Extents]
 
@@ -50,6 +51,14 @@ class Spots(NamedTuple):
     def at(self, rows: Rows) -> Spots:
         """Return some of them."""
         return Spots(self.numbers[rows], self.offsets[rows], self.lengths[rows])
+
+    def missing(self, held: Held) -> Mask:
+        """Tell which of them are still to be read."""
+        missing: Mask = self.numbers >= 0
+        for number, extents in held.items():
+            mine = np.flatnonzero(self.numbers == number)
+            missing[mine[extents.cover(self.offsets[mine], self.lengths[mine])]] = False
+        return missing
 
     def listed(self) -> list[Spot]:
         """Return them one by one."""
@@ -140,19 +149,13 @@ class Sources:
     missing: Mask
 
     @classmethod
-    def of(cls, works: Sequence[DeltaWork], spots: Spots) -> Sources:
+    def of(cls, works: Sequence[DeltaWork], spots: Spots, held: Held) -> Sources:
         """Return where the sources of `works` lie, in their order, and tell each of `works`."""
         bounds = np.cumsum([0, *(len(work.delta.ids) // ID_BYTES for work in works)])
         listed, ends = spots.listed(), bounds.tolist()
         for at, work in enumerate(works):
             work.sources = listed[ends[at] : ends[at + 1]]
-        return cls(bounds, spots, spots.numbers >= 0)
-
-    def hold(self, held: Held) -> None:
-        """Take note of what was read."""
-        for number, extents in held.items():
-            mine = np.flatnonzero(self.spots.numbers == number)
-            self.missing[mine[extents.cover(self.spots.offsets[mine], self.spots.lengths[mine])]] = False
+        return cls(bounds, spots, spots.missing(held))
 
     def mains(self) -> tuple[Spots, Numbers]:
         """Return the largest missing source of each delta (pack -1: none), and what the others cost to read."""
@@ -161,7 +164,7 @@ class Sources:
         spots = self.spots.at(rows)
         order = np.lexsort((-spots.lengths, owners))
         having, first = np.unique(owners[order], return_index=True)
-        mains = Spots(*np.array([[-1], [0], [0]], np.int64).repeat(len(self.bounds) - 1, axis=1))
+        mains = Spots(*np.array([_NOTHING], np.int64).T.repeat(len(self.bounds) - 1, axis=1))
         for column, values in zip(mains, spots.at(order[first]), strict=True):
             column[having] = values
         # Each of the others may bring a gap before it along.
@@ -177,10 +180,11 @@ class Job:
     blocks: list[tuple[int, Spot] | DeltaWork] = field(default_factory=list)
     ranges: dict[int, list[Range]] = field(default_factory=dict)
 
-    def add_whole(self, position: int, spot: Spot) -> None:
-        """Add a whole block and have its record read."""
+    def add_whole(self, position: int, spot: Spot, *, missing: bool) -> None:
+        """Add a whole block and have its record read if it is `missing`."""
         self.blocks.append((position, spot))
-        self._read(spot)
+        if missing:
+            self._read(spot)
 
     def add_delta(self, delta: DeltaWork, missing: Sequence[bool]) -> None:
         """Add a delta and have those of its sources read that are `missing`."""
@@ -229,20 +233,24 @@ def by_pack(spots: Sequence[Spot]) -> dict[int, list[Range]]:
     return ranges
 
 
-def cut_jobs(wholes: Located, deltas: Sequence[DeltaWork], sources: Sources) -> Iterator[Job]:
+def cut_jobs(wholes: Located, deltas: Sequence[DeltaWork], sources: Sources, held: Held) -> Iterator[Job]:
     """Yield the blocks of a group as jobs, in the order in which the largest record that each still needs lies."""
+    to_read = wholes.spots.missing(held)
+    nearest = Spots(
+        *(np.where(to_read, column, nothing) for column, nothing in zip(wholes.spots, _NOTHING, strict=True))
+    )
     mains, others = sources.mains()
-    spots = Spots(*map(np.concatenate, zip(wholes.spots, mains, strict=True)))
+    spots = Spots(*map(np.concatenate, zip(nearest, mains, strict=True)))
     order = np.lexsort((spots.offsets, spots.numbers))
     costs = _costs(spots.at(order), GAP_BYTES) + np.concatenate((np.zeros(len(wholes), np.int64), others))[order]
-    positions, listed = wholes.positions.tolist(), wholes.spots.listed()
+    positions, listed, whole_missing = wholes.positions.tolist(), wholes.spots.listed(), to_read.tolist()
     missing, bounds = sources.missing.tolist(), sources.bounds.tolist()
     first = 0
     for stop in _stops(costs):
         job = Job()
         for row in order[first:stop].tolist():
             if row < len(listed):
-                job.add_whole(positions[row], listed[row])
+                job.add_whole(positions[row], listed[row], missing=whole_missing[row])
             else:
                 at = row - len(listed)
                 job.add_delta(deltas[at], missing[bounds[at] : bounds[at + 1]])

@@ -107,10 +107,9 @@ class Round:
     async def _send(self, group: Located, sender: MemoryObjectSendStream[tuple[_Group, Job]]) -> None:
         held, works = await self._deltas(group[group.deltas]) if group.deltas.any() else ({}, [])
         places = np.frombuffer(b"".join([work.links for work in works]), LINK)["place"]
-        sources = Sources.of(works, await self._find_sources(works, places))
-        sources.hold(held)
+        sources = Sources.of(works, await self._find_sources(works, places), held)
         state = _Group(held, self._slots)
-        for job in cut_jobs(group[~group.deltas], works, sources):
+        for job in cut_jobs(group[~group.deltas], works, sources, held):
             state.begin()
             await sender.send((state, job))
         state.done()

@@ -53,7 +53,7 @@ def test_impossible_places_are_left_out_and_the_rest_is_located(drawn: list[tupl
 def test_whole_blocks_each_get_into_one_job_that_stays_small(drawn: list[tuple[int, int, int, bool]]) -> None:
     found, _ = located([(*row[:3], False) for row in drawn])
     (group,) = groups(found)
-    made = list(cut_jobs(group, [], jobs.Sources.of([], Spots(*np.zeros((3, 0), np.int64)))))
+    made = list(cut_jobs(group, [], jobs.Sources.of([], Spots(*np.zeros((3, 0), np.int64)), {}), {}))
     wholes = [[block for block in job.blocks if isinstance(block, tuple)] for job in made]
     given_spots = sorted(block for several in wholes for block in several)
     assert given_spots == sorted(zip(found.positions.tolist(), found.spots.listed(), strict=True))
@@ -105,15 +105,22 @@ def test_what_was_fetched_is_cut_out_of_where_it_lies() -> None:
     assert not Extents([]).cover(offsets, lengths).any()
 
 
-def test_sources_that_are_held_are_not_read_again() -> None:
+def test_what_is_held_is_not_read_again() -> None:
     spots = Spots(*np.array([[0, 0, 1, -1], [64, 9000, 64, 0], [5000, 60_000, 70_000, 100]], np.int64))
-    missing = spots.numbers >= 0
-    sources = jobs.Sources(np.array([0, 2, 2, 4], np.int64), spots, missing)
-    mains, others = sources.mains()
+    bounds = np.array([0, 2, 2, 4], np.int64)
+    mains, others = jobs.Sources(bounds, spots, spots.missing({})).mains()
     assert mains.listed() == [(0, 9000, 60_000), (-1, 0, 0), (1, 64, 70_000)]
     assert others.tolist() == [5000 + GAP_BYTES, 0, 0]
-    sources.hold({0: Extents([(0, bytes(70_000))]), 7: Extents([])})
-    assert sources.missing.tolist() == [False, False, True, False]
-    mains, others = sources.mains()
+    missing = spots.missing({0: Extents([(0, bytes(70_000))]), 7: Extents([])})
+    assert missing.tolist() == [False, False, True, False]
+    mains, others = jobs.Sources(bounds, spots, missing).mains()
     assert mains.listed() == [(-1, 0, 0), (-1, 0, 0), (1, 64, 70_000)]
     assert others.tolist() == [0, 0, 0]
+
+
+def test_whole_blocks_that_lie_among_the_deltas_of_a_group_are_not_read_again() -> None:
+    found, packs = located([(1, 64, 60_000, False), (1, 70_000, 60_000, False)])
+    held = {packs.number("vault", 1, NAMES.get): Extents([(0, bytes(65_000))])}
+    (job,) = cut_jobs(found, [], jobs.Sources.of([], Spots(*np.zeros((3, 0), np.int64)), held), held)
+    assert [block[0] for block in job.blocks if isinstance(block, tuple)] == [0, 3]
+    assert job.ranges == {0: [(70_000, 60_000)]}
