@@ -240,14 +240,16 @@ def _plan(
     is_delta = (known["place"]["length"] & np.uint32(DELTA_FLAG)) != 0
     holders = np.where(is_delta[:, None], origins["map"], TRAVELS)
     holders = np.where(holders == TRAVELS, _OWN, holders).astype(np.uint8)
-    keys = np.fromiter(packs, np.uint64, len(packs))
-    usable: Mask = np.isin(sources["place"]["pack"], keys) & (sources["place"]["length"] != 0)
+    holds = sources["place"]["pack"].ravel().tolist()
+    usable: Mask = np.array([key in packs for key in holds], np.bool_).reshape(count, _HOLDERS)
+    usable &= sources["place"]["length"] != 0
     same: Mask = exists & (digests == known["digests"]) & (holders <= _OWN)
     same &= np.take_along_axis(usable, np.minimum(holders, _OWN).astype(np.intp), axis=1)
-    # How many parts each holder would give; where all five would give some, the least useful is left out.
-    given = np.stack([(same & (holders == holder)).sum(axis=1) for holder in range(_HOLDERS)], axis=1)
-    crowded: Mask = np.asarray((given > 0).all(axis=1), np.bool_)
-    same &= ~(crowded[:, None] & (holders == given.argmin(axis=1)[:, None]))
+    if is_delta.any():
+        # How many parts each holder would give; where all five would give some, the least useful is left out.
+        given = np.stack([(same & (holders == holder)).sum(axis=1) for holder in range(_HOLDERS)], axis=1)
+        crowded: Mask = np.asarray((given > 0).all(axis=1), np.bool_)
+        same &= ~(crowded[:, None] & (holders == given.argmin(axis=1)[:, None]))
     travels = exists & ~same
     half = np.where(travels, ends, 0).sum(axis=1) * 2 <= length
     holders = np.where(same, holders, np.where(exists, TRAVELS, NO_PART)).astype(np.uint8)

@@ -36,6 +36,8 @@ CHECK_EVERY: Final = 64  # one delta in 64 is opened again before it travels
 
 SAMPLES_MAX: Final = 1024  # sources remembered, of so many packs
 
+_NO_ORIGINS: Final = bytes(ORIGINS.itemsize)
+
 PackKeys: TypeAlias = npt.NDArray[np.uint64]
 Positions: TypeAlias = npt.NDArray[np.intp]
 
@@ -92,6 +94,8 @@ class Shaper:
         self._state, self._writer, self._own_packs, self._seed = state, writer, own_packs, seed
         self._check_every = 1 if paranoid else CHECK_EVERY
         self._made = 0
+        # Asked once a session: packs are given up only after the round in which deltas are made.
+        self._named: dict[int, PackName | None] = {}
         self.samples: dict[int, SourceSample] = {}  # by pack key
 
     def shape(self, work: Work, found: Read, old_refs: Refs, staged: Mask, send: Mask) -> Shaped:
@@ -133,20 +137,26 @@ class Shaper:
         positions = shaped.positions
         if not positions.size:
             return
-        entries = np.zeros(len(positions), PART_ENTRY)
-        entries["digests"] = shaped.digests
-        lengths = places["length"][positions]
-        estimate = np.where(lengths & np.uint32(DELTA_FLAG), 0, lengths).astype(np.uint32)
-        origins = np.zeros(len(positions), ORIGINS) if shaped.deltas else None
+        # Lists, not arrays: what is done for every block is then no call into numpy.
+        expected: list[int] = []
+        estimates: list[int] = []
+        rows: list[bytes] = []
+        known, found_at = shaped.known["whole_bytes"].tolist(), places["length"][positions].tolist()
         for row, position in enumerate(positions.tolist()):
             delta = shaped.deltas.get(position)
-            if delta is not None and origins is not None:
-                entries["place"]["length"][row] = delta_expectation(delta.record)
-                estimate[row] = shaped.known["whole_bytes"][row]
-                origins[row] = np.frombuffer(delta.origins, ORIGINS)[0]
-            elif position in whole:
-                estimate[row] = whole[position]
-        entries["whole_bytes"] = estimate
+            if delta is not None:
+                expected.append(delta_expectation(delta.record))
+                estimates.append(known[row])
+                rows.append(delta.origins)
+            else:
+                length = whole.get(position, found_at[row])
+                expected.append(0)
+                estimates.append(0 if length & DELTA_FLAG else length)
+                rows.append(_NO_ORIGINS)
+        entries = np.zeros(len(positions), PART_ENTRY)
+        entries["digests"], entries["whole_bytes"] = shaped.digests, estimates
+        entries["place"]["length"] = expected
+        origins = np.frombuffer(b"".join(rows), ORIGINS) if shaped.deltas else None
         page_of, bit_of = (axis[positions] for axis in np.nonzero(found.rows))
         for page in np.unique(page_of).tolist():
             mine = page_of == page
@@ -180,6 +190,7 @@ class Shaper:
 
     def _packs(self, entries: PartEntries, origins: Origins) -> dict[int, PackName]:
         """Return the packs, by key, that the records holding these blocks' parts lie in, as far as usable."""
-        keys = np.unique(np.concatenate([entries["place"]["pack"], origins["sources"]["place"]["pack"].reshape(-1)]))
-        names = self._own_packs(keys)
-        return {key: name for key, name in zip(keys.tolist(), names, strict=True) if name is not None}
+        keys = {*entries["place"]["pack"].tolist(), *origins["sources"]["place"]["pack"].ravel().tolist()}
+        if asked := sorted(keys - self._named.keys()):
+            self._named.update(zip(asked, self._own_packs(np.array(asked, dtype=np.uint64)), strict=True))
+        return {key: name for key in keys if (name := self._named[key]) is not None}
