@@ -5,6 +5,7 @@ import io
 import json
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -95,6 +96,21 @@ def test_a_bug_among_the_errors_of_a_task_group_is_not_hidden() -> None:
     assert frame.sole_error(BaseExceptionGroup("g", [bug])) is bug
 
 
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """Handle signals as a command started from a terminal does, however the tests were started."""
+    usual = {
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_cancels_the_work_and_leaves_the_handlers_as_they_were(number: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGTERM)
