@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -99,7 +100,7 @@ def test_a_bug_among_the_errors_of_a_task_group_is_not_hidden() -> None:
 @pytest.fixture
 def usual_signals() -> Iterator[None]:
     """Handle signals as a command started from a terminal does, however the tests were started."""
-    usual = {
+    usual: dict[signal.Signals, Any] = {
         signal.SIGTERM: signal.SIG_DFL,
         signal.SIGHUP: signal.SIG_DFL,
         signal.SIGINT: signal.default_int_handler,
