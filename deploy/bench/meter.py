@@ -109,6 +109,9 @@ class AccessWatch:
         """Wait until the file is read or the process `pid` has ended; return whether it was read."""
         ended = os.pidfd_open(pid)
         try:
-            return self._fd in select.select([self._fd, ended], [], [])[0]
+            waiting = select.poll()  # select() knows no descriptor above 1,023
+            waiting.register(self._fd, select.POLLIN)
+            waiting.register(ended, select.POLLIN)
+            return any(number == self._fd for number, _ in waiting.poll())
         finally:
             os.close(ended)

@@ -161,7 +161,7 @@ def test_a_process_of_its_own_is_killed_from_outside(template: CrashMachine, fas
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()
-            assert process.returncode == KILLED
+            assert process.returncode in (KILLED, 0), "killed, unless it ended at that very moment"
         else:
             finish(subprocess.CompletedProcess(process.args, process.returncode, out, err), 0)
         after.of_kill()
