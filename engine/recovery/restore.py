@@ -5,8 +5,8 @@
 
 Rules (DESIGN.md §2): the restore gives the exact bytes or says which blocks it could not give. A block that no place
 gives, or whose place in the block map cannot be read, is a hole: it reads as zeros, is listed by number, and the
-exit code is 1; everything else is still restored. Memory is that of one window of refs read ahead (2 MiB each) and
-of the jobs of `BlockSource`.
+exit code is 1; everything else is still restored. Memory is that of one window of refs read ahead (2 MiB each), of
+the jobs of `BlockSource` and of what waits to be written (`writer.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from engine.recovery.blocksource import BlockSource
 from engine.recovery.catalogue import Point
 from engine.recovery.pages import PlacesReader
 from engine.recovery.places import CACHE, VAULT, sole_error
+from engine.recovery.writer import Writer
 from engine.root import VolumePoint
 from engine.runs import RunReader, Window, overlay
 
@@ -107,6 +108,7 @@ class Restore:
     ) -> None:
         self._point, self._target, self._source, self._clock = point, target, source, clock
         self._volume: VolumePoint = point.volume(name)
+        self._writer = Writer(target)
         self._holes = _Holes()
         self._tables: list[PackTable] = []
         self._from_bytes = self._to_bytes = self._given_before = 0
@@ -124,7 +126,10 @@ class Restore:
         """
         started = self._clock.monotonic()
         try:
-            await self._stream()
+            try:
+                await self._stream()
+            finally:
+                self._writer.close()
             await anyio.to_thread.run_sync(self._target.finish)
         except BaseExceptionGroup as group:
             self._target.abandon()
@@ -206,14 +211,15 @@ class Restore:
 
         missing = await self._source.give(unique, piece.window.places[first_at], self._resolve, take)
         failed[missing] = True
+        await anyio.to_thread.run_sync(self._writer.drain)
         rows = sorted(row for at in np.flatnonzero(failed).tolist() for row in standing.rows(at))
         await self._note_holes(piece, np.array(rows, np.intp))
 
     def _write(self, blocks: Sequence[tuple[int, int]], contents: Sequence[Bytes]) -> list[int]:
-        """Write (block, position in `contents`) pairs, ascending, neighbours in one call; return what fits no block."""
+        """Have (block, position in `contents`) pairs, ascending, written; return those that fit no block."""
         wrong: list[int] = []
-        first = 0
-        pieces: list[Bytes] = []
+        runs: list[tuple[int, list[Bytes]]] = []
+        following = -1
         for block, at in blocks:
             content = contents[at]
             if len(content) != block_length(block, self._volume.bytes):
@@ -223,14 +229,11 @@ class Restore:
                     f"{self._volume.name!r} a content of {len(content)} bytes"
                 )
                 continue
-            if pieces and block != first + len(pieces):
-                self._target.write(first * BLOCK_BYTES, pieces)
-                pieces = []
-            if not pieces:
-                first = block
-            pieces.append(content)
-        if pieces:
-            self._target.write(first * BLOCK_BYTES, pieces)
+            if block != following:
+                runs.append((block * BLOCK_BYTES, []))
+            runs[-1][1].append(content)
+            following = block + 1
+        self._writer.write(runs)
         return wrong
 
     async def _note_holes(self, piece: _Piece, rows: np.ndarray) -> None:

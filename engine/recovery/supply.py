@@ -30,7 +30,7 @@ from engine.subkeys import DomainKeys
 # Packs read at once, each by up to four requests. What waits here has not begun: a call that is made and then queues
 # behind a thousand others looks, to whoever watches for calls that hang, like one that hangs.
 PACKS_READ_MAX: Final = 8
-OPENERS: Final = 2  # threads that open records, where nobody says how many processors there are
+OPENERS: Final = 1  # threads that open records, where nobody says how many processors there are
 
 
 @dataclass(slots=True)
