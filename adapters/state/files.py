@@ -154,6 +154,10 @@ class StateFile:
         if fd >= 0:
             os.close(fd)
 
+    def __del__(self) -> None:
+        # A map that was given up without being closed must not keep its dozen descriptors.
+        self.close()
+
 
 class Disk:
     """What local state does with files and folders besides reading and writing inside one."""
