@@ -1,4 +1,4 @@
-"""Producers: one hop to a worker thread reads, tests for zero, hashes, compares and seals a whole batch.
+"""Producers: one hop to a worker thread reads, tests for zero, hashes, compares and seals whole batches.
 
 Rules:
 - A block is read once. Its ref is compared with the map; what differs is *changed* and is staged under its
@@ -30,18 +30,18 @@ from engine.block import (
     Ids,
     Mask,
     Places,
-    Refs,
     ids_of,
 )
 from engine.deltawriter import DeltaRecord
 from engine.names import PackName
+from engine.pipeline.blocks import Blocks, joined
 from engine.pipeline.candidates import Work
-from engine.pipeline.reading import BlockReader, Read
+from engine.pipeline.reading import BlockReader
 from engine.pipeline.report import Counts
 from engine.pipeline.shaping import Shaped, Shaper, SourceSample
 from engine.ports import VolumeReader
 from engine.seal import Sealer
-from engine.state import ENTRY, Entries, VolumeState
+from engine.state import ENTRY, Entries, Pages, VolumeState
 
 VAULT_LANE: Final = 1
 CACHE_LANE: Final = 2
@@ -72,8 +72,28 @@ class Parcel:
 
 
 @dataclass(slots=True)
+class Look:
+    """What reading one work found: sums, unreadable (offset, length) ranges in bytes, what has to be acted on, if any.
+
+    The contents of `blocks` are valid until the thread's next read, unless they were kept.
+    """
+
+    counts: Counts
+    unreadable: list[tuple[int, int]]
+    blocks: Blocks | None
+
+    def __len__(self) -> int:
+        return 0 if self.blocks is None else len(self.blocks.contents)
+
+    def keep(self) -> None:
+        """Copy the contents, so that they outlive the buffer they were read into."""
+        if self.blocks is not None:
+            self.blocks.contents = [memoryview(bytes(content)) for content in self.blocks.contents]
+
+
+@dataclass(slots=True)
 class Batch:
-    """What one hop made: parcels for the queue, sums, and unreadable (offset, length) ranges in bytes."""
+    """What was made of some works: parcels for the queue, sums, and unreadable (offset, length) ranges in bytes."""
 
     parcels: list[Parcel]
     counts: Counts
@@ -109,30 +129,71 @@ class Producer:
         """Sources of the deltas made, one a pack, by pack key: to be read back before they are relied on."""
         return self._shaper.samples if self._shaper is not None else {}
 
-    def make(self, work: Work) -> Batch:
-        """Do one hop (*sync*). Raises: SourceError, StateCorrupt, SessionAborted (memory is not to be trusted)."""
+    def look(self, work: Work) -> Look:
+        """Read the blocks of `work` and compare them (*sync*). Raises: SourceError, StateCorrupt."""
         counts = Counts()
-        counts.candidates = int(np.bitwise_count(work.read).sum() + np.bitwise_count(work.zero).sum())
+        zeros = int(np.bitwise_count(work.zero).sum())
         found = self._blocks.read(work)
-        counts.read_bytes = found.read_bytes
+        counts.candidates, counts.read_bytes = len(found.contents) + zeros, found.read_bytes
         current = self.state.current(work.pages)
-        read_refs = current["ref"][found.rows]
-        changed_read = any_along(read_refs != found.refs)
-        gone = rows_of(work.zero) & any_along(current["ref"])
+        old_refs = current["ref"][found.rows]
+        changed = any_along(old_refs != found.refs)
         nonzero = any_along(found.refs)
-        forced = rows_of(work.force)[found.rows]
-        counts.changed = int(np.count_nonzero(changed_read) + np.count_nonzero(gone))
-        counts.zero = int(np.count_nonzero(~nonzero) + np.bitwise_count(work.zero).sum())
-        staged = changed_read | forced
-        lanes, places = self._claim(work, found, changed_read, staged, nonzero)
-        parcels = self._shape(work, found, read_refs, staged & nonzero, changed_read & ~forced, lanes, places, counts)
-        new = np.zeros((len(work.pages), BATCH_BLOCKS), dtype=ENTRY)
-        new["ref"][found.rows] = found.refs
-        new["place"][found.rows] = places
-        rows = gone
-        rows[found.rows] |= staged
-        self._stage(work, rows, new)
-        return Batch(parcels, counts, found.unreadable)
+        counts.changed, counts.zero = int(np.count_nonzero(changed)), int(np.count_nonzero(~nonzero)) + zeros
+        gone: Mask | None = None
+        if zeros:
+            gone = rows_of(work.zero) & any_along(current["ref"])
+            counts.changed += int(np.count_nonzero(gone))
+            gone = gone if gone.any() else None
+        forced: Mask = np.zeros_like(changed) if not work.force.any() else rows_of(work.force)[found.rows]
+        caches = changed & nonzero
+        if self._cache is None:
+            caches[:] = False
+        elif self._missing_unknown:
+            caches = nonzero
+        else:
+            caches |= rows_of(self.state.missing(work.pages))[found.rows] & nonzero
+        at = np.flatnonzero(changed | forced | caches)
+        if not at.size and gone is None:
+            return Look(counts, found.unreadable, None)
+        page_of, bit_of = np.nonzero(found.rows)
+        blocks = Blocks(
+            work.pages,
+            page_of[at],
+            bit_of[at],
+            found.refs[at],
+            old_refs[at],
+            [found.contents[i] for i in at.tolist()],
+            changed[at],
+            forced[at],
+            caches[at],
+            rows_of(np.zeros(len(work.pages), np.uint64)) if gone is None else gone,
+        )
+        return Look(counts, found.unreadable, blocks)
+
+    def make(self, looks: Sequence[Look]) -> Batch:
+        """Claim, seal and stage what was found (*sync*), all at once: most of the cost goes with the calls.
+
+        Raises: StateCorrupt, SessionAborted (memory is not to be trusted).
+        """
+        counts = Counts()
+        for look in looks:
+            counts.add(look.counts)
+        unreadable = [each for look in looks for each in look.unreadable]
+        found = [look.blocks for look in looks if look.blocks is not None]
+        if not found:
+            return Batch([], counts, unreadable)
+        blocks = joined(found)
+        lanes, places = self._claim(blocks)
+        parcels = self._shape(blocks, lanes, places, counts)
+        new = np.zeros((len(blocks.pages), BATCH_BLOCKS), dtype=ENTRY)
+        at = (blocks.page_of, blocks.bit_of)
+        new["ref"][at] = blocks.refs
+        new["place"][at] = places
+        staged = blocks.gone.copy()
+        staged[at] = blocks.staged
+        self._stage(blocks.pages, staged, new)
+        return Batch(parcels, counts, unreadable)
 
     def differs(self, blocks: Sequence[int]) -> list[int]:
         """Return which of `blocks` (numbers) differ from the map (*sync*). Raises: SourceError, StateCorrupt."""
@@ -158,61 +219,42 @@ class Producer:
         start = block * BLOCK_BYTES
         return any(True for _ in self.reader.data_extents(start, min(start + BLOCK_BYTES, self._volume_bytes)))
 
-    def _claim(self, work: Work, found: Read, changed: Mask, staged: Mask, nonzero: Mask) -> tuple[Lanes, Places]:
-        """Ask both indexes; return the lanes that need each block read, and the places the vault has it at."""
-        ids = ids_of(found.refs)
-        total = len(ids)
-        lanes: Lanes = np.zeros(total, dtype=np.uint8)
-        ask = np.flatnonzero(staged & nonzero)
-        places: Places = np.zeros(total, dtype=ENTRY["place"])
+    def _claim(self, blocks: Blocks) -> tuple[Lanes, Places]:
+        """Ask both indexes; return the lanes that need each block, and the places the vault has it at."""
+        ids = ids_of(blocks.refs)
+        lanes: Lanes = np.zeros(len(ids), dtype=np.uint8)
+        places: Places = np.zeros(len(ids), dtype=ENTRY["place"])
+        ask = np.flatnonzero(blocks.staged & any_along(blocks.refs))
         if ask.size:
-            known, claimed = self._vault.claim(ids[ask])
-            places[ask] = known
+            places[ask], claimed = self._vault.claim(ids[ask])
             lanes[ask[claimed]] |= VAULT_LANE
-        if self._cache is not None:
-            if self._missing_unknown:
-                ask = np.flatnonzero(nonzero)
-            else:
-                lacking = rows_of(self.state.missing(work.pages))[found.rows]
-                ask = np.flatnonzero((changed | lacking) & nonzero)
-            if ask.size:
-                _, claimed = self._cache.claim(ids[ask])
-                lanes[ask[claimed]] |= CACHE_LANE
+        ask = np.flatnonzero(blocks.caches)
+        if self._cache is not None and ask.size:
+            _, claimed = self._cache.claim(ids[ask])
+            lanes[ask[claimed]] |= CACHE_LANE
         return lanes, places
 
-    def _shape(
-        self,
-        work: Work,
-        found: Read,
-        old_refs: Refs,
-        staged: Mask,
-        fresh: Mask,
-        lanes: Lanes,
-        places: Places,
-        counts: Counts,
-    ) -> list[Parcel]:
-        """Seal what is claimed: deltas for the vault where they pay, whole records for everything else.
-
-        `staged` are the blocks whose parts local state is to remember; `fresh` those of which a delta may be made.
-        """
+    def _shape(self, blocks: Blocks, lanes: Lanes, places: Places, counts: Counts) -> list[Parcel]:
+        """Seal what is claimed: deltas for the vault where they pay, whole records for everything else."""
         deltas: Mapping[int, DeltaRecord] = {}
         shaped: Shaped | None = None
-        if self._shaper is not None and staged.any():
-            send = fresh & ((lanes & VAULT_LANE) > 0)
-            shaped = self._shaper.shape(work, found, old_refs, staged, send)
+        keep = blocks.staged & any_along(blocks.refs)
+        if self._shaper is not None and keep.any():
+            # Of staged blocks the parts are to be remembered; of those that are just changed a delta may be made.
+            fresh = blocks.changed & ~blocks.forced & ((lanes & VAULT_LANE) > 0)
+            shaped = self._shaper.shape(blocks, keep, fresh)
             deltas = shaped.deltas
         parcels = [
-            Parcel(found.refs[i, :ID_BYTES].tobytes(), delta.record, VAULT_LANE, delta.packs)
+            Parcel(blocks.refs[i, :ID_BYTES].tobytes(), delta.record, VAULT_LANE, delta.packs)
             for i, delta in deltas.items()
         ]
-        for i in deltas:
-            lanes[i] &= ~np.uint8(VAULT_LANE)
+        lanes[list(deltas)] &= ~np.uint8(VAULT_LANE)
         send_whole = np.flatnonzero(lanes).tolist()
-        refs = [found.refs[i].tobytes() for i in send_whole]
-        records = self._sealer.seal_batch(refs, [found.contents[i] for i in send_whole])
+        refs = [blocks.refs[i].tobytes() for i in send_whole]
+        records = self._sealer.seal_batch(refs, [blocks.contents[i] for i in send_whole])
         step = 1 if self._paranoid else CHECK_EVERY
         for i in range(0, len(send_whole), step):
-            self._sealer.check(refs[i], records[i], found.contents[send_whole[i]])
+            self._sealer.check(refs[i], records[i], blocks.contents[send_whole[i]])
         parcels += [
             Parcel(ref[:ID_BYTES], record, int(lanes[i]))
             for i, ref, record in zip(send_whole, refs, records, strict=True)
@@ -227,10 +269,10 @@ class Producer:
                 counts.cache_bytes += len(parcel.record)
         if self._shaper is not None and shaped is not None:
             whole = {i: len(record) for i, record in zip(send_whole, records, strict=True)}
-            self._shaper.stage(work, found, shaped, places, whole)
+            self._shaper.stage(blocks, shaped, places, whole)
         return parcels
 
-    def _stage(self, work: Work, staged: Mask, entries: Entries) -> None:
+    def _stage(self, pages: Pages, staged: Mask, entries: Entries) -> None:
         masks = masks_of(staged)
         for position in np.flatnonzero(masks).tolist():
-            self.state.stage(int(work.pages[position]), int(masks[position]), entries[position])
+            self.state.stage(int(pages[position]), int(masks[position]), entries[position])

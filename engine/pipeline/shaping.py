@@ -21,15 +21,14 @@ import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
 from engine.bits import masks_of
-from engine.block import BATCH_BLOCKS, DELTA_FLAG, LENGTH_MASK, PARTS, Mask, Places, Refs
+from engine.block import BATCH_BLOCKS, DELTA_FLAG, LENGTH_MASK, PARTS, Mask, Places
 from engine.delta import Source, open_source
 from engine.deltawriter import DeltaRecord, DeltaWriter, check_delta, delta_expectation
 from engine.errors import StoreCorrupt
 from engine.names import PackName
 from engine.partdigest import PartDigests, part_digests
 from engine.parts import ORIGINS, PART_ENTRY, Origins, PartEntries
-from engine.pipeline.candidates import Work
-from engine.pipeline.reading import Read
+from engine.pipeline.blocks import Blocks, Positions
 from engine.state import PartState
 
 CHECK_EVERY: Final = 64  # one delta in 64 is opened again before it travels
@@ -39,14 +38,13 @@ SAMPLES_MAX: Final = 1024  # sources remembered, of so many packs
 _NO_ORIGINS: Final = bytes(ORIGINS.itemsize)
 
 PackKeys: TypeAlias = npt.NDArray[np.uint64]
-Positions: TypeAlias = npt.NDArray[np.intp]
 
 
 @dataclass(slots=True)
 class Shaped:
-    """The parts of one hop's staged blocks, at `positions` among the blocks read: digests, what was known, deltas.
+    """The parts of the staged ones among some blocks, at `positions`: digests, what was known, deltas.
 
-    `known`, `origins`: of the map, shape (k,), zero where nothing is known; `deltas` by position among those read.
+    `known`, `origins`: of the map, shape (k,), zero where nothing is known; `deltas` by position among the blocks.
     """
 
     positions: Positions
@@ -98,27 +96,27 @@ class Shaper:
         self._named: dict[int, PackName | None] = {}
         self.samples: dict[int, SourceSample] = {}  # by pack key
 
-    def shape(self, work: Work, found: Read, old_refs: Refs, staged: Mask, send: Mask) -> Shaped:
-        """Digest the `staged` blocks among those read and make deltas of those to `send`, where that pays.
+    def shape(self, blocks: Blocks, staged: Mask, send: Mask) -> Shaped:
+        """Digest the `staged` ones of `blocks` and make deltas of those to `send`, where that pays.
 
-        `old_refs` are those of the map; both masks go over the blocks read. Raises: StateCorrupt.
+        Both masks go over `blocks`. Raises: StateCorrupt.
         """
         positions = np.flatnonzero(staged)
-        digests = part_digests([found.contents[i] for i in positions.tolist()], self._seed)
+        digests = part_digests([blocks.contents[i] for i in positions.tolist()], self._seed)
         shaped = Shaped(positions, digests, np.zeros(len(positions), PART_ENTRY))
         if not send.any():
             return shaped
-        entries, origins = self._known(work, found, positions)
+        entries, origins = self._known(blocks, positions)
         shaped.known = entries
         tried = np.flatnonzero(send[positions] & (entries["place"]["length"] != 0))
         if not tried.size:
             return shaped
         packs = self._packs(entries[tried], origins[tried])
         at = positions[tried]
-        refs = [found.refs[i].tobytes() for i in at.tolist()]
-        contents = [found.contents[i] for i in at.tolist()]
+        refs = [blocks.refs[i].tobytes() for i in at.tolist()]
+        contents = [blocks.contents[i] for i in at.tolist()]
         made = self._writer.make(
-            refs, contents, digests[tried], old_refs[at], entries[tried], origins[tried], packs
+            refs, contents, digests[tried], blocks.old_refs[at], entries[tried], origins[tried], packs
         )  # fmt: skip
         for i, delta in enumerate(made):
             if delta is not None:
@@ -129,8 +127,8 @@ class Shaper:
                 shaped.deltas[int(at[i])] = delta
         return shaped
 
-    def stage(self, work: Work, found: Read, shaped: Shaped, places: Places, whole: Mapping[int, int]) -> None:
-        """Stage the parts of a hop. `places`: known ones of the blocks read; `whole`: lengths of whole records sealed.
+    def stage(self, blocks: Blocks, shaped: Shaped, places: Places, whole: Mapping[int, int]) -> None:
+        """Stage the parts of `blocks`. `places`: known ones of them; `whole`: lengths of whole records sealed.
 
         Raises: StateCorrupt.
         """
@@ -157,11 +155,11 @@ class Shaper:
         entries["digests"], entries["whole_bytes"] = shaped.digests, estimates
         entries["place"]["length"] = expected
         origins = np.frombuffer(b"".join(rows), ORIGINS) if shaped.deltas else None
-        page_of, bit_of = (axis[positions] for axis in np.nonzero(found.rows))
+        page_of, bit_of = blocks.page_of[positions], blocks.bit_of[positions]
         for page in np.unique(page_of).tolist():
             mine = page_of == page
             self._stage_page(
-                int(work.pages[page]), bit_of[mine], entries[mine], None if origins is None else origins[mine]
+                int(blocks.pages[page]), bit_of[mine], entries[mine], None if origins is None else origins[mine]
             )
 
     def _remember(self, delta: DeltaRecord, digests: npt.NDArray[np.uint64]) -> None:
@@ -182,11 +180,11 @@ class Shaper:
             rows[bits] = origins
         self._state.stage_parts(page, int(masks_of(chosen)[0]), whole_page, rows)
 
-    def _known(self, work: Work, found: Read, positions: Positions) -> tuple[PartEntries, Origins]:
-        page_of, bit_of = (axis[positions] for axis in np.nonzero(found.rows))
-        asked, row = np.unique(page_of, return_inverse=True)
-        entries, origins = self._state.parts(work.pages[asked])
-        return entries[row, bit_of], origins[row, bit_of]
+    def _known(self, blocks: Blocks, positions: Positions) -> tuple[PartEntries, Origins]:
+        asked, row = np.unique(blocks.page_of[positions], return_inverse=True)
+        entries, origins = self._state.parts(blocks.pages[asked])
+        bits = blocks.bit_of[positions]
+        return entries[row, bits], origins[row, bits]
 
     def _packs(self, entries: PartEntries, origins: Origins) -> dict[int, PackName]:
         """Return the packs, by key, that the records holding these blocks' parts lie in, as far as usable."""

@@ -1,8 +1,8 @@
 """One round of a session: producers fill the transmission queue, both lanes empty it, all flushed at its end.
 
-Hops in flight are bounded. Each takes the volume's next works until it has half a batch of sealed records or has done
-enough, so that it holds less than one and a half batches of them; it gives its place up only when the queue has taken
-them. Works are taken in order; their batches may finish in any.
+Hops in flight are bounded. Each takes the volume's next works until it has half a batch of sealed records, or a batch
+of blocks to be sealed, or has done enough, so that it holds less than two and a half batches of them; it gives its
+place up only when the queue has taken them. Works are taken in order; their batches may finish in any.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import anyio
 import anyio.from_thread
 import anyio.to_thread
 
-from engine.block import BATCH_BYTES
+from engine.block import BATCH_BLOCKS, BATCH_BYTES
 from engine.errors import ForebayError
 from engine.pipeline.candidates import Work
 from engine.pipeline.lane import Lane, LaneResult
-from engine.pipeline.producer import Batch, Producer
+from engine.pipeline.producer import Batch, Look, Producer
 from engine.pipeline.queue import QueueAborted, Slot, TransmissionQueue
 from engine.pipeline.volume import VolumeRun
 from engine.ports import Clock
@@ -29,8 +29,10 @@ from engine.ports import Clock
 VAULT: Final = "vault"
 CACHE: Final = "cache"
 # Where nothing changed a hop costs as much as comparing ten blocks.
-HOP_WORKS_MAX: Final = 8
+HOP_WORKS_MAX: Final = 16
 HOP_BYTES: Final = BATCH_BYTES // 2
+# Of a work with more blocks to act on nothing is kept for later: then copying costs more than it saves.
+KEPT_BLOCKS_MAX: Final = BATCH_BLOCKS // 2
 
 
 @dataclass(slots=True)
@@ -110,20 +112,29 @@ class _Hops:
     def make(self) -> deque[Batch]:
         """Do one hop (*sync*, in a worker thread): the next works, none if there are no more.
 
-        Raises: SourceError, StateCorrupt, SessionAborted.
+        What few blocks of several works have to be acted on are kept and acted on together. Raises: SourceError,
+        StateCorrupt, SessionAborted.
         """
         batches: deque[Batch] = deque()
+        kept: list[Look] = []
         sealed_bytes = 0
-        while len(batches) < HOP_WORKS_MAX and sealed_bytes < HOP_BYTES:
+        for _ in range(HOP_WORKS_MAX):
             work = self._next()
             if work is None:
                 break
-            batch = self._producer.make(work)
-            sealed_bytes += sum([len(parcel.record) for parcel in batch.parcels])
-            batches.append(batch)
-            if batch.unreadable:  # told at once: on a dying disk every further range costs seconds
+            look = self._producer.look(work)
+            if len(look) > KEPT_BLOCKS_MAX:
+                batches.append(self._producer.make([look]))
+                sealed_bytes += sum([len(parcel.record) for parcel in batches[-1].parcels])
+            else:
+                look.keep()
+                kept.append(look)
+            # Unreadable ranges are told at once: on a dying disk every further one costs seconds.
+            if sealed_bytes >= HOP_BYTES or sum(map(len, kept)) > 2 * KEPT_BLOCKS_MAX or look.unreadable:
                 break
             anyio.from_thread.check_cancelled()
+        if kept:
+            batches.append(self._producer.make(kept))
         return batches
 
     def _next(self) -> Work | None:

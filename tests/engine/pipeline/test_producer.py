@@ -85,7 +85,9 @@ class World:
             unreadable=unreadable or [],
         )
         parcels = [
-            parcel for work in candidates(self.volume, self.state, plan) for parcel in producer.make(work).parcels
+            parcel
+            for work in candidates(self.volume, self.state, plan)
+            for parcel in producer.make([producer.look(work)]).parcels
         ]
         for parcel in parcels:
             content = next(c for c in self.contents() if ref_of(SUBKEY, c)[:16] == parcel.id)
@@ -196,7 +198,7 @@ def test_forced_blocks_are_asked_about_again() -> None:
     )  # fmt: skip
     rows = np.zeros((1, BATCH_BLOCKS), dtype=np.bool_)
     rows[0, :2] = True
-    batches = [producer.make(work) for work in forced(np.array([0], dtype=np.int64), masks_of(rows))]
+    batches = [producer.make([producer.look(work)]) for work in forced(np.array([0], dtype=np.int64), masks_of(rows))]
     assert [(p.id, p.lanes) for batch in batches for p in batch.parcels] == [(gone, VAULT_LANE)]
     world.vault.receive([gone])
     assert not resolve(world.state, world.vault).pages.size
