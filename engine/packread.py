@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from engine.block import Mask
+from engine.block import Bytes, Mask
 from engine.errors import ObjectMissing, StoreCorrupt
 from engine.index import PackIndex
 from engine.names import PackName
@@ -43,7 +43,7 @@ class Extents:
 
     __slots__ = ("_pieces", "_starts")
 
-    def __init__(self, pieces: Iterable[tuple[int, bytes]]) -> None:
+    def __init__(self, pieces: Iterable[tuple[int, Bytes]]) -> None:
         """Keep (offset in the pack, bytes) pairs."""
         ordered = sorted(pieces, key=lambda piece: piece[0])
         self._starts = [start for start, _ in ordered]
@@ -117,7 +117,7 @@ class PackReads:
             ((start, stop),) = requests
             return Extents([(start, await self._get(pack, start, stop - start))])
         rest = iter(requests)
-        pieces: list[tuple[int, bytes]] = []
+        pieces: list[tuple[int, Bytes]] = []
 
         async def work() -> None:
             for start, stop in rest:
@@ -163,7 +163,7 @@ class PackReads:
             return False
         return True
 
-    async def _get(self, pack: PackName, offset: int, length: int) -> bytes:
+    async def _get(self, pack: PackName, offset: int, length: int) -> Bytes:
         name = self._alternates.get(pack, str(pack))
         try:
             data = await self._objects.get(name, offset, length)

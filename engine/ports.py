@@ -36,7 +36,7 @@ class ObjectStore(Protocol):
         """
         ...
 
-    async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+    async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
         """Return `length` bytes from `offset` (to the end if None); fewer only where the object ends.
 
         Raises: ObjectMissing, StoreUnavailable, StoreRejected.

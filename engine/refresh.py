@@ -165,7 +165,7 @@ class Refresh:
                 self.listed.pop(name, None)
 
     async def _fetch(self, name: FragmentName, size: int) -> None:
-        data = await self.objects.get(str(name), 0, size)
+        data = bytes(await self.objects.get(str(name), 0, size))
         fragment = await anyio.to_thread.run_sync(self._check, name, data)
         if fragment is None:
             self._bad.add(name)

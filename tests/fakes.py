@@ -202,7 +202,7 @@ class FaultyStore:
 
     async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         faults = await self._before("get", name)
-        data = await self.inner.get(name, offset, length)
+        data = bytes(await self.inner.get(name, offset, length))
         self._after(faults)
         for fault in faults:
             if fault.damage is not None:

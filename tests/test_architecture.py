@@ -34,12 +34,12 @@ ONE_SYSTEM = words("fcntl grp msvcrt posix pty pwd resource termios tty winreg _
 ONE_SYSTEM_FILES = (
     "adapters/allocator.py",
     "adapters/state/files.py",
-    "adapters/stores/oscalls.py",
+    "adapters/directio.py",
     "adapters/volumes/",
 )
 # Who may import other families of adapters: the composition root and the commands, which compose.
 COMPOSERS = ("adapters/main.py", "adapters/compose.py", "adapters/cli/")
-SHARED = frozenset({"version", "clock", "logs"})
+SHARED = frozenset({"version", "clock", "logs", "directio"})
 
 Module = tuple[str, str, ast.Module]
 

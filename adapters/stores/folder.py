@@ -77,7 +77,7 @@ class FolderStore:
         self._checked(name)
         await self._run(lambda call: self._files.put(call, name, data))
 
-    async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+    async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
         """See `ObjectStore.get`."""
         self._checked(name)
         return await self._run(lambda call: self._files.get(call, name, offset, length))

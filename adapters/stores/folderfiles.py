@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from adapters.directio import read_large
 from adapters.stores.calls import Call
 from adapters.stores.openroot import STEP_BYTES, SYNC, OpenRoot, opened, read_regular
 from adapters.stores.oserrors import renaming
@@ -182,10 +183,12 @@ class FolderFiles:
             for name in names:
                 self._unsynced.pop(name, None)
 
-    def get(self, call: Call, name: str, offset: int, length: int | None) -> bytes:
+    def get(self, call: Call, name: str, offset: int, length: int | None) -> Bytes:
         """See the port."""
         with self.here(name) as at, read_regular(at, name) as (fd, size):
             left = max(0, size - offset) if length is None else min(length, max(0, size - offset))
+            if (found := read_large(fd, offset, left, call.progress)) is not None:
+                return found
             os.lseek(fd, offset, os.SEEK_SET)
             pieces: list[bytes] = []
             while left:

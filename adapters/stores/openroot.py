@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
+from adapters.directio import NewFile
 from adapters.stores.calls import Call
-from adapters.stores.oscalls import NewFile
 from engine.errors import ObjectMissing
 
 STEP_BYTES: Final = 4 << 20  # read or written between two reports of progress

@@ -7,13 +7,13 @@ import os
 import stat
 import struct
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from adapters.volumes import linux
-from adapters.volumes.targets import WriteBehind, restoring, write_fully, write_zeros
+from adapters.volumes.targets import restoring
+from adapters.volumes.writing import TargetWriter
 from engine.block import Bytes
 from engine.errors import RestoreError
 
@@ -38,7 +38,6 @@ class DeviceTarget:
 
     def __init__(self, path: Path, size_bytes: int, overwrite: bool) -> None:
         self._path, self._size_bytes = path, size_bytes
-        self._lock = threading.Lock()
         self._fd = -1
         if not overwrite:
             raise RestoreError(f"{path} is a device: give --overwrite if all that is on it may be lost")
@@ -50,7 +49,7 @@ class DeviceTarget:
             if use is not None:
                 raise RestoreError(f"{path} is in use ({use}): release it, then restore again")
             self._fd = self._open()
-            self._behind = WriteBehind(self._fd)
+            self._writer = TargetWriter(self._fd)
         try:
             self._check_device()
         except BaseException:
@@ -86,8 +85,7 @@ class DeviceTarget:
         length = sum(map(len, pieces))
         self._check_range(offset, length)
         with restoring(f"writing {length} bytes at offset {offset} of {self._path} failed"):
-            write_fully(self._fd, self._lock, offset, pieces)
-        self._behind.wrote(offset, length)
+            self._writer.write(offset, pieces)
 
     def zero(self, offset: int, length: int) -> None:
         """See `RestoreTarget.zero`; from any thread. Whole sectors are left to the device where it can."""
@@ -96,10 +94,10 @@ class DeviceTarget:
         first = min(stop, -(-offset // self._sector_bytes) * self._sector_bytes)
         last = max(first, stop // self._sector_bytes * self._sector_bytes)
         with restoring(f"zeroing {length} bytes at offset {offset} of {self._path} failed"):
-            write_zeros(self._fd, self._lock, offset, first - offset)
+            self._writer.zeros(offset, first - offset)
             for start in range(first, last, _ZEROOUT_BYTES):
                 self._zero_sectors(start, min(_ZEROOUT_BYTES, last - start))
-            write_zeros(self._fd, self._lock, last, stop - last)
+            self._writer.zeros(last, stop - last)
 
     def _zero_sectors(self, offset: int, length: int) -> None:
         try:
@@ -107,7 +105,7 @@ class DeviceTarget:
         except OSError as error:
             if error.errno not in _NO_ZEROOUT:
                 raise
-            write_zeros(self._fd, self._lock, offset, length)
+            self._writer.zeros(offset, length)
 
     def _check_range(self, offset: int, length: int) -> None:
         assert 0 <= offset <= offset + length <= self._size_bytes, (offset, length, self._size_bytes)
@@ -122,4 +120,5 @@ class DeviceTarget:
         """Release the device; what was written stays: a device has no former state to go back to."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            self._writer.close()
             os.close(fd)

@@ -6,16 +6,14 @@ import errno
 import os
 import stat
 import sys
-import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from adapters.volumes.descriptor import next_data
 from adapters.volumes.sparse import make_hole
+from adapters.volumes.writing import TargetWriter
 from engine.block import Bytes
 from engine.errors import RestoreError
 
@@ -23,14 +21,7 @@ if sys.platform != "win32":
     import fcntl
 
 PARTIAL_SUFFIX: Final = ".forebay-partial"
-ZERO_BYTES: Final = 1 << 20
-# Blocks in one write. For a larger one Linux takes page cache in larger pieces, which are free memory less often: in a
-# virtual machine that gives its free memory back, a block then costs 12 to 90 µs instead of 14 to 17.
-PIECES_MAX: Final = 2
-BEHIND_BYTES: Final = 32 << 20
-BEHIND_SPAN: Final = 16  # times what was written: the system looks at everything between
 _OPEN_TRIES_MAX: Final = 4
-_ZEROS: Final = memoryview(bytes(ZERO_BYTES))
 
 if sys.platform == "win32":
     _ERROR_SHARING_VIOLATION: Final = 32
@@ -53,12 +44,11 @@ class FileTarget:
         with restoring(f"{path} cannot be looked at"):
             self._check_path()
         self._partial = path.with_name(path.name + PARTIAL_SUFFIX)
-        self._lock = threading.Lock()  # guards the descriptor's position and the mark
         self._written_to = 0  # beyond it nothing but holes
         self._fd = -1
         with restoring(f"{self._partial} cannot be made"):
             self._fd = self._open_partial()
-            self._behind = WriteBehind(self._fd)
+            self._writer = TargetWriter(self._fd)
             try:
                 make_hole(self._fd, size_bytes)
             except OSError:
@@ -127,23 +117,22 @@ class FileTarget:
         """See `RestoreTarget.write`."""
         length = sum(map(len, pieces))
         self._check_range(offset, length)
-        with self._lock:
+        with self._writer.lock:
             self._written_to = max(self._written_to, offset + length)
         with restoring(f"writing {length} bytes at offset {offset} of {self._partial} failed"):
-            write_fully(self._fd, self._lock, offset, pieces)
-        self._behind.wrote(offset, length)
+            self._writer.write(offset, pieces)
 
     def zero(self, offset: int, length: int) -> None:
         """See `RestoreTarget.zero`: a range nothing was written to stays a hole. From any thread."""
         self._check_range(offset, length)
         with restoring(f"zeroing {length} bytes at offset {offset} of {self._partial} failed"):
             while length > 0:
-                with self._lock:
+                with self._writer.lock:
                     stop = min(offset + length, self._written_to)
                     data, hole = next_data(self._fd, offset, stop) if offset < stop else (stop, stop)
                 if data >= stop:
                     return
-                write_zeros(self._fd, self._lock, data, hole - data)
+                self._writer.zeros(data, hole - data)
                 offset, length = hole, offset + length - hole
 
     def _check_range(self, offset: int, length: int) -> None:
@@ -191,34 +180,8 @@ class FileTarget:
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            self._writer.close()
             os.close(fd)
-
-
-class WriteBehind:
-    """Has the system write out what was written while more is written, so that the end has little to wait for.
-
-    Left alone Linux begins when a tenth of the memory is dirty: a restore of 2 GiB then spent a third of its time in
-    the last fsync. That one still is what makes the data durable; elsewhere this does nothing.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd, self._lock = fd, threading.Lock()
-        self._first, self._stop, self._bytes = sys.maxsize, 0, 0
-
-    def wrote(self, offset: int, length: int) -> None:
-        """Take note of what was written, from any thread."""
-        with self._lock:
-            self._first, self._stop = min(self._first, offset), max(self._stop, offset + length)
-            self._bytes += length
-            span = self._stop - self._first
-            if self._bytes < BEHIND_BYTES or span > self._bytes * BEHIND_SPAN:
-                return
-            first = self._first
-            self._first, self._stop, self._bytes = sys.maxsize, 0, 0
-        if sys.platform == "linux":
-            with suppress(OSError):  # a hint
-                # What is dirty is not forgotten but written out.
-                os.posix_fadvise(self._fd, first, span, os.POSIX_FADV_DONTNEED)
 
 
 @contextmanager
@@ -228,34 +191,6 @@ def restoring(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise RestoreError(f"{what}: {error.strerror or error}") from error
-
-
-def write_fully(fd: int, lock: threading.Lock, offset: int, pieces: Sequence[Bytes]) -> None:
-    """Write all of `pieces`, one after the other, from `offset` on. Raises: OSError.
-
-    One thread at a time: a file system lets no two write to one file, and threads that wait for their turn in a lock
-    of ours do not burn the processor as they do in the file system's.
-    """
-    rest = deque(memoryview(piece) for piece in pieces)
-    with lock:
-        if sys.platform == "win32":
-            os.lseek(fd, offset, os.SEEK_SET)
-        while rest:
-            if sys.platform == "win32":
-                done = os.write(fd, rest[0])
-            else:
-                done = os.pwritev(fd, list(islice(rest, PIECES_MAX)), offset)
-            offset += done
-            while rest and done >= len(rest[0]):
-                done -= len(rest.popleft())
-            if done:
-                rest[0] = rest[0][done:]
-
-
-def write_zeros(fd: int, lock: threading.Lock, offset: int, length: int) -> None:
-    """Write `length` zeros at `offset`. Raises: OSError."""
-    for start in range(offset, offset + length, ZERO_BYTES):
-        write_fully(fd, lock, start, [_ZEROS[: min(ZERO_BYTES, offset + length - start)]])
 
 
 def sync_parent(path: Path) -> None:

@@ -61,7 +61,7 @@ class PageCopies:
 
     async def _bring_pack(self, name: PackName) -> bool:
         try:
-            data = await self.vault.objects.get(str(name), 0, name.size)
+            data = bytes(await self.vault.objects.get(str(name), 0, name.size))
             entries = await anyio.to_thread.run_sync(check_pack, name, data, None, None)
         except StoreError as error:
             log.warning("pages_not_copied", object=str(name), error=str(error))

@@ -177,7 +177,7 @@ class _Roots:
         for point in tried[:ROOTS_TRIED_MAX]:
             name = point.root(self.identity.system)
             try:
-                data = await self.vault.get(name, 0, ROOT_BYTES_MAX)
+                data = bytes(await self.vault.get(name, 0, ROOT_BYTES_MAX))
             except ObjectMissing:
                 continue
             if point == mine or self._counts(name, point, data, parent):

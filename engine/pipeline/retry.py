@@ -97,7 +97,7 @@ class RetryingStore:
         """Store an object, see ObjectStore."""
         await self._call(self._writes, "put", name, lambda: self._inner.put(name, data))
 
-    async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+    async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
         """Return a range of an object, see ObjectStore."""
         return await self._call(self._reads, "get", name, lambda: self._inner.get(name, offset, length))
 

@@ -18,7 +18,6 @@ from engine.recovery.jobs import DeltaWork, Held, Job, Packs, Spot
 from engine.seal import open_whole, verify_ref
 from engine.subkeys import parts_key, record_keys
 
-TAKEN_BLOCKS: Final = 8  # handed on at once: so few are still in the processor's cache when they are written
 KEPT_MAX: Final = 32  # opened records kept within a job because another block of it needs them too
 
 
@@ -110,22 +109,17 @@ class _Opening:
                 self._give(block.position, self._delta(block))
             else:
                 self._give(block[0], self._whole(*block))
-        self._hand_on()
+        # All at once: the blocks of a job mostly follow one another, and long ranges are written fastest.
+        if self._positions:
+            self._take(self._positions, self._contents)
+            self._opened.positions = self._positions
+            self._opened.content_bytes = sum(map(len, self._contents))
         return self._opened
 
     def _give(self, position: int, content: Bytes | None) -> None:
         if content is not None:
             self._positions.append(position)
             self._contents.append(content)
-            if len(self._contents) == TAKEN_BLOCKS:
-                self._hand_on()
-
-    def _hand_on(self) -> None:
-        if self._positions:
-            self._take(self._positions, self._contents)
-            self._opened.positions += self._positions
-            self._opened.content_bytes += sum(map(len, self._contents))
-            self._positions, self._contents = [], []
 
     def _failed(self, spot: Spot, error: StoreCorrupt) -> None:
         self._opened.problems.append(self._records.sentence(spot, error))

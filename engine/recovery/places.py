@@ -163,7 +163,7 @@ class Places:
         reading: Reading[T] = Reading(None)
         for place in [place for place in reversed(self.usable()) if place.name in holders]:
             try:
-                reading.value = open_it(await place.objects.get(name, 0, bytes_max + 1))
+                reading.value = open_it(bytes(await place.objects.get(name, 0, bytes_max + 1)))
                 reading.place = place.name
                 break
             except (StoreCorrupt, ObjectMissing, FormatTooNew) as error:

@@ -4,7 +4,7 @@
     a worker thread, which also hands the contents on
 
 What fails is left to others: a round only gives what lies where it is said to lie. `JOBS_MAX` jobs at once, of
-`GROUPS_MAX` groups, bound the memory: 24 MiB of jobs, 24 MiB of deltas, and of opened blocks 3 MiB a thread.
+`GROUPS_MAX` groups, bound the memory: 24 MiB of jobs, 24 MiB of deltas, and of opened blocks 6 MiB a thread.
 """
 
 from __future__ import annotations

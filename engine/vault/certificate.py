@@ -206,7 +206,7 @@ class Certificates:
         async def read_all(mine: list[str]) -> None:
             for name in mine:
                 try:
-                    data = await objects.get(name, 0, CERTIFICATE_BYTES_MAX + 1)
+                    data = bytes(await objects.get(name, 0, CERTIFICATE_BYTES_MAX + 1))
                     found.append(parse_certificate_object(name, data, self._vault_public))
                 except ObjectMissing:
                     continue  # removed since it was listed

@@ -105,7 +105,7 @@ async def read_format(objects: ObjectStore, kind: StoreKind, use: Use = "read") 
     of another kind).
     """
     try:
-        data = await objects.get(FORMAT, 0, _SIZE_MAX + 1)
+        data = bytes(await objects.get(FORMAT, 0, _SIZE_MAX + 1))
     except ObjectMissing:
         raise StoreUnavailable(
             f"the {kind} holds no forebay store (no object {FORMAT!r}): mount it, or run 'forebay init' if it is new"

@@ -275,7 +275,7 @@ async def read_slots(objects: ObjectStore) -> tuple[list[Slot], list[StoreError]
     damaged: list[StoreError] = []
     for name in names:
         try:
-            slots.append(parse_slot_object(name, await objects.get(name, 0, SLOT_BYTES_MAX + 1)))
+            slots.append(parse_slot_object(name, bytes(await objects.get(name, 0, SLOT_BYTES_MAX + 1))))
         except ObjectMissing:
             continue  # removed since it was listed
         except (StoreCorrupt, FormatTooNew) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import subprocess
 import threading
@@ -10,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TOOL_TIMEOUT_S = 60
+PAGE = 4096
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def tool(*command: str | Path) -> str:
@@ -103,3 +107,16 @@ def failing_disk(folder: Path, size_bytes: int, *nbdkit_words: str) -> Iterator[
         trigger.unlink(missing_ok=True)
         tool("umount", served)
         serving.wait(TOOL_TIMEOUT_S)
+
+
+def cached_bytes(path: Path) -> int:
+    """Return how much of a file the page cache holds, without filling it."""
+    size = path.stat().st_size
+    pages = -(-size // PAGE)
+    resident = (ctypes.c_ubyte * pages)()
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), size) as mapped:
+        start = ctypes.c_ubyte.from_buffer(mapped)
+        failed = LIBC.mincore(ctypes.byref(start), ctypes.c_size_t(size), resident)
+        del start
+    assert not failed, os.strerror(ctypes.get_errno())
+    return PAGE * sum(page & 1 for page in resident)

@@ -90,7 +90,7 @@ class ObjectStoreContract:
 
         async def read() -> None:
             while not done.is_set():
-                seen.add(await store.get(PACK))
+                seen.add(bytes(await store.get(PACK)))
 
         async with anyio.create_task_group() as group:
             group.start_soon(read)

@@ -57,7 +57,7 @@ async def audited(recoverer: Recoverer, point: str, volume: str) -> Audit:
     async def record_at(place: np.void) -> bytes:
         name = packs[int(place["pack"])]
         if name not in data:
-            data[name] = await vault.get(str(name))
+            data[name] = bytes(await vault.get(str(name)))
         start = int(place["offset"])
         return data[name][start : start + (int(place["length"]) & LENGTH_MASK)]
 

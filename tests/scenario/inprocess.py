@@ -39,7 +39,7 @@ def newest_root(machine: Machine) -> Root:
         store = FolderStore(machine.vault, "test")
         certificates = await Certificates.load(store, identity.domain, identity.vault_public)
         names = [info.name async for info in store.list(f"root/{identity.system.hex()}/")]
-        data = await store.get(max(names))
+        data = bytes(await store.get(max(names)))
         return open_root(max(names), data, identity.listing_key, certificates.verify_number)
 
     return anyio.run(main)

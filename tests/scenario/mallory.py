@@ -103,7 +103,7 @@ class HookedStore:
             await self._after(name)
 
     async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        return await self._inner.get(name, offset, length)
+        return bytes(await self._inner.get(name, offset, length))
 
     async def stat(self, name: str) -> int:
         return await self._inner.stat(name)

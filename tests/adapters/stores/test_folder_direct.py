@@ -12,11 +12,11 @@ from pathlib import Path
 import anyio.to_thread
 import pytest
 
+from adapters.directio import DIRECT_ALIGNMENT, DIRECT_BYTES_MIN, NewFile
 from adapters.stores.folder import FolderStore
-from adapters.stores.oscalls import DIRECT_ALIGNMENT, DIRECT_BYTES_MIN, NewFile
 from engine.errors import StoreRejected
 from engine.rooms import Rooms
-from tests.adapters.disks import ext4_image, loop_device, mounted, tmpfs
+from tests.adapters.disks import cached_bytes, ext4_image, loop_device, mounted, tmpfs
 from tests.contract.object_store import PACK, names
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
@@ -47,23 +47,6 @@ def aligned(length: int) -> memoryview:
     room = Rooms(length).take()
     room[:] = secrets.token_bytes(length)
     return room
-
-
-def cached_bytes(path: Path) -> int:
-    """Return how much of a file the page cache holds: what could be read without waiting for the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    found = 0
-    try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # asking must not fill it
-        page = bytearray(DIRECT_ALIGNMENT)
-        for offset in range(0, path.stat().st_size, DIRECT_ALIGNMENT):
-            try:
-                found += os.preadv(fd, [page], offset, os.RWF_NOWAIT)
-            except BlockingIOError:
-                continue
-    finally:
-        os.close(fd)
-    return found
 
 
 LENGTHS = [DIRECT_BYTES_MIN, DIRECT_BYTES_MIN + 1, 4 * MIB - 1, 4 * MIB, 4 * MIB + 1, 5 * MIB + DIRECT_ALIGNMENT]

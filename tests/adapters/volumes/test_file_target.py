@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.volumes import targets
+from adapters import directio
+from adapters.volumes import writing
 from adapters.volumes.open import open_target
 from adapters.volumes.targets import PARTIAL_SUFFIX, FileTarget
 from engine.errors import RestoreError
@@ -108,7 +109,8 @@ def test_many_pieces_are_written_whole_even_a_little_at_a_time(path: Path, monke
 def test_what_was_written_is_written_out_as_it_goes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda fd, offset, length, advice: told.append((offset, length)))
-    monkeypatch.setattr(targets, "BEHIND_BYTES", 3 * BLOCK)
+    monkeypatch.setattr(writing, "BEHIND_BYTES", 3 * BLOCK)
+    monkeypatch.setattr(directio, "DIRECT_BYTES_MIN", 1 << 40)
     target = open_target(path, 2000 * BLOCK, overwrite=False)
     for number in (2, 0, 1, 3, 4):
         target.write(number * BLOCK, [bytes(BLOCK)])

@@ -14,7 +14,7 @@ from engine.errors import StoreUnavailable
 from engine.opener import RECORDS_MAX
 from engine.packread import GAP_BYTES
 from engine.recovery import jobs
-from engine.recovery.opening import TAKEN_BLOCKS
+from engine.recovery.jobs import JOB_BLOCKS
 from engine.recovery.places import CACHE, VAULT
 from engine.seal import RECORD_BYTES_MAX, Codec
 from tests.engine.fakes_delta import SourceBlock, encode_delta, map_of, seal_whole
@@ -91,7 +91,7 @@ async def test_what_is_opened_at_once_is_bounded_however_small_the_records() -> 
     given = await daily.give()
     given.check(daily.blocks)
     assert given.failed == []
-    assert max(given.batches) <= TAKEN_BLOCKS * BLOCK_BYTES
+    assert max(given.batches) <= JOB_BLOCKS * BLOCK_BYTES
 
 
 async def test_a_record_needed_by_many_is_read_once() -> None:
