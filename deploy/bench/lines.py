@@ -110,7 +110,8 @@ WORKS = (
     Work("nochange", "nothing changed, all compared", LZ4, "nochange", times(2.0)),
     Work("random", "1 % of random 4 KiB pages", LZ4, "a", times(2.0)),
     Work("random-bytes", "  bytes added", LZ4, "a", share(1 / 8), figure="added"),
-    Work("hints", "  with hints, against without", "forebay-lz4-hints", "a", share(1 / 5), (LZ4,)),
+    # Those pages lie in a fifth of all blocks, each of which has to be read and hashed whole: no floor but in one piece.
+    Work("hints", "  with hints, against without", "forebay-lz4-hints", "a", None, (LZ4,)),
     Work("files", "2 % in new files", LZ4, "b", None),
     Work("sequential", "64 MiB overwritten", LZ4, "c", None),
     Work("restore", "restore of the newest point", LZ4, "restore", times(1.5)),
@@ -190,7 +191,7 @@ def restores_of_deltas(results: Results, limits: dict[str, float]) -> Iterator[L
         return
     limit = limits.get("restore")
     against, which = best(results, next(work for work in WORKS if work.name == "restore"))
-    yield Line("restore-days", "restore of ten days of deltas", "s", ours, against, which, times(1.5), limit)
+    yield Line("restore-days", "restore of ten days of deltas", "s", ours, against, which, None, limit)
     yield Line("restore-own", "  against one without deltas", "s", ours, plain, "without deltas", share(1.5), limit)
 
 
