@@ -22,8 +22,8 @@ from engine.errors import ConfigError, StoreError
 from engine.pipeline.retry import FailedTry, RetryingStore
 from engine.pipeline.session import CacheSetup, Session, SessionSetup
 from engine.pipeline.volume import VolumeSource
-from engine.policy import CacheErrorPolicy, LanePolicy, QueuePolicy, RetryPolicy, SlowPolicy
-from engine.ports import ChangeTracker
+from engine.policy import CacheErrorPolicy, LanePolicy, QueuePolicy, ReconnectPolicy, RetryPolicy, SlowPolicy
+from engine.ports import ChangeTracker, Clock
 from engine.seal import Codec
 from engine.vault.identity import Identity
 
@@ -52,10 +52,16 @@ def source_of(volume: Volume) -> VolumeSource:
 
 
 async def build_session(
-    config: Config, identity: Identity, state: StateDirectory, volumes: Sequence[Volume], *, full: bool
+    config: Config,
+    identity: Identity,
+    state: StateDirectory,
+    volumes: Sequence[Volume],
+    *,
+    full: bool,
+    clock: Clock | None = None,
 ) -> Session:
     """Build a session over an open, locked state directory; what an earlier one left half-written is swept."""
-    clock = SystemClock()
+    clock = clock or SystemClock()
     owner = identity.system.hex()
     folder = FolderStore(config.vault.folder, owner, "put", config.vault.connect_timeout_s)
     stores = [folder]
@@ -88,6 +94,7 @@ async def build_session(
             full=full,
             queue=QueuePolicy(config.queue.size_bytes),
             lane=_lane(config),
+            reconnect=ReconnectPolicy(config.vault.reconnect_window_s, config.vault.reconnect_total_s),
             workers=min(os.cpu_count() or 1, WORKERS_MAX),
         )
     )

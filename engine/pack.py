@@ -23,7 +23,7 @@ from engine.errors import StoreCorrupt
 from engine.names import PackName
 from engine.packtable import KINDS
 from engine.rooms import Rooms
-from engine.seal import DELTA, RECORD_BYTES_MAX, RECORD_BYTES_MIN, RecordHeader, parse_header
+from engine.seal import DELTA, HEADER_BYTES, RECORD_BYTES_MAX, RECORD_BYTES_MIN, RecordHeader, parse_header
 from engine.subkeys import DomainKeys
 from engine.trailer import TRAILER_BYTES, check_trailer, make_trailer
 from engine.trailer import Signer as Signer
@@ -54,7 +54,7 @@ U16: Final = np.dtype("<u2")
 U32: Final = np.dtype("<u4")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class FinishedPack:
     """A pack ready to be put, and what an index has to know of it.
 
@@ -141,6 +141,10 @@ class PackBuilder:
         self._size = offset + length
         return offset
 
+    def content_key(self) -> bytes:
+        """Return what tells packs of one session and kind apart: a hash of the headers of their records, in order."""
+        return blake3(b"".join([record[:HEADER_BYTES] for record in self._records])).digest()
+
     def finish(self) -> FinishedPack:
         """Write the footer, hash, sign and name the pack: CPU work, to be called in a worker thread, once."""
         assert self._records
@@ -165,14 +169,13 @@ class PackBuilder:
     def _fill(self, room: memoryview) -> blake3:
         """Copy header and records into `room`, letting go of them, and return what has hashed them."""
         hasher = blake3()
-        target = np.frombuffer(room, np.uint8)
         records, self._records = deque((self._header, *self._records)), []
         hashed = at = 0
         while records:
             record = records.popleft()
             stop = at + len(record)
-            # Unlike an assignment to a view, this lets other threads run meanwhile.
-            np.copyto(target[at:stop], np.frombuffer(record, np.uint8))
+            # Copied with the interpreter's lock held: to get it back takes longer than these few microseconds.
+            room[at:stop] = record
             at = stop
             if at - hashed >= HASHED_BYTES or not records:
                 hasher.update(room[hashed:at])

@@ -6,6 +6,7 @@ own checks have the same bounds and name the key.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -60,6 +61,31 @@ class RetryPolicy:
         """Return the upper bound in seconds of the wait before retry number `retry` (from 1)."""
         # The exponent is bounded before it is used: 2.0 ** 1024 overflows.
         return min(self.backoff_max_s, self.backoff_s * 2.0 ** min(retry - 1, 64))
+
+
+@dataclass(frozen=True, slots=True)
+class ReconnectPolicy:
+    """How long a session waits for a vault it lost (DESIGN.md §3.2): per loss, and altogether; 0: not at all.
+
+    One prober asks: the wait before its try n (from 1) is random, between half and all of
+    min(`backoff_max_s`, `backoff_s` * 2**(n-1)).
+    """
+
+    window_s: float = 0.0
+    total_s: float = 7200.0
+    backoff_s: float = 2.0
+    backoff_max_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        _within("reconnect_window", self.window_s, 0, 86_400)
+        _within("reconnect_total", self.total_s, 0, 86_400)
+        _within("backoff", self.backoff_s, 0.001, 60)
+        _within("longest backoff", self.backoff_max_s, self.backoff_s, 3600)
+
+    def wait_s(self, attempt: int, jitter: random.Random) -> float:
+        """Return how long to wait before a try (from 1)."""
+        bound_s = min(self.backoff_max_s, self.backoff_s * 2.0 ** min(attempt - 1, 64))
+        return jitter.uniform(bound_s / 2, bound_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 
 import anyio
@@ -48,7 +49,15 @@ def _snapshot(session: Session) -> Snapshot:
     if session.transmitter is not None and session.transmitter.queue is not None:
         fill = session.transmitter.queue.fill
         lanes = {lane: held / fill.bytes_max for lane, held in fill.lane_bytes.items()}
-    return Snapshot(done, total or None, lanes, session.phase)
+    return Snapshot(done, total or None, lanes, _note(session))
+
+
+def _note(session: Session) -> str:
+    outage = session.outage
+    if outage is None:
+        return session.phase
+    since, until = (datetime.fromtimestamp(ms / 1000).astimezone() for ms in (outage.since_ms, outage.until_ms))
+    return f"the vault is away since {since:%H:%M:%S}; waiting until {until:%H:%M:%S}, then the session fails"
 
 
 def _text(report: SessionReport) -> str:

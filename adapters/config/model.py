@@ -84,6 +84,8 @@ class Vault(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout_s: Annotated[float, _duration(1, 300)] = msgspec.field(default=15.0, name="connect_timeout")
     retries_max: Annotated[int, Meta(ge=0, le=100)] = 5
     retry_within_s: Annotated[float, _duration(1, 3600)] = msgspec.field(default=60.0, name="retry_within")
+    reconnect_window_s: Annotated[float, _duration(0, 86_400)] = msgspec.field(default=0.0, name="reconnect_window")
+    reconnect_total_s: Annotated[float, _duration(0, 86_400)] = msgspec.field(default=7200.0, name="reconnect_total")
     share: Literal["vault", "own"] = "vault"
     compression: Literal["zstd", "lz4", "none"] = "zstd"
     pack_size_bytes: Annotated[int, _size(4 * MIB, 64 * MIB)] = msgspec.field(default=16 * MIB, name="pack_size")
@@ -140,10 +142,7 @@ LATER: Final[dict[str, frozenset[str]]] = {
     "": frozenset({"spool", "schedule", "bandwidth"}),
     "system": frozenset(),
     "volume": frozenset(),
-    "vault": frozenset(
-        {"region", "endpoint_url", "credentials_file", "user", "password_file", "reconnect_window"}
-        | {"reconnect_total", "on_loss", "lock"}
-    ),
+    "vault": frozenset({"region", "endpoint_url", "credentials_file", "user", "password_file", "on_loss", "lock"}),
     "cache": frozenset({"user", "password_file", "verify", "trim"}),
     "queue": frozenset(),
 }

@@ -7,6 +7,7 @@ cancelled or timed-out put publishes nothing unless its link was already on the 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, TypeVar
@@ -18,11 +19,14 @@ from adapters.stores.plainnames import is_object_name
 from engine.block import Bytes
 from engine.errors import StoreRejected
 from engine.ports import ObjectInfo
+from engine.workers import run_workers
 
 T = TypeVar("T")
 
 THREADS_MAX: Final = 32
 LIST_CHUNK: Final = 1000
+SYNCS_MAX: Final = 8  # of files at once, in a flush
+SYNC_CHUNK: Final = 16  # files a thread hop
 
 
 class FolderStore:
@@ -117,7 +121,16 @@ class FolderStore:
 
     async def flush(self) -> None:
         """See `Barrier.flush`. Once it could not make something durable it never succeeds again."""
-        await self._run(self._files.flush, self._flush_timeout_s)
+        names = self._files.unsynced()
+        # Several at once: a file system makes the changes of all who wait durable together.
+        rest = iter([names[start : start + SYNC_CHUNK] for start in range(0, len(names), SYNC_CHUNK)])
+
+        async def work() -> None:
+            for part in rest:
+                await self._run(partial(self._files.sync_files, names=part), self._flush_timeout_s)
+
+        await run_workers(work, SYNCS_MAX)
+        await self._run(lambda call: self._files.sync_names(call, names), self._flush_timeout_s)
 
     async def sweep(self) -> int:
         """Remove temporary files this owner left behind and return how many; call it while no other call runs.

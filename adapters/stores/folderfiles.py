@@ -15,7 +15,7 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -162,26 +162,37 @@ class FolderFiles:
         at.sync_folder("/".join(parts))
         call.progress()
 
-    def flush(self, call: Call) -> None:
-        """Make everything put before durable: first the files, then their folders."""
+    def unsynced(self) -> list[str]:
+        """Return the names of what was put and is not durable yet."""
         with self._lock:
-            names = list(self._unsynced)
-        with self.here() as at:
-            if self._doubt is not None:
-                raise StoreUnavailable(self._doubt)
-            try:
-                for name in names:
-                    self._sync_file(at, name)
-                    call.progress()
-                for name in {name.rpartition("/")[0]: name for name in names}.values():
-                    self._sync_folders(call, at, name)
-            except OSError as error:
-                # The system reports a lost write once; a second fsync would say that all is well.
-                self._doubt = f"folder {self.root}: not all that was put became durable ({error.strerror}): start again"
-                raise
+            return list(self._unsynced)
+
+    def sync_files(self, call: Call, names: Sequence[str]) -> None:
+        """Make the bytes of objects durable: the first half of a flush, from several threads at once."""
+        with self.here() as at, self._doubting():
+            for name in names:
+                self._sync_file(at, name)
+                call.progress()
+
+    def sync_names(self, call: Call, names: Sequence[str]) -> None:
+        """Make objects durable whose bytes are: the second half of a flush."""
+        with self.here() as at, self._doubting():
+            for name in {name.rpartition("/")[0]: name for name in names}.values():
+                self._sync_folders(call, at, name)
         with self._lock:
             for name in names:
                 self._unsynced.pop(name, None)
+
+    @contextmanager
+    def _doubting(self) -> Iterator[None]:
+        """Remember that something could not be made durable: the system says so once, and then that all is well."""
+        if self._doubt is not None:
+            raise StoreUnavailable(self._doubt)
+        try:
+            yield
+        except OSError as error:
+            self._doubt = f"folder {self.root}: not all that was put became durable ({error.strerror}): start again"
+            raise
 
     def get(self, call: Call, name: str, offset: int, length: int | None) -> Bytes:
         """See the port."""

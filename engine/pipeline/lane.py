@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from anyio import CancelScope, CapacityLimiter, Event, Lock, create_task_group, to_thread
@@ -84,7 +85,8 @@ class Lane:
 
     `name` is the lane's in the queue; `new_pack` opens an empty pack; `on_ack` hears of every acknowledged pack,
     `on_drop` of the ids (16 bytes each) of records that were not delivered; both are called from the event loop
-    and must be quick. `errors` is None for the vault.
+    and must be quick. `finish` makes a pack of what it was filled with, in a worker thread. `errors` is None for the
+    vault.
     """
 
     def __init__(
@@ -100,11 +102,13 @@ class Lane:
         on_ack: Callable[[FinishedPack], None] = _nothing,
         on_drop: Callable[[list[bytes]], None] = _nothing,
         in_thread: InThread = _in_thread,
+        finish: Callable[[PackBuilder], FinishedPack] = PackBuilder.finish,
     ) -> None:
         self.name, self.sink, self.new_pack, self.policy, self.clock = name, sink, new_pack, policy, clock
         self.gives_up = errors is not None and errors.gives_up
         self.skip_after_s = slow.skip_after_s if slow is not None and slow.on_slow == "skip" else None
-        self.on_ack, self.on_drop, self.in_thread = on_ack, on_drop, in_thread
+        self.on_ack, self.on_drop = on_ack, on_drop
+        self.in_thread, self.finish = in_thread, finish
         self.gave_up: StoreError | None = None
 
     async def run(self, queue: TransmissionQueue) -> LaneResult:
@@ -236,7 +240,7 @@ class _Round:
     async def _put(self, builder: PackBuilder) -> FinishedPack:
         async with self._puts:
             async with self._finishing:
-                finished = await self._lane.in_thread(builder.finish)
+                finished = await self._lane.in_thread(partial(self._lane.finish, builder))
             # The lane may have been given up while this task was already due to run: then no put begins.
             await checkpoint_if_cancelled()
             await self._lane.sink.put_pack(finished)

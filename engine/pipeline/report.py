@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import msgspec
 
 from engine.exitcodes import DONE
-
-Route: TypeAlias = Literal["VAULT", "ABORTED"]
+from engine.pipeline.route import Route
 
 
 class RouteChange(msgspec.Struct, frozen=True):

@@ -24,15 +24,18 @@ from engine.exitcodes import SOMETHING_MISSING, of_error
 from engine.pack import FinishedPack, PackBuilder
 from engine.pipeline.candidates import forced
 from engine.pipeline.commit import CacheSide, Committer
+from engine.pipeline.gate import GatedStore, Outage, ReconnectGate
 from engine.pipeline.lane import Lane, LaneResult
 from engine.pipeline.parent import Parent, find_parent
 from engine.pipeline.reliance import Reliance
 from engine.pipeline.report import SessionReport, iso_time
 from engine.pipeline.resolve import Resolved, resolve
+from engine.pipeline.route import Event, Means, RouteKeeper
 from engine.pipeline.stores import Side, open_side
 from engine.pipeline.transmit import CACHE, VAULT, Transmitter, first_cause
+from engine.pipeline.twins import Twins
 from engine.pipeline.volume import Manner, VolumeRun, VolumeSource, open_run
-from engine.policy import CacheErrorPolicy, LanePolicy, QueuePolicy, SlowPolicy
+from engine.policy import CacheErrorPolicy, LanePolicy, QueuePolicy, ReconnectPolicy, SlowPolicy
 from engine.ports import Clock, ObjectStore
 from engine.seal import Codec
 from engine.state import History, SessionRow, StateStore
@@ -75,6 +78,7 @@ class SessionSetup:
     full: bool = False
     queue: QueuePolicy = field(default_factory=QueuePolicy)
     lane: LanePolicy = field(default_factory=LanePolicy)
+    reconnect: ReconnectPolicy = field(default_factory=ReconnectPolicy)
     workers: int = 2
     seed: int | None = None
 
@@ -93,6 +97,14 @@ class Session:
         self._chance = random.Random(setup.seed)
         self._cache = CacheSide()
         self._written: set[int] = set()
+        self._route = RouteKeeper("VAULT", lambda route: self.report.change_route(route, setup.clock.now_ms()))
+        self._gate = ReconnectGate(setup.vault.probe, setup.reconnect, setup.clock, self._chance, self._route)
+        self._vault = GatedStore(setup.vault, self._gate)
+
+    @property
+    def outage(self) -> Outage | None:
+        """What the session waits for while the vault is lost; None: it does not."""
+        return self._gate.outage
 
     async def run(self) -> SessionReport:
         """Do the session and return its report; what ended it is in the report, and it is recorded in history.
@@ -107,7 +119,8 @@ class Session:
             error = first_cause(group)
             self.report.error = str(error)
             self.report.exit_code = of_error(error)
-            self.report.change_route("ABORTED", self.setup.clock.now_ms())
+            if self._route.route != "ABORTED":
+                self._route.on(Event.FAILED, Means(window=False, spool=False))
             log.error("session_failed", error=str(error))
         finally:
             for run in self.runs:
@@ -138,13 +151,13 @@ class Session:
         names = [source.name for source in setup.volumes]
         # One try: a vault that is away is said so at once, not after all retries.
         await setup.vault.probe()
-        found = await read_format(setup.vault, "vault", "write")
+        found = await read_format(self._vault, "vault", "write")
         self._same_vault(found.store)
-        certificates = await check_enrolment(setup.vault, setup.identity)
+        certificates = await check_enrolment(self._vault, setup.identity)
         # Before the index is opened: a cloned state gets its new incarnation here, and fragments carry it.
-        parent = await find_parent(setup.state, names, setup.identity, certificates, setup.vault, found.store)
+        parent = await find_parent(setup.state, names, setup.identity, certificates, self._vault, found.store)
         self.report.problems += parent.problems
-        vault = await self._open_side(found, setup.vault, certificates, durable_puts=True)
+        vault = await self._open_side(found, self._vault, certificates, durable_puts=True)
         await self._open_cache(certificates)
         await anyio.to_thread.run_sync(setup.state.begin_session, self.id)
         self.phase = "opening the volumes"
@@ -236,7 +249,8 @@ class Session:
         def wrote(finished: FinishedPack) -> None:
             self._written.add(finished.name.key)
 
-        lanes = [Lane(VAULT, vault.packs, new_pack, setup.lane, setup.clock, on_ack=wrote)]
+        finish = Twins().finish
+        lanes = [Lane(VAULT, vault.packs, new_pack, setup.lane, setup.clock, on_ack=wrote, finish=finish)]
         cache = self._cache.side
         if cache is not None and setup.cache is not None:
             index = cache.packs.index
@@ -250,6 +264,7 @@ class Session:
                     errors=setup.cache.errors,
                     slow=setup.cache.slow,
                     on_drop=lambda ids: index.release(ids_from_bytes(b"".join(ids))),
+                    finish=finish,
                 )
             )
         return lanes

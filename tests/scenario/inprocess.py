@@ -12,20 +12,21 @@ from adapters.state import identity as files
 from adapters.state.directory import StateDirectory
 from adapters.stores.folder import FolderStore
 from engine.pipeline.report import SessionReport
+from engine.ports import Clock
 from engine.root import Root, open_root
 from engine.vault.certificate import Certificates
 from tests.scenario.machine import Machine
 
 
-def backup(machine: Machine, *, full: bool = False) -> SessionReport:
-    """Run one session and return its report."""
+def backup(machine: Machine, *, full: bool = False, clock: Clock | None = None) -> SessionReport:
+    """Run one session, by `clock` or the system's, and return its report."""
     machine.write_config()
     config = load_config(machine.config)
     identity = files.load(config.system.identity_file)
 
     async def main() -> SessionReport:
         with StateDirectory.open(config.system.state_dir) as state:
-            session = await build_session(config, identity, state, chosen_volumes(config, ()), full=full)
+            session = await build_session(config, identity, state, chosen_volumes(config, ()), full=full, clock=clock)
             return await session.run()
 
     return anyio.run(main)

@@ -76,6 +76,8 @@ def test_every_setting_arrives_with_its_value() -> None:
         connect_timeout = "2 s"
         retries_max = 1
         retry_within = "2 min"
+        reconnect_window = "30 min"
+        reconnect_total = "3 h"
         share = "own"
         compression = "lz4"
         pack_size = "4 MiB"
@@ -99,6 +101,7 @@ def test_every_setting_arrives_with_its_value() -> None:
     assert (second.path, second.hints, second.on_read_error) == (Path("/etc/forebay/b.img"), None, "fail")
     vault = config.vault
     assert (vault.connect_timeout_s, vault.retries_max, vault.retry_within_s) == (2.0, 1, 120.0)
+    assert (vault.reconnect_window_s, vault.reconnect_total_s) == (1800.0, 10_800.0)
     assert (vault.share, vault.compression, vault.pack_size_bytes, vault.paranoid) == ("own", "lz4", 4 << 20, True)
     assert not vault.delta
     cache = config.cache
@@ -141,7 +144,12 @@ def test_relative_paths_are_meant_from_the_folder_of_the_file() -> None:
         ("cache", 'path = "smb://nas/share"', "smb:// is not supported by this version yet"),
         ("cache", 'path = "file:///x"', "it must be a plain path, not a URL"),
         ("cache", "verify = { every = '24 h' }", "[cache] verify is not supported by this version yet: remove it"),
-        ("vault", 'reconnect_window = "1 min"', "[vault] reconnect_window is not supported by this version yet"),
+        ("vault", 'reconnect_window = "25 h"', '[vault] reconnect_window = "25 h"; allowed: 0 s to 24 h'),
+        (
+            "vault",
+            "reconnect_total = 5",
+            "[vault] reconnect_total = 5 cannot be used: it must be text with a unit",
+        ),
         ("vault", "delta = 0", "[vault] delta = 0; allowed: true or false"),
         ("vault", 'on_loss = "resume"', "[vault] on_loss is not supported by this version yet"),
         ("spool", 'path = "/x"', "[spool] is not supported by this version yet: remove it"),
