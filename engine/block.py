@@ -16,6 +16,8 @@ from blake3 import blake3
 BLOCK_BYTES: Final = 65536
 PART_BYTES: Final = 4096
 PARTS: Final = BLOCK_BYTES // PART_BYTES
+PART_SLICES: Final = tuple(slice(part * PART_BYTES, (part + 1) * PART_BYTES) for part in range(PARTS))
+SOURCES_MAX: Final = 4  # of a delta
 BATCH_BLOCKS: Final = 64
 BATCH_BYTES: Final = BATCH_BLOCKS * BLOCK_BYTES
 ID_BYTES: Final = 16

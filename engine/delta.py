@@ -16,15 +16,15 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from engine.block import BLOCK_BYTES, ID_BYTES, PART_BYTES, PARTS, PLACE, Bytes
+from engine.block import BLOCK_BYTES, ID_BYTES, PART_BYTES, PART_SLICES, PARTS, PLACE, SOURCES_MAX, Bytes
 from engine.errors import StoreCorrupt
 from engine.seal import (
     DELTA,
     DELTA_PLAIN_MAX,
     HEADER_BYTES,
+    HEADER_FORMAT,
     LINKS_PER_SOURCE,
     NONCE_BYTES,
-    SOURCES_MAX,
     TAG_BYTES,
     WHOLE,
     Codec,
@@ -40,11 +40,12 @@ NO_PART: Final = 254  # this part lies beyond the end of a short block
 # What the links of a delta say of one source.
 LINK: Final = np.dtype([("parts_key", "V32"), ("place", PLACE)])
 
-_HEAD: Final = struct.Struct("<16sBBHII12sIB3s")  # the header of the record, and what follows it in a delta
-_RESERVED: Final = bytes(3)
+SHAPE: Final = struct.Struct("<IB3s")  # what follows the header in a delta: length of the block, sources, reserved
+RESERVED: Final = bytes(3)
+_HEAD: Final = struct.Struct(HEADER_FORMAT + SHAPE.format[1:])
 _CODECS: Final = tuple(Codec)
-_LENGTH: Final = struct.Struct("<I")
-_BITMAP: Final = struct.Struct("<H")
+LENGTH: Final = struct.Struct("<I")
+BITMAP: Final = struct.Struct("<H")
 _ALL_BEYOND: Final = bytes([NO_PART]) * PARTS
 # By the number of sources: what may stand in the map of a delta for the parts a block has.
 _ORIGINS: Final = tuple(bytes([*range(count), TRAVELS]) for count in range(SOURCES_MAX + 1))
@@ -102,7 +103,7 @@ class Parts:
         """Return part `number`, or None if this record does not hold it."""
         if self.content is None:
             return self._by_number.get(number)
-        return memoryview(self.content)[number * PART_BYTES : (number + 1) * PART_BYTES] or None
+        return memoryview(self.content)[PART_SLICES[number]] or None
 
 
 def part_length(number: int, block_length: int) -> int:
@@ -117,16 +118,16 @@ def parse_delta(record: Bytes, where: str) -> Delta:
         raise StoreCorrupt(where, f"a record of {len(view)} bytes is no delta")
     ident, kind, codec, flags, plain_length, body, nonce, block_length, count, reserved = _HEAD.unpack_from(view)
     nonce_at = _HEAD.size + count * ID_BYTES
-    links_at = nonce_at + NONCE_BYTES + _LENGTH.size
+    links_at = nonce_at + NONCE_BYTES + LENGTH.size
     links_stop = links_at + count * LINKS_PER_SOURCE + PARTS + TAG_BYTES
     if kind != DELTA or codec >= len(_CODECS) or flags or HEADER_BYTES + body != len(view):
         parse_header(record, where)  # which says what is wrong, unless it is this:
         raise StoreCorrupt(where, "not one delta record where a delta should be")
-    fits = 1 <= block_length <= BLOCK_BYTES and 1 <= count <= SOURCES_MAX and reserved == _RESERVED
-    fits = fits and _BITMAP.size <= plain_length <= DELTA_PLAIN_MAX
+    fits = 1 <= block_length <= BLOCK_BYTES and 1 <= count <= SOURCES_MAX and reserved == RESERVED
+    fits = fits and BITMAP.size <= plain_length <= DELTA_PLAIN_MAX
     if not fits or not TAG_BYTES < len(view) - links_stop <= TAG_BYTES + plain_length:
         raise StoreCorrupt(where, "the shape of a delta is not one a delta can have")
-    if _LENGTH.unpack_from(view, nonce_at + NONCE_BYTES)[0] != links_stop - links_at:
+    if LENGTH.unpack_from(view, nonce_at + NONCE_BYTES)[0] != links_stop - links_at:
         raise StoreCorrupt(where, "the source list of a delta has another length than its sources need")
     return Delta(
         ident,
@@ -170,9 +171,9 @@ def open_parts(delta: Delta, parts_key: bytes, where: str) -> Parts:
     """Return the parts that travel in a delta, which its *parts* key alone opens. Raises: StoreCorrupt."""
     packed = decrypt(parts_key, delta.nonce, delta.parts, delta.frame, where)
     plain = memoryview(decompress(delta.codec, packed, delta.plain_length, where))
-    (bitmap,) = _BITMAP.unpack_from(plain)
+    (bitmap,) = BITMAP.unpack_from(plain)
     parts: dict[int, memoryview] = {}
-    full_parts, at = delta.block_length // PART_BYTES, _BITMAP.size
+    full_parts, at = delta.block_length // PART_BYTES, BITMAP.size
     while bitmap:
         number = (bitmap & -bitmap).bit_length() - 1
         bitmap &= bitmap - 1

@@ -27,18 +27,33 @@ from engine.block import (
     ID_BYTES,
     KEY_BYTES,
     PART_BYTES,
+    PART_SLICES,
     PARTS,
     PLACE,
     REF_BYTES,
+    SOURCES_MAX,
     Bytes,
     Mask,
     Refs,
 )
-from engine.delta import NO_PART, TRAVELS, Parts, Source, assemble, open_links, open_parts, parse_delta
+from engine.delta import (
+    BITMAP,
+    LENGTH,
+    NO_PART,
+    RESERVED,
+    SHAPE,
+    TRAVELS,
+    Parts,
+    Source,
+    assemble,
+    open_links,
+    open_parts,
+    parse_delta,
+)
 from engine.errors import SessionAborted, StoreCorrupt
 from engine.names import PackName
 from engine.partdigest import PartDigests
-from engine.parts import ORIGINS, SOURCE, SOURCES_MAX, Origins, PartEntries
+from engine.parts import ORIGINS, SOURCE, Origins, PartEntries
 from engine.seal import (
     BROKEN_MEMORY,
     DELTA,
@@ -60,9 +75,6 @@ _NUMBERS: Final = bytes(range(_HOLDERS))
 _SOURCE_BYTES: Final = SOURCE.itemsize
 _KEY_STOP: Final = ID_BYTES + KEY_BYTES
 _U64: Final = struct.Struct("<Q")
-_SHAPE: Final = struct.Struct("<IB3x")
-_LENGTH: Final = struct.Struct("<I")
-_BITMAP: Final = struct.Struct("<H")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +174,8 @@ def seal_delta(
     travelling = [number for number in range(PARTS) if part_map[number] == TRAVELS]
     plain = b"".join(
         [
-            _BITMAP.pack(sum([1 << number for number in travelling])),
-            *[view[number * PART_BYTES : (number + 1) * PART_BYTES] for number in travelling],
+            BITMAP.pack(sum([1 << number for number in travelling])),
+            *[view[PART_SLICES[number]] for number in travelling],
         ]
     )
     used, packed = compressed(codec, plain)
@@ -174,10 +186,10 @@ def seal_delta(
     frame = b"".join(
         [
             build_header(ref[:ID_BYTES], DELTA, used, len(plain), body_length, nonces[:NONCE_BYTES]),
-            _SHAPE.pack(len(view), count),
+            SHAPE.pack(len(view), count, RESERVED),
             *[source[:ID_BYTES] for source in sources],
             nonces[NONCE_BYTES:],
-            _LENGTH.pack(links_length),
+            LENGTH.pack(links_length),
         ]
     )
     sealed_links = AESGCM(links_key).encrypt(nonces[NONCE_BYTES:], links, frame)
@@ -210,15 +222,10 @@ def _opens_to(ref: bytes, delta: DeltaRecord, content: Bytes) -> bool:
     ]
     own = open_parts(parsed, key, where)
     view = memoryview(content)
-    rest = {number: view[number * PART_BYTES : (number + 1) * PART_BYTES] for number in range(PARTS)}
+    rest = {number: view[each] for number, each in enumerate(PART_SLICES)}
     taken = {origin: Parts(rest) for origin in range(len(sources))}
     same = assemble(parsed, part_map, own, taken, where) == content
     return all(named) and same and parsed.id == ref[:ID_BYTES] and part_map == delta.part_map
-
-
-def delta_expectation(record: bytes) -> int:
-    """Return the `length` a staged part entry expects of its place if this delta is what the block is sent as."""
-    return len(record) | DELTA_FLAG
 
 
 def _plan(
@@ -238,8 +245,8 @@ def _plan(
     sources["id"][:, _OWN] = old_refs[:, :ID_BYTES]
     sources["place"][:, _OWN] = known["place"]
     is_delta = (known["place"]["length"] & np.uint32(DELTA_FLAG)) != 0
-    holders = np.where(is_delta[:, None], origins["map"], TRAVELS)
-    holders = np.where(holders == TRAVELS, _OWN, holders).astype(np.uint8)
+    held_elsewhere = is_delta[:, None] & (origins["map"] != TRAVELS)
+    holders = np.where(held_elsewhere, origins["map"], _OWN).astype(np.uint8)
     holds = sources["place"]["pack"].ravel().tolist()
     usable: Mask = np.array([key in packs for key in holds], np.bool_).reshape(count, _HOLDERS)
     usable &= sources["place"]["length"] != 0

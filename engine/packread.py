@@ -23,7 +23,7 @@ from engine.ports import ObjectStore
 from engine.seal import HEADER_BYTES
 from engine.workers import run_workers
 
-GAP_BYTES: Final = 64 << 10
+GAP_BYTES: Final = 160 << 10  # two records of blocks that do not compress: less than asking once more costs
 REQUEST_BYTES: Final = 8 << 20
 REQUESTS_MAX: Final = 4
 STATS_MAX: Final = 16

@@ -12,9 +12,8 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from engine.block import DELTA_FLAG, ID_BYTES, KEY_BYTES, PARTS, PLACE, Mask
+from engine.block import DELTA_FLAG, ID_BYTES, KEY_BYTES, PARTS, PLACE, SOURCES_MAX, Mask
 
-SOURCES_MAX: Final = 4
 # `place`: of the record the block's parts were taken from, or the expectation of a staged entry: pack and offset 0,
 # `length` 0 for a whole record, else the length of the delta made with DELTA_FLAG. `whole_bytes`: how long a whole
 # record of the block is thought to be; 0: unknown.
@@ -34,6 +33,11 @@ def same_place(left: npt.NDArray[np.void], right: npt.NDArray[np.void]) -> Mask:
     same: Mask = (left["pack"] == right["pack"]) & (left["offset"] == right["offset"])
     same &= (left["length"] == right["length"]) & (left["length"] != 0)
     return same
+
+
+def delta_expectation(record: bytes) -> int:
+    """Return the `length` a staged entry expects of its place if this delta is what the block is sent as."""
+    return len(record) | DELTA_FLAG
 
 
 def bind(places: npt.NDArray[np.void], parts: PartEntries) -> Mask:

@@ -134,12 +134,27 @@ class RestoreTarget(Protocol):
         """Make a range read as zeros. Raises: RestoreError."""
         ...
 
+    def begun(self) -> bytes:
+        """Return what `keep` kept last in an interrupted restore to this target; b"": this one begins anew."""
+        ...
+
+    def keep(self, progress: bytes) -> None:
+        """Make all that was written durable, and `progress` known to whoever restores to this target next.
+
+        A target that cannot keep anything does nothing. Raises: RestoreError.
+        """
+        ...
+
+    def restart(self) -> None:
+        """Forget what an interrupted restore did: everything is as in a new target. Raises: RestoreError."""
+        ...
+
     def finish(self) -> None:
         """Make everything durable and give the target its final name. Raises: RestoreError."""
         ...
 
     def abandon(self) -> None:
-        """Remove what was begun, where that can be done; never raises."""
+        """Release the target, and remove what was begun unless something of it was kept; never raises."""
         ...
 
 

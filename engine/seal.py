@@ -20,7 +20,7 @@ import zstandard
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from engine.block import BLOCK_BYTES, ID_BYTES, PARTS, Bytes, ref_of
+from engine.block import BLOCK_BYTES, ID_BYTES, PARTS, SOURCES_MAX, Bytes, ref_of
 from engine.errors import SessionAborted, StoreCorrupt
 from engine.subkeys import parts_key
 
@@ -32,7 +32,6 @@ DELTA: Final = 1
 # A delta's parts plaintext: the bitmap of the parts present, then the parts.
 DELTA_PLAIN_MAX: Final = 2 + BLOCK_BYTES
 DELTA_FRAME_MIN: Final = 8 + NONCE_BYTES + 4  # of a delta's body, before ids, links and parts
-SOURCES_MAX: Final = 4
 LINKS_PER_SOURCE: Final = 48
 RECORD_BYTES_MIN: Final = HEADER_BYTES + TAG_BYTES + 1
 RECORD_BYTES_MAX: Final = (
@@ -56,7 +55,8 @@ BROKEN_MEMORY: Final = (
     "data; test its memory, then run the backup again"
 )
 
-_HEADER: Final = struct.Struct("<16sBBHII12s")
+HEADER_FORMAT: Final = "<16sBBHII12s"
+_HEADER: Final = struct.Struct(HEADER_FORMAT)
 
 
 class Codec(enum.IntEnum):

@@ -200,12 +200,6 @@ class View:
         rows = self.rows[order[start : int(ascending.searchsorted(np.uint64(key), "right"))]]
         return pack_names(rows[rows["kind"] < len(KINDS)])
 
-    def holds_packs(self, keys: Column64) -> Mask:
-        """Tell which of these packs the table names, for entries or for sources."""
-        held: Mask = np.zeros(len(keys), np.bool_)
-        held[self._rows_with(keys)[0]] = True
-        return held
-
     def lists_packs(self, keys: Column64) -> Mask:
         """Tell of which of these packs there are entries here."""
         which, table = self._rows_with(keys)

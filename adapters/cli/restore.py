@@ -28,7 +28,8 @@ HOLES_SHOWN: Final = 20
 # processors a second one made the restore of deltas slower, 4.2 s instead of 3.6 s.
 OPENERS_MAX: Final = 2
 STOPPED: Final = (
-    "stopped before it was done: a file is as it was before, a device may hold a part of the volume; run it again"
+    "stopped before it was done: a file is as it was before, a device may hold a part of the volume; run it again, "
+    "and a file is gone on with where it was"
 )
 
 
@@ -74,7 +75,8 @@ def command(
 
     POINT is an id that `forebay points` lists, as much of its beginning as tells it from the others, or 'latest': the
     newest that has the volume. Every block is checked and comes from the nearest place that has it whole. A file is
-    written sparse and gets its name when all is there. Needs the passphrase. Exit code 1: blocks could not be given
+    written sparse and gets its name when all is there; what is interrupted goes on where it was when the same command
+    is run again. Needs the passphrase. Exit code 1: blocks could not be given
     (they are listed by number, everything else is restored), or nothing could; 4: the backup itself could not read
     some ranges.
     """
@@ -168,6 +170,8 @@ def _text(report: RestoreReport, to: Path) -> str:
         f"  from the cache {bytes_text(report.from_cache)}, from the vault {bytes_text(report.from_vault)}; "
         "the rest is zeros and repetitions",
     ]
+    if report.resumed:
+        lines.insert(1, f"  {bytes_text(report.resumed)} of it were done by a restore that was interrupted")
     if report.holes:
         shown = [f"{first}" if count == 1 else f"{first}-{first + count - 1}" for first, count in report.holes]
         more = f" and {len(shown) - HOLES_SHOWN} more ranges" if len(shown) > HOLES_SHOWN else ""

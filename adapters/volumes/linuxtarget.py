@@ -107,6 +107,16 @@ class DeviceTarget:
                 raise
             self._writer.zeros(offset, length)
 
+    def begun(self) -> bytes:
+        """See `RestoreTarget.begun`: a device has no room for anything but the volume."""
+        return b""
+
+    def keep(self, progress: bytes) -> None:
+        """See `RestoreTarget.keep`: nothing is kept."""
+
+    def restart(self) -> None:
+        """See `RestoreTarget.restart`: nothing was begun."""
+
     def _check_range(self, offset: int, length: int) -> None:
         assert 0 <= offset <= offset + length <= self._size_bytes, (offset, length, self._size_bytes)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from adapters.volumes.descriptor import next_data
+from adapters.volumes.journal import RestoreJournal
 from adapters.volumes.sparse import make_hole
 from adapters.volumes.writing import TargetWriter
 from engine.block import Bytes
@@ -34,7 +35,8 @@ class FileTarget:
     """A RestoreTarget: the new file `path` of `size_bytes`.
 
     It grows as `path` + ".forebay-partial" and gets its name at `finish`; until then a file that `path` leads to
-    stays as it is. A partial file that a killed restore left is written anew, one that is being written is refused.
+    stays as it is. A partial file that an interrupted restore left is gone on with if something was kept in it, else
+    it is written anew; one that is being written is refused.
 
     Raises: RestoreError if `path` exists and `overwrite` is not given, is no file, or cannot be made.
     """
@@ -45,13 +47,20 @@ class FileTarget:
             self._check_path()
         self._partial = path.with_name(path.name + PARTIAL_SUFFIX)
         self._written_to = 0  # beyond it nothing but holes
+        self._kept = b""
         self._fd = -1
         with restoring(f"{self._partial} cannot be made"):
             self._fd = self._open_partial()
             self._writer = TargetWriter(self._fd)
+            self._journal = RestoreJournal(self._fd, size_bytes)
             try:
-                make_hole(self._fd, size_bytes)
+                self._kept = self._journal.read()
+                if self._kept:
+                    self._written_to = size_bytes  # somewhere
+                else:
+                    make_hole(self._fd, self._journal.file_bytes)
             except OSError:
+                self._kept = b""
                 self.abandon()
                 raise
 
@@ -135,13 +144,31 @@ class FileTarget:
                 self._writer.zeros(data, hole - data)
                 offset, length = hole, offset + length - hole
 
+    def begun(self) -> bytes:
+        """See `RestoreTarget.begun`."""
+        return self._kept
+
+    def keep(self, progress: bytes) -> None:
+        """See `RestoreTarget.keep`."""
+        with restoring(f"how far the restore is could not be kept in {self._partial}"), self._writer.lock:
+            if self._journal.write(progress):
+                self._kept = progress
+
+    def restart(self) -> None:
+        """See `RestoreTarget.restart`."""
+        with restoring(f"{self._partial} cannot be written anew"), self._writer.lock:
+            make_hole(self._fd, self._journal.file_bytes)
+            self._kept, self._written_to = b"", 0
+
     def _check_range(self, offset: int, length: int) -> None:
         assert 0 <= offset <= offset + length <= self._size_bytes, (offset, length, self._size_bytes)
 
     def finish(self) -> None:
         """See `RestoreTarget.finish`."""
         with restoring(f"{self._partial} could not be finished as {self._path}"):
+            os.ftruncate(self._fd, self._size_bytes)
             os.fsync(self._fd)
+            self._kept = b""
             if sys.platform == "win32":
                 self._close()  # an open file is not renamed there
             # Elsewhere the lock is held until the name is another: nobody may begin to write to this file.
@@ -171,11 +198,12 @@ class FileTarget:
             os.rename(self._partial, self._path)  # a file system without links
 
     def abandon(self) -> None:
-        """See `RestoreTarget.abandon`; after `finish` it does nothing."""
+        """See `RestoreTarget.abandon`; what was kept stays for the next restore. After `finish` it does nothing."""
         if self._fd >= 0:
             self._close()
-            with suppress(OSError):
-                os.unlink(self._partial)
+            if not self._kept:
+                with suppress(OSError):
+                    os.unlink(self._partial)
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1

@@ -251,12 +251,6 @@ def measured(work: Callable[[], None]) -> dict[str, float]:
     return {"cpu_s": round(spent, 4), "wall_s": round(wall, 4), "major_faults": after.ru_majflt - usage.ru_majflt}
 
 
-def cpu_s() -> float:
-    """Return the CPU time of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
 def anonymous_bytes() -> int:
     """Return the anonymous part of what this process has in memory now."""
     return resident()[0]

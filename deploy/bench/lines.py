@@ -110,7 +110,7 @@ WORKS = (
     Work("nochange", "nothing changed, all compared", LZ4, "nochange", times(2.0)),
     Work("random", "1 % of random 4 KiB pages", LZ4, "a", times(2.0)),
     Work("random-bytes", "  bytes added", LZ4, "a", share(1 / 8), figure="added"),
-    # Those pages lie in a fifth of all blocks, each of which has to be read and hashed whole: no floor but in one piece.
+    # Those pages lie in a fifth of all blocks, each of which is read and hashed whole: the floor is that in one piece.
     Work("hints", "  with hints, against without", "forebay-lz4-hints", "a", None, (LZ4,)),
     Work("files", "2 % in new files", LZ4, "b", None),
     Work("sequential", "64 MiB overwritten", LZ4, "c", None),

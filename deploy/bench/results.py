@@ -55,10 +55,6 @@ class Results:
         values = [seconds(row) if name == "seconds" else float(row[name]) for row in self.select(**keys)]
         return statistics.median(values) if values else None
 
-    def largest(self, name: str, **keys: Any) -> float | None:
-        """Return the largest value of a figure over the rows that have these values; None without any."""
-        return max((float(row[name]) for row in self.select(**keys) if name in row), default=None)
-
 
 def seconds(row: Row) -> float:
     """Return how long a step took until all of it was on the disk."""

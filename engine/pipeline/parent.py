@@ -25,7 +25,7 @@ from engine.errors import FormatTooNew, ObjectMissing, StateCorrupt, StoreCorrup
 from engine.names import PointId
 from engine.ports import ObjectStore
 from engine.root import PreviousRoot, open_root, root_header
-from engine.state import Head, Newest, StateStore, VolumeState
+from engine.state import Newest, StateStore, VolumeState
 from engine.vault.certificate import Certificates
 from engine.vault.identity import Identity
 
@@ -52,11 +52,6 @@ class Parent:
     def next_order(self, clock_ms: int) -> int:
         """Return the order of the next root: after everything seen, and not before the clock."""
         return max(clock_ms, self.order_min, self.newest.order + 1 if self.newest else 0)
-
-
-def head_point(head: Head) -> PointId:
-    """Return the restore point a map stands at."""
-    return PointId(head.order, head.incarnation)
 
 
 async def settle_intent(state: StateStore, system: bytes, vault: ObjectStore, vault_id: bytes, parent: Parent) -> None:

@@ -23,11 +23,11 @@ from xxhash import xxh3_64_intdigest
 from engine.bits import masks_of
 from engine.block import BATCH_BLOCKS, DELTA_FLAG, LENGTH_MASK, PARTS, Mask, Places
 from engine.delta import Source, open_source
-from engine.deltawriter import DeltaRecord, DeltaWriter, check_delta, delta_expectation
+from engine.deltawriter import DeltaRecord, DeltaWriter, check_delta
 from engine.errors import StoreCorrupt
 from engine.names import PackName
 from engine.partdigest import PartDigests, part_digests
-from engine.parts import ORIGINS, PART_ENTRY, Origins, PartEntries
+from engine.parts import ORIGINS, PART_ENTRY, Origins, PartEntries, delta_expectation
 from engine.pipeline.blocks import Blocks, Positions
 from engine.state import PartState
 

@@ -21,7 +21,7 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
-from engine.block import DELTA_FLAG, ID_BYTES, Mask, Places, Refs, ids_of
+from engine.block import DELTA_FLAG, ID_BYTES, SOURCES_MAX, Mask, Places, Refs, ids_of
 from engine.errors import ObjectMissing, StoreCorrupt, StoreRejected, StoreUnavailable
 from engine.opener import RECORDS_MAX, Opener, Shelf
 from engine.packstore import PackStore
@@ -31,7 +31,6 @@ from engine.recovery.places import CACHE, VAULT
 from engine.recovery.places import Places as Stores
 from engine.recovery.rounds import Round
 from engine.recovery.supply import Supply
-from engine.seal import SOURCES_MAX
 
 CAREFUL_READERS: Final = 8
 # Of one id in one store, besides the place its run names: with that one, the nearest in the cache, and as many there

@@ -4,7 +4,7 @@ A *group* is a stretch of the volume whose deltas are read first: they say which
 one day lie in the order of the volume, so the deltas of a group are a few long reads, one for each pack; and most of
 the small records that other deltas of the group take parts from lie between them. The large records that are left,
 whole blocks and sources alike, are then read in *jobs*, in the order they lie in, up to `JOB_BYTES` with the gaps
-between them. A round without deltas is one group.
+between them, one stretch of the volume after the other. A round without deltas is one group.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from engine.seal import RECORD_BYTES_MAX, RECORD_BYTES_MIN
 
 JOB_BYTES: Final = 4 << 20
 JOB_BLOCKS: Final = 96
+# Blocks given one after the other, whatever packs they lie in: few enough to wait until they can be written in their
+# own order (writer.py), enough to be read in long ranges. Records of one day lie in the order of the volume.
+STRETCH_BLOCKS: Final = 256
 GROUP_DELTAS: Final = 4096
 HELD_BYTES: Final = 10 << 20  # of the deltas of a group, with what lies between them
 HELD_GAP_BYTES: Final = 256 << 10  # so far apart they are still read as one: most of what lies between is needed too
@@ -234,13 +237,17 @@ def by_pack(spots: Sequence[Spot]) -> dict[int, list[Range]]:
 
 
 def cut_jobs(wholes: Located, deltas: Sequence[DeltaWork], sources: Sources, held: Held) -> Iterator[Job]:
-    """Yield the blocks of a group as jobs, in the order in which the largest record that each still needs lies."""
+    """Yield the blocks of a group as jobs: stretch by stretch, in each as the largest record each still needs lies."""
     to_read = wholes.spots.missing(held)
     nearest = Spots(
         *(np.where(to_read, column, nothing) for column, nothing in zip(wholes.spots, _NOTHING, strict=True))
     )
     mains, others = sources.mains()
     spots = Spots(*map(np.concatenate, zip(nearest, mains, strict=True)))
+    stretches = np.concatenate((wholes.positions, [work.position for work in deltas])).astype(np.int64)
+    stretches //= STRETCH_BLOCKS
+    # Records of one pack that different stretches need are as far apart as those of two packs.
+    spots = spots._replace(numbers=stretches * (spots.numbers.max(initial=-1) + 2) + spots.numbers + 1)
     order = np.lexsort((spots.offsets, spots.numbers))
     costs = _costs(spots.at(order), GAP_BYTES) + np.concatenate((np.zeros(len(wholes), np.int64), others))[order]
     positions, listed, whole_missing = wholes.positions.tolist(), wholes.spots.listed(), to_read.tolist()

@@ -6,6 +6,7 @@ hashes to its ref. What does not open is left out and told; another way to the b
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,14 @@ def take_apart(
             continue
         works.append(DeltaWork(position, spot, delta, key, links, part_map))
     return works, problems
+
+
+def open_in_turn(
+    turns: threading.Semaphore, job: Job, refs: Refs, subkey: bytes, records: Records, take: Take
+) -> Opened:
+    """Do `open_job` when it is its turn: the next job already waits in a thread when the one before it is done."""
+    with turns:
+        return open_job(job, refs, subkey, records, take)
 
 
 def open_job(job: Job, refs: Refs, subkey: bytes, records: Records, take: Take) -> Opened:

@@ -5,8 +5,11 @@
 
 Rules (DESIGN.md §2): the restore gives the exact bytes or says which blocks it could not give. A block that no place
 gives, or whose place in the block map cannot be read, is a hole: it reads as zeros, is listed by number, and the
-exit code is 1; everything else is still restored. Memory is that of one window of refs read ahead (2 MiB each), of
-the jobs of `BlockSource` and of what waits to be written (`writer.py`).
+exit code is 1; everything else is still restored. After every window the target keeps how far it is, and a restore of
+the same volume of the same point to the same target goes on from there.
+
+Memory is that of one window of refs read ahead (2 MiB each), of the jobs of `BlockSource` and of what waits to be
+written (`writer.py`, 64 MiB and what is on its way).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import anyio.to_thread
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import structlog
 from anyio.streams.memory import MemoryObjectSendStream
 
 from engine.block import BLOCK_BYTES, Bytes, Mask, Refs, block_length
@@ -37,6 +41,8 @@ from engine.recovery.writer import Writer
 from engine.root import VolumePoint
 from engine.runs import RunReader, Window, overlay
 
+log = structlog.get_logger("restore")
+
 WINDOW_BLOCKS: Final = 32768
 LEAST_BLOCKS: Final = 1024  # what a page that cannot be read costs at most around it: the blocks of one leaf
 HOLES_MAX: Final = 65536  # ranges listed; more are counted
@@ -47,7 +53,8 @@ Rows: TypeAlias = npt.NDArray[np.intp]
 class RestoreReport(msgspec.Struct, kw_only=True):
     """The document of `restore --json`.
 
-    `from_cache`, `from_vault`: bytes of content each gave; `holes`: [first block, count] of what could not be given;
+    `resumed`: bytes of the volume that an interrupted restore had done; `from_cache`, `from_vault`: bytes of content
+    each gave since; `holes`: [first block, count] of what could not be given;
     `hole_blocks`: how many blocks that is, also where there are too many ranges to list; `problems`: sentences, also
     about damage that was made good from another place.
     """
@@ -57,6 +64,7 @@ class RestoreReport(msgspec.Struct, kw_only=True):
     volume: str
     bytes: int
     blocks: int
+    resumed: int = 0
     from_cache: int = 0
     from_vault: int = 0
     holes: list[tuple[int, int]] = []
@@ -64,6 +72,20 @@ class RestoreReport(msgspec.Struct, kw_only=True):
     problems: list[str] = []
     seconds: float = 0.0
     exit_code: int = DONE
+
+
+class _Progress(msgspec.Struct, array_like=True):
+    """What a target keeps of a restore: of what (hash of the root, volume), how many blocks are done, their holes."""
+
+    version: int
+    root: bytes
+    volume: str
+    done_blocks: int
+    holes: list[tuple[int, int]]
+    hole_blocks: int
+
+
+PROGRESS_VERSION: Final = 1
 
 
 @dataclass(slots=True)
@@ -111,6 +133,7 @@ class Restore:
         self._writer = Writer(target)
         self._holes = _Holes()
         self._tables: list[PackTable] = []
+        self._first = 0  # the first block that is not done yet
         self._from_bytes = self._to_bytes = self._given_before = 0
 
     @property
@@ -126,6 +149,7 @@ class Restore:
         """
         started = self._clock.monotonic()
         try:
+            await anyio.to_thread.run_sync(self._resume)
             try:
                 await self._stream()
             finally:
@@ -139,6 +163,35 @@ class Restore:
             raise
         return self._report(self._clock.monotonic() - started)
 
+    def _resume(self) -> None:
+        """Go on from what an interrupted restore of the same volume to this target kept (*sync*)."""
+        kept = self._target.begun()
+        if not kept:
+            return
+        try:
+            progress = msgspec.msgpack.decode(kept, type=_Progress)
+        except msgspec.MsgspecError:
+            progress = None
+        root = self._point.require_root()
+        same = progress is not None and (progress.version, progress.root, progress.volume) == (
+            PROGRESS_VERSION,
+            root.hash,
+            self._volume.name,
+        )
+        if progress is None or not same or not 0 < progress.done_blocks <= self._volume.blocks:
+            self._target.restart()
+            return
+        self._first = progress.done_blocks
+        self._holes = _Holes(progress.holes, progress.hole_blocks)
+        self._from_bytes = self._to_bytes = min(self._first * BLOCK_BYTES, self._volume.bytes)
+        log.info("restore_resumed", volume=self._volume.name, done_bytes=self._from_bytes)
+
+    def _keep(self, done_blocks: int) -> None:
+        root = self._point.require_root().hash
+        holes = self._holes
+        progress = _Progress(PROGRESS_VERSION, root, self._volume.name, done_blocks, holes.ranges, holes.blocks)
+        self._target.keep(msgspec.msgpack.encode(progress))
+
     async def _stream(self) -> None:
         readers = await self._readers()
         sender, receiver = anyio.create_memory_object_stream[_Piece](1)
@@ -149,6 +202,8 @@ class Restore:
                 self._to_bytes = min((piece.first + piece.count) * BLOCK_BYTES, self._volume.bytes)
                 await self._restore(piece)
                 self._from_bytes = self._to_bytes
+                if piece.first + piece.count < self._volume.blocks:
+                    await anyio.to_thread.run_sync(self._keep, piece.first + piece.count)
 
     async def _readers(self) -> list[RunReader]:
         access, root = self._point.access, self._point.require_root()
@@ -169,11 +224,14 @@ class Restore:
 
     async def _read_ahead(self, readers: Sequence[RunReader], sender: MemoryObjectSendStream[_Piece]) -> None:
         async with sender:
-            for first in range(0, self._volume.blocks, WINDOW_BLOCKS):
+            for first in range(self._first, self._volume.blocks, WINDOW_BLOCKS):
                 stop = min(first + WINDOW_BLOCKS, self._volume.blocks)
                 async with aclosing(self._pieces(readers, first, stop)) as pieces:
                     async for piece in pieces:
-                        await sender.send(piece)
+                        try:
+                            await sender.send(piece)
+                        except anyio.BrokenResourceError:
+                            return  # whoever takes them has failed, and says so itself
 
     async def _pieces(self, readers: Sequence[RunReader], first: int, stop: int) -> AsyncGenerator[_Piece, None]:
         """Yield the state of [first, stop); where a page cannot be read, halve the range until it stands alone."""
@@ -272,6 +330,7 @@ class Restore:
             volume=volume.name,
             bytes=volume.bytes,
             blocks=volume.blocks,
+            resumed=min(self._first * BLOCK_BYTES, volume.bytes),
             from_cache=self._source.given_bytes.get(CACHE, 0),
             from_vault=self._source.given_bytes.get(VAULT, 0),
             holes=holes.ranges,

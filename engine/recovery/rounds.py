@@ -4,7 +4,8 @@
     a worker thread, which also hands the contents on
 
 What fails is left to others: a round only gives what lies where it is said to lie. `JOBS_MAX` jobs at once, of
-`GROUPS_MAX` groups, bound the memory: 24 MiB of jobs, 24 MiB of deltas, and of opened blocks 6 MiB a thread.
+`GROUPS_MAX` groups, bound the memory: 24 MiB of jobs, 24 MiB of deltas, and of opened blocks 6 MiB a thread; what
+waits to be written comes on top (writer.py).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from engine.recovery.jobs import (
     groups,
     locate,
 )
-from engine.recovery.opening import Records, Take, open_job, take_apart
+from engine.recovery.opening import Records, Take, open_in_turn, take_apart
 from engine.recovery.places import CACHE, VAULT
 from engine.recovery.supply import Supply
 
@@ -163,7 +164,14 @@ class Round:
     async def _do(self, group: _Group, job: Job) -> None:
         records = Records(self._packs, await self._read(job.ranges, GAP_BYTES, 0), group.held)
         opened = await anyio.to_thread.run_sync(
-            open_job, job, self._refs, self._supply.keys.blocks, records, self._take, limiter=self._supply.openers
+            open_in_turn,
+            self._supply.turns,
+            job,
+            self._refs,
+            self._supply.keys.blocks,
+            records,
+            self._take,
+            limiter=self._supply.openers,
         )
         del records
         group.done()

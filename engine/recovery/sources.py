@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -63,4 +64,4 @@ def open_source(
         )
         for place in places.usable()
     }
-    return BlockSource(Supply(places, stores, keys, anyio.CapacityLimiter(openers)))
+    return BlockSource(Supply(places, stores, keys, anyio.CapacityLimiter(openers + 1), threading.Semaphore(openers)))

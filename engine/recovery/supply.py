@@ -6,6 +6,7 @@ shown, and the reader simply gets nothing from there.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -37,13 +38,14 @@ OPENERS: Final = 1  # threads that open records, where nobody says how many proc
 class Supply:
     """What `stores` hold, by place name, of the domain of `keys`; `writers` (16 bytes): whose fragments matter most.
 
-    `openers` bounds the threads that open records.
+    `openers` bounds the threads that open records, `turns` how many of them do so at once.
     """
 
     places: Places
     stores: Mapping[str, PackStore]
     keys: DomainKeys
     openers: anyio.CapacityLimiter
+    turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(OPENERS))
     writers: set[bytes] = field(default_factory=set)
     _reads: dict[str, PackReads] = field(default_factory=dict)
     _turns: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(PACKS_READ_MAX))

@@ -20,11 +20,11 @@ from engine.delta import (
     open_source,
     parse_delta,
 )
-from engine.deltawriter import DeltaRecord, DeltaWriter, check_delta, delta_expectation
+from engine.deltawriter import DeltaRecord, DeltaWriter, check_delta
 from engine.errors import SessionAborted
 from engine.names import PackName
 from engine.partdigest import part_digests
-from engine.parts import ORIGINS, PART_ENTRY, bind
+from engine.parts import ORIGINS, PART_ENTRY, bind, delta_expectation
 from engine.seal import DELTA, WHOLE, Codec, Sealer, open_whole, parse_header, verify_ref
 from engine.subkeys import record_keys
 

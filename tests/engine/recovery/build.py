@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -341,6 +342,17 @@ class World:
         return Stores([Place(name, f"memory:{name}", stores[name].objects) for name in wanted], problems), problems
 
 
+def block(seed: int) -> bytes:
+    """Return a random block."""
+    return np.random.default_rng(seed).bytes(BLOCK_BYTES)
+
+
+def volume(*seeds: int | None, tail: int = 0) -> bytes:
+    """Return a volume of one block per seed (None: zeros) and a short last block of `tail` bytes."""
+    content = b"".join(bytes(BLOCK_BYTES) if seed is None else block(seed) for seed in seeds)
+    return content + np.random.default_rng(len(seeds)).bytes(tail)
+
+
 class MemoryTarget:
     """A RestoreTarget in memory, full of dirt to begin with, that tells how it ended."""
 
@@ -348,21 +360,35 @@ class MemoryTarget:
         self.content = bytearray(b"\xa5" * size_bytes)
         self.written = 0
         self.finished = self.abandoned = False
+        self.kept: list[bytes] = []
+        self.restarted = False
         self.fail_at: int | None = None
+        self._lock = threading.Lock()
 
     def write(self, offset: int, pieces: Sequence[Bytes]) -> None:
         data = b"".join(pieces)
         if self.fail_at is not None and offset + len(data) > self.fail_at:
             raise RestoreError("the target is full")
         assert offset + len(data) <= len(self.content)
-        self.content[offset : offset + len(data)] = data
-        self.written += len(data)
+        with self._lock:
+            self.content[offset : offset + len(data)] = data
+            self.written += len(data)
 
     def zero(self, offset: int, length: int) -> None:
         assert offset >= 0
         assert length > 0
         assert offset + length <= len(self.content)
         self.content[offset : offset + length] = bytes(length)
+
+    def begun(self) -> bytes:
+        return self.kept[-1] if self.kept else b""
+
+    def keep(self, progress: bytes) -> None:
+        self.kept.append(progress)
+
+    def restart(self) -> None:
+        self.kept.clear()
+        self.restarted = True
 
     def finish(self) -> None:
         self.finished = True

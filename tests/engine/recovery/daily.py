@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import anyio
 import numpy as np
 
-from engine.block import BLOCK_BYTES, DELTA_FLAG, PART_BYTES, PARTS, Bytes, Places, Refs, ref_of
+from engine.block import BLOCK_BYTES, DELTA_FLAG, PART_BYTES, PARTS, SOURCES_MAX, Bytes, Places, Refs, ref_of
 from engine.delta import TRAVELS
 from engine.names import PackName
 from engine.pack import FinishedPack
@@ -17,7 +17,7 @@ from engine.recovery.blocksource import BlockSource
 from engine.recovery.places import CACHE, VAULT, Place, Problems
 from engine.recovery.places import Places as Stores
 from engine.recovery.supply import Supply
-from engine.seal import DELTA, SOURCES_MAX, Codec, Sealer
+from engine.seal import DELTA, Codec, Sealer
 from tests.engine.fakes_delta import NOWHERE, SourceBlock, encode_delta, pieces
 from tests.engine.fakes_packs import ALICE, Machine, Team
 from tests.fakes import MemoryStore

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import anyio
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,10 +19,12 @@ from tests.engine.recovery.build import (
     MemoryTarget,
     System,
     World,
+    block,
     find,
     open_access,
     restore,
     restore_point,
+    volume,
 )
 from tests.fakes import FakeClock, FaultPlan, FaultyStore
 
@@ -33,16 +34,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-def block(seed: int) -> bytes:
-    return np.random.default_rng(seed).bytes(BLOCK_BYTES)
-
-
-def volume(*seeds: int | None, tail: int = 0) -> bytes:
-    """Return a volume of one block per seed (None: zeros) and a short last block of `tail` bytes."""
-    content = b"".join(bytes(BLOCK_BYTES) if seed is None else block(seed) for seed in seeds)
-    return content + np.random.default_rng(len(seeds)).bytes(tail)
 
 
 def packs_of(world: World, system: System, kind: str = "data", *, cache: bool = False) -> list[str]:
