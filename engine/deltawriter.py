@@ -16,6 +16,7 @@ import secrets
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -140,20 +141,23 @@ class DeltaWriter:
         good = np.flatnonzero(plans.good).tolist()
         nonces = secrets.token_bytes(2 * NONCE_BYTES * len(good))
         # Bytes from here on: what is done for every block is slicing, not arrays.
-        holders, sources, old = plans.holders.tobytes(), plans.sources.tobytes(), old_refs.tobytes()
+        holders = plans.holders.tobytes()
+        ways = {i: _way(holders[i * PARTS : (i + 1) * PARTS]) for i in good}
+        plains = [travelling_parts(contents[i], ways[i][1]) for i in good]
+        # Where all that travels does not shrink, nothing of it is worth a try of its own.
+        codec = self._codec if compressed(self._codec, b"".join(plains))[0] is self._codec else Codec.NONE
+        sources, old = plans.sources.tobytes(), old_refs.tobytes()
         whole = known["whole_bytes"].tolist()
-        for turn, i in enumerate(good):
-            held_by = holders[i * PARTS : (i + 1) * PARTS]
-            order = sorted(set(held_by) - _NOWHERE)
+        for turn, (i, plain) in enumerate(zip(good, plains, strict=True)):
+            order, part_map = ways[i]
             rows = [
                 sources[at : at + _SOURCE_BYTES] for at in ((i * _HOLDERS + each) * _SOURCE_BYTES for each in order)
             ]
             if order[-1] == _OWN:
                 key = parts_key(old[i * REF_BYTES + ID_BYTES : (i + 1) * REF_BYTES])
                 rows[-1] = rows[-1][:ID_BYTES] + key + rows[-1][_KEY_STOP:]
-            part_map = held_by.translate(bytes.maketrans(bytes(order), _NUMBERS[: len(order)]))
             nonce = nonces[turn * 2 * NONCE_BYTES : (turn + 1) * 2 * NONCE_BYTES]
-            record = seal_delta(refs[i], contents[i], part_map, rows, self._codec, nonce)
+            record = _seal_delta(refs[i], len(contents[i]), part_map, rows, plain, codec, nonce)
             if len(record) * 2 > whole[i] > 0:
                 continue
             names = {packs[_U64.unpack_from(row, _KEY_STOP)[0]]: None for row in rows}
@@ -161,23 +165,43 @@ class DeltaWriter:
         return made
 
 
-def seal_delta(
-    ref: bytes, content: Bytes, part_map: bytes, sources: Sequence[bytes], codec: Codec, nonces: bytes
+# Most blocks change in one part or two: there are few ways, and most of them are asked for again and again.
+@lru_cache(maxsize=4096)
+def _way(held_by: bytes) -> tuple[tuple[int, ...], bytes]:
+    """Return the holders a delta names, in order, and its map, from the holder of each part."""
+    order = tuple(sorted(set(held_by) - _NOWHERE))
+    return order, held_by.translate(bytes.maketrans(bytes(order), _NUMBERS[: len(order)]))
+
+
+@lru_cache(maxsize=4096)
+def _travelling(part_map: bytes) -> tuple[bytes, tuple[slice, ...]]:
+    """Return the bitmap of the parts that travel, and where in a block they lie."""
+    numbers = [number for number in range(PARTS) if part_map[number] == TRAVELS]
+    return BITMAP.pack(sum(1 << number for number in numbers)), tuple(PART_SLICES[number] for number in numbers)
+
+
+def travelling_parts(content: Bytes, part_map: bytes) -> bytes:
+    """Return what a delta of `content` seals: which parts travel by its map (16 bytes), and those parts."""
+    bitmap, slices = _travelling(part_map)
+    view = memoryview(content)
+    return b"".join([bitmap, *[view[each] for each in slices]])
+
+
+def _seal_delta(
+    ref: bytes,
+    block_length: int,
+    part_map: bytes,
+    sources: Sequence[bytes],
+    plain: bytes,
+    codec: Codec,
+    nonces: bytes,
 ) -> bytes:
-    """Return the record of `content` (1..65536 bytes), whose ref is `ref`, as a delta.
+    """Return the record of a block of `block_length` bytes, whose ref is `ref`, as a delta.
 
     `part_map` (16 bytes) says for every part which of `sources` (the 64 bytes of a SOURCE each) holds it, TRAVELS or
-    NO_PART. `nonces`: 24 random bytes, never used before.
+    NO_PART; `plain` are those that travel. `nonces`: 24 random bytes, never used before.
     """
     count = len(sources)
-    view = memoryview(content)
-    travelling = [number for number in range(PARTS) if part_map[number] == TRAVELS]
-    plain = b"".join(
-        [
-            BITMAP.pack(sum([1 << number for number in travelling])),
-            *[view[PART_SLICES[number]] for number in travelling],
-        ]
-    )
     used, packed = compressed(codec, plain)
     key, links_key = record_keys(ref[ID_BYTES:])
     links = b"".join([source[ID_BYTES:] for source in sources]) + part_map
@@ -186,7 +210,7 @@ def seal_delta(
     frame = b"".join(
         [
             build_header(ref[:ID_BYTES], DELTA, used, len(plain), body_length, nonces[:NONCE_BYTES]),
-            SHAPE.pack(len(view), count, RESERVED),
+            SHAPE.pack(block_length, count, RESERVED),
             *[source[:ID_BYTES] for source in sources],
             nonces[NONCE_BYTES:],
             LENGTH.pack(links_length),

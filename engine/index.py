@@ -104,11 +104,6 @@ class PackIndex:
         with self._lock:
             self._claimed.difference_update(idents)
 
-    def release_all(self) -> None:
-        """End every claim."""
-        with self._lock:
-            self._claimed.clear()
-
     def claims(self) -> int:
         """Return how many ids are claimed."""
         return len(self._claimed)
@@ -205,10 +200,6 @@ class PackIndex:
                 names[position] = self._learnt[key][0]
         _name(names, (view.pack_rows(unique) for view in views.foreign))
         return [names[position] for position in inverse.tolist()]
-
-    def writers_of(self, keys: npt.NDArray[np.uint64]) -> set[bytes]:
-        """Return the writers of the packs with these keys, as far as they are known."""
-        return {name.writer for name in self.pack_names(np.unique(keys)) if name is not None}
 
     def count_packs(self, writers: set[bytes]) -> int:
         """Return how many packs of these writers are known: what a listing of them has to go through at least."""

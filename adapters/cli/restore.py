@@ -28,8 +28,8 @@ HOLES_SHOWN: Final = 20
 # processors a second one made the restore of deltas slower, 4.2 s instead of 3.6 s.
 OPENERS_MAX: Final = 2
 STOPPED: Final = (
-    "stopped before it was done: a file is as it was before, a device may hold a part of the volume; run it again, "
-    "and a file is gone on with where it was"
+    "stopped before it was done: a file is as it was before, a device may hold a part of the volume; run it again: "
+    "a restore to a file goes on where it was"
 )
 
 

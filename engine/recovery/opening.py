@@ -60,9 +60,16 @@ class Records:
 
 
 def take_apart(
+    turns: threading.Semaphore, refs: Refs, positions: Sequence[int], spots: Sequence[Spot], records: Records
+) -> tuple[list[DeltaWork], list[str]]:
+    """Return, when it is its turn, the deltas at `spots`, their links open, and what is wrong with the others."""
+    with turns:
+        return _taken_apart(refs, positions, spots, records)
+
+
+def _taken_apart(
     refs: Refs, positions: Sequence[int], spots: Sequence[Spot], records: Records
 ) -> tuple[list[DeltaWork], list[str]]:
-    """Return the deltas at `spots`, their links open, and what is wrong with the others."""
     works: list[DeltaWork] = []
     problems: list[str] = []
     packed = refs[positions].tobytes()

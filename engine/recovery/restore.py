@@ -156,12 +156,17 @@ class Restore:
                 self._writer.close()
             await anyio.to_thread.run_sync(self._target.finish)
         except BaseExceptionGroup as group:
-            self._target.abandon()
+            self._give_up()
             raise sole_error(group) from group
         except BaseException:
-            self._target.abandon()
+            self._give_up()
             raise
         return self._report(self._clock.monotonic() - started)
+
+    def _give_up(self) -> None:
+        if self._target.begun():
+            log.warning("restore_interrupted", volume=self._volume.name, then="the same command goes on where it was")
+        self._target.abandon()
 
     def _resume(self) -> None:
         """Go on from what an interrupted restore of the same volume to this target kept (*sync*)."""

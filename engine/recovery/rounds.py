@@ -125,7 +125,7 @@ class Round:
 
         async def open_links(positions: Sequence[int], at: Sequence[Spot]) -> None:
             opened, problems = await anyio.to_thread.run_sync(
-                take_apart, self._refs, positions, at, records, limiter=self._supply.openers
+                take_apart, self._supply.turns, self._refs, positions, at, records, limiter=self._supply.openers
             )
             works.extend(opened)
             self._note(problems)

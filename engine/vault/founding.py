@@ -68,19 +68,6 @@ class _Joining:
     taken: bytes | None  # the id of the system that has the name
 
 
-async def found_or_join(
-    vault: ObjectStore,
-    name: str,
-    passphrase: str,
-    key_file: bytes | None,
-    kdf: KdfCost,
-    clock: Clock,
-    replace: bool = False,
-) -> Identity:
-    """Enrol this system in a vault, with no means to take up an interrupted run; see `enrol`."""
-    return (await enrol(vault, name, passphrase, key_file, kdf, clock, replace=replace)).identity
-
-
 async def enrol(
     vault: ObjectStore,
     name: str,

@@ -196,6 +196,35 @@ def test_nothing_is_taken_from_a_pack_that_may_not_be_relied_on() -> None:
     assert only_first.open()[0] == only_first.content
 
 
+def batch(changes: list[bytes], codec: Codec) -> list[DeltaRecord | None]:
+    """Make the deltas of blocks of noise in each of which one part is replaced, all at once."""
+    blocks = [Block(noise(number), codec) for number in range(len(changes))]
+    contents = [change + block.content[PART_BYTES:] for change, block in zip(changes, blocks, strict=True)]
+    made = DeltaWriter(codec).make(
+        [ref_of(SUBKEY, content) for content in contents],
+        contents,
+        part_digests([memoryview(content) for content in contents], SEED),
+        np.frombuffer(b"".join(block.ref for block in blocks), np.uint8).reshape(-1, 48),
+        np.concatenate([block.known for block in blocks]),
+        np.concatenate([block.origins for block in blocks]),
+        {1: pack(1)},
+    )
+    for content, delta in zip(contents, made, strict=True):
+        assert delta is not None
+        check_delta(ref_of(SUBKEY, content), delta, content)
+    return made
+
+
+@pytest.mark.parametrize("codec", [Codec.LZ4, Codec.ZSTD])
+def test_what_travels_is_compressed_where_that_saves_something_of_the_batch(codec: Codec) -> None:
+    random, text = [noise(100 + number, PART_BYTES) for number in range(8)], b"text " * 819 + b"!"
+    assert [parse_delta(each.record, "t").codec for each in batch(random, codec) if each] == [Codec.NONE] * 8
+    used = [parse_delta(each.record, "t").codec for each in batch([*random[:7], text], codec) if each]
+    assert used == [Codec.NONE] * 7 + [codec]
+    plain = [parse_delta(each.record, "t").codec for each in batch([text] * 3, Codec.NONE) if each]
+    assert plain == [Codec.NONE] * 3
+
+
 def test_a_block_whose_parts_are_not_known_goes_whole() -> None:
     block = Block(noise(1))
     block.known = np.zeros(1, PART_ENTRY)

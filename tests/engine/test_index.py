@@ -176,7 +176,6 @@ def test_packs_are_named_by_their_keys() -> None:
     assert index.pack_names(keys) == [bobs.name, learnt, None, mine.name, learnt]
     assert index.pack_name(learnt.key) == learnt
     assert index.packs_of_key(mine.name.key) == [mine.name, namesake]
-    assert index.writers_of(keys) == {ALICE, BOB, CAROL}
     assert index.count_packs({ALICE, BOB}) == 2
 
 
@@ -195,7 +194,7 @@ def test_each_id_is_claimed_once_until_it_is_listed_or_released() -> None:
     places, claimed = index.claim(ids)
     assert places["length"].tolist() == [100, 100, 100, 0, 0]
     assert not claimed.any()
-    index.release_all()
+    index.release(ids)
     assert index.claim(ids)[1].tolist() == [False, False, False, True, True]
 
 

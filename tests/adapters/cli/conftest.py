@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.adapters.cli import hostile
 from tests.adapters.cli.recovery_site import Site, build
 
 
@@ -19,3 +20,14 @@ def site(original: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sit
     for name in ("FOREBAY_CONFIG", "FOREBAY_PASSPHRASE"):
         monkeypatch.delenv(name, raising=False)
     return original.at(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def enrolled(tmp_path_factory: pytest.TempPathFactory) -> hostile.Place:
+    """Return an enrolled place that nobody changes."""
+    return hostile.enrol(tmp_path_factory.mktemp("enrolled"))
+
+
+@pytest.fixture
+def place(enrolled: hostile.Place, tmp_path: Path) -> hostile.Place:
+    return hostile.copy(enrolled, tmp_path)

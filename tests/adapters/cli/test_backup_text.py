@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
 from adapters import main
 from engine.block import PART_BYTES
 from tests.adapters.cli import hostile
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> hostile.Place:
-    return hostile.enrol(tmp_path_factory.mktemp("enrolled"))
-
-
-@pytest.fixture
-def place(original: hostile.Place, tmp_path: Path) -> hostile.Place:
-    return hostile.copy(original, tmp_path)
 
 
 def backup(place: hostile.Place, capsys: pytest.CaptureFixture[str]) -> str:

@@ -1,23 +1,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from adapters import main
 from adapters.cli import backup, frame, restore
 from tests.adapters.cli import hostile
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> hostile.Place:
-    return hostile.enrol(tmp_path_factory.mktemp("enrolled"))
-
-
-@pytest.fixture
-def place(original: hostile.Place, tmp_path: Path) -> hostile.Place:
-    return hostile.copy(original, tmp_path)
 
 
 @pytest.mark.parametrize("more", [["--json"], ["--progress", "lines"], ["--progress", "none"]])

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,16 +14,6 @@ from engine.state import SessionRow
 from tests.adapters.cli import hostile
 
 CUT, OTHER, ENDED = bytes([1]) * 16, bytes([2]) * 16, bytes([3]) * 16
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> hostile.Place:
-    return hostile.enrol(tmp_path_factory.mktemp("enrolled"))
-
-
-@pytest.fixture
-def place(original: hostile.Place, tmp_path: Path) -> hostile.Place:
-    return hostile.copy(original, tmp_path)
 
 
 def begin(place: hostile.Place, *sessions: bytes, failed: bytes | None = None) -> None:

@@ -6,22 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO
 
 import pytest
 
 from tests.adapters.cli import hostile
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> hostile.Place:
-    return hostile.enrol(tmp_path_factory.mktemp("enrolled"))
-
-
-@pytest.fixture
-def place(original: hostile.Place, tmp_path: Path) -> hostile.Place:
-    return hostile.copy(original, tmp_path)
 
 
 @contextmanager

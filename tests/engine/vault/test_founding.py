@@ -20,7 +20,6 @@ from engine.vault.founding import (
     check_name,
     check_pin,
     enrol,
-    found_or_join,
     publish,
 )
 from engine.vault.identity import Identity
@@ -168,13 +167,6 @@ def test_another_system_joins_with_the_passphrase_and_shares_the_domain() -> Non
     assert second.identity.listing_key != first.listing_key
     assert second.identity.signing_private != first.signing_private
     assert names(vault) == ["web-01", "web-02"]
-
-
-def test_the_short_form_does_the_same() -> None:
-    vault = empty_vault()
-    identity = run(lambda: found_or_join(vault, "web-01", PASSPHRASE, None, CHEAP, FakeClock()))
-    assert names(vault) == ["web-01"]
-    assert identity.certified().issued_ms == FakeClock().now_ms()
 
 
 def test_an_enrol_slot_is_enough_to_join() -> None:
