@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+import anyio
 import pytest
 
 from adapters.state.directory import StateDirectory
@@ -96,12 +97,16 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
         points.append(str(report.point))
     with StateDirectory.open(ours.state, lock=False) as state:
         newest = state.newest()
-    return Scene(
+    made = Scene(
         {name: _objects(root / name) for name in PLACES},
         Recoverer(None, None, "web-01", newest),
         points[-1],
         ours.volumes["data"].read_bytes(),
     )
+    # The keys are kept from their first use: that must not be in a test that damages what they are opened with.
+    made.with_places(PLACES)
+    anyio.run(made.recoverer.points)
+    return made
 
 
 def _objects(store: Path) -> dict[str, bytes]:

@@ -30,6 +30,7 @@ def test_latest_comes_back_from_the_cache_and_says_so(site: Site, to: Path, caps
         "volume": "data",
         "bytes": len(site.contents[2]),
         "blocks": 6,
+        "resumed": 0,
         "from_cache": len(site.contents[2]),
         "from_vault": 0,
         "holes": [],
