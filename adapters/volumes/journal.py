@@ -12,9 +12,12 @@ import errno
 import os
 import struct
 import sys
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from blake3 import blake3
+
+from engine.block import Bytes
 
 MAGIC: Final = b"FBRESTOR"
 SLOT_BYTES: Final = 1 << 20
@@ -26,10 +29,13 @@ _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RestoreJournal:
-    """The journal in the file `fd`, of a volume of `size_bytes`; one thread at a time."""
+    """The journal in the file `fd`, of a volume of `size_bytes`; one thread at a time.
 
-    def __init__(self, fd: int, size_bytes: int) -> None:
-        self._fd = fd
+    `write` writes pieces at an offset of the file, all of them, and may raise OSError.
+    """
+
+    def __init__(self, fd: int, size_bytes: int, write: Callable[[int, Sequence[Bytes]], None]) -> None:
+        self._fd, self._write_at = fd, write
         self._start = -(-size_bytes // ALIGNMENT) * ALIGNMENT
         self.file_bytes = self._start + 2 * SLOT_BYTES
         self._number = 0
@@ -50,29 +56,20 @@ class RestoreJournal:
         if len(record) > RECORD_BYTES_MAX:
             return False
         os.fsync(self._fd)
+        number = self._number + 1
+        data = _HEAD.pack(MAGIC, number, len(record)) + record
+        data += blake3(data).digest()
         try:
-            self._write(record)
+            self._write_at(self._offset(number % 2), [data])
+            os.fsync(self._fd)
         except OSError as error:
-            # The volume may just fit. What is torn does not count, and the record before it lies in the other slot.
+            # The volume may just fit. What is torn does not count; the record before it lies in the other slot, which
+            # the next one must not touch either.
             if error.errno not in _NO_ROOM:
                 raise
             return False
+        self._number = number
         return True
-
-    def _write(self, record: bytes) -> None:
-        self._number += 1
-        data = _HEAD.pack(MAGIC, self._number, len(record)) + record
-        data += blake3(data).digest()
-        offset = self._offset(self._number % 2)
-        view = memoryview(data)
-        while view:
-            if sys.platform == "win32":
-                os.lseek(self._fd, offset, os.SEEK_SET)
-                done = os.write(self._fd, view)
-            else:
-                done = os.pwrite(self._fd, view, offset)
-            offset, view = offset + done, view[done:]
-        os.fsync(self._fd)
 
     def _offset(self, slot: int) -> int:
         return self._start + slot * SLOT_BYTES

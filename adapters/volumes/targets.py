@@ -52,7 +52,7 @@ class FileTarget:
         with restoring(f"{self._partial} cannot be made"):
             self._fd = self._open_partial()
             self._writer = TargetWriter(self._fd)
-            self._journal = RestoreJournal(self._fd, size_bytes)
+            self._journal = RestoreJournal(self._fd, size_bytes, self._writer.write)
             try:
                 self._kept = self._journal.read()
                 if self._kept:
@@ -150,7 +150,7 @@ class FileTarget:
 
     def keep(self, progress: bytes) -> None:
         """See `RestoreTarget.keep`."""
-        with restoring(f"how far the restore is could not be kept in {self._partial}"), self._writer.lock:
+        with restoring(f"how far the restore is could not be kept in {self._partial}"):
             if self._journal.write(progress):
                 self._kept = progress
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from adapters.volumes.journal import RECORD_BYTES_MAX, SLOT_BYTES, RestoreJournal
 from adapters.volumes.open import open_target
 from adapters.volumes.targets import PARTIAL_SUFFIX
+from engine.block import Bytes
 from engine.errors import RestoreError
 
 BLOCK = 65536
@@ -35,7 +36,10 @@ def fd(tmp_path: Path) -> Iterator[int]:
 
 
 def journal(fd: int, size_bytes: int = 3 * BLOCK + 5) -> RestoreJournal:
-    return RestoreJournal(fd, size_bytes)
+    def write(offset: int, pieces: Sequence[Bytes]) -> None:
+        os.pwrite(fd, b"".join(pieces), offset)
+
+    return RestoreJournal(fd, size_bytes, write)
 
 
 def grown(fd: int, size_bytes: int = 3 * BLOCK + 5) -> RestoreJournal:
@@ -120,8 +124,14 @@ def test_no_room_for_a_record_does_not_end_a_restore(fd: int, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        assert not made.write(b"after")
+        for _ in range(3):
+            assert not made.write(b"after")
     assert journal(fd).read() == b"before"
+    # What a full disk tore lies where the record before the last one did, however often it is tried.
+    os.pwrite(fd, b"torn", made.file_bytes - 2 * SLOT_BYTES)
+    assert journal(fd).read() == b"before"
+    assert made.write(b"room again")
+    assert journal(fd).read() == b"room again"
 
     def broken(*_: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
