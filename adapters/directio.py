@@ -15,7 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +27,11 @@ if sys.platform == "linux":
 
 DIRECT_ALIGNMENT: Final = 4096  # of address, offset and length: a multiple of every usual sector size
 DIRECT_BYTES_MIN: Final = 1 << 20  # less is not worth waiting for the disk
-STEP_BYTES: Final = 4 << 20  # read between two reports of progress
+STEP_BYTES: Final = 4 << 20  # read or written between two reports of progress
 ROOM_BYTES: Final = 8 << 20  # written at once at most
 _NOT_DIRECT: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
-Room = npt.NDArray[np.uint8]
+Room: TypeAlias = npt.NDArray[np.uint8]
 
 
 class NewFile:
@@ -118,15 +118,13 @@ def read_large(fd: int, offset: int, length: int, progress: Callable[[], None]) 
     `progress` is called after every step. Raises: OSError.
     """
     if sys.platform == "linux":
-        if length < DIRECT_BYTES_MIN or not _is_direct(fd):
+        if length < DIRECT_BYTES_MIN or not _go_direct(fd):
             return None
         first = offset - offset % DIRECT_ALIGNMENT
         wanted = -(-(offset + length) // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT - first
         room = _aligned(wanted).data
         done = 0
         try:
-            if not _go_direct(fd):
-                return None
             while done < wanted:
                 count = os.preadv(fd, [room[done : done + STEP_BYTES]], first + done)
                 progress()

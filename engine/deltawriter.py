@@ -143,7 +143,7 @@ class DeltaWriter:
         # Bytes from here on: what is done for every block is slicing, not arrays.
         holders = plans.holders.tobytes()
         ways = {i: _way(holders[i * PARTS : (i + 1) * PARTS]) for i in good}
-        plains = [travelling_parts(contents[i], ways[i][1]) for i in good]
+        plains = [_travelling_parts(contents[i], ways[i][1]) for i in good]
         # Where all that travels does not shrink, nothing of it is worth a try of its own.
         codec = self._codec if compressed(self._codec, b"".join(plains))[0] is self._codec else Codec.NONE
         sources, old = plans.sources.tobytes(), old_refs.tobytes()
@@ -180,7 +180,7 @@ def _travelling(part_map: bytes) -> tuple[bytes, tuple[slice, ...]]:
     return BITMAP.pack(sum(1 << number for number in numbers)), tuple(PART_SLICES[number] for number in numbers)
 
 
-def travelling_parts(content: Bytes, part_map: bytes) -> bytes:
+def _travelling_parts(content: Bytes, part_map: bytes) -> bytes:
     """Return what a delta of `content` seals: which parts travel by its map (16 bytes), and those parts."""
     bitmap, slices = _travelling(part_map)
     view = memoryview(content)

@@ -20,9 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from adapters.directio import read_large
+from adapters.directio import STEP_BYTES, read_large
 from adapters.stores.calls import Call
-from adapters.stores.openroot import STEP_BYTES, SYNC, OpenRoot, opened, read_regular
+from adapters.stores.openroot import SYNC, OpenRoot, opened, read_regular
 from adapters.stores.oserrors import renaming
 from adapters.stores.plainnames import TMP
 from engine.block import Bytes

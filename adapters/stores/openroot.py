@@ -15,11 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
-from adapters.directio import NewFile
+from adapters.directio import STEP_BYTES, NewFile
 from adapters.stores.calls import Call
 from engine.errors import ObjectMissing
 
-STEP_BYTES: Final = 4 << 20  # read or written between two reports of progress
 SYNC_BYTES: Final = 32 << 20  # written between two fsyncs, so that a slow disk shows progress
 
 if sys.platform == "win32":

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from engine.bits import any_along
 from engine.block import Mask, Refs
 from engine.state import Pages
 
@@ -40,13 +41,17 @@ class Blocks:
         """Which of them the session stages in the map."""
         return self.changed | self.forced
 
+    @property
+    def to_store(self) -> Mask:
+        """Which of those are not zero: the vault has to have them."""
+        return self.staged & any_along(self.refs)
+
 
 def joined(parts: Sequence[Blocks]) -> Blocks:
     """Return several as one; no page may be in two of them."""
     if len(parts) == 1:
         return parts[0]
     firsts = np.cumsum([0, *(len(part.pages) for part in parts[:-1])])
-
     return Blocks(
         np.concatenate([part.pages for part in parts]),
         np.concatenate([part.page_of + first for part, first in zip(parts, firsts.tolist(), strict=True)]),

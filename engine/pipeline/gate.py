@@ -51,7 +51,7 @@ class Outage:
 
 
 class ReconnectGate:
-    """The gate of one session. `probe` asks whether the vault is there, one try; `means_after` what is left then.
+    """The gate of one session. `probe` asks whether the vault is there, one try; `route` hears what follows.
 
     `spool`: there is one to fall back to. `outage` may be watched: it is set while the vault is waited for.
     """

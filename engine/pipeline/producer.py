@@ -224,7 +224,7 @@ class Producer:
         ids = ids_of(blocks.refs)
         lanes: Lanes = np.zeros(len(ids), dtype=np.uint8)
         places: Places = np.zeros(len(ids), dtype=ENTRY["place"])
-        ask = np.flatnonzero(blocks.staged & any_along(blocks.refs))
+        ask = np.flatnonzero(blocks.to_store)
         if ask.size:
             places[ask], claimed = self._vault.claim(ids[ask])
             lanes[ask[claimed]] |= VAULT_LANE
@@ -238,7 +238,7 @@ class Producer:
         """Seal what is claimed: deltas for the vault where they pay, whole records for everything else."""
         deltas: Mapping[int, DeltaRecord] = {}
         shaped: Shaped | None = None
-        keep = blocks.staged & any_along(blocks.refs)
+        keep = blocks.to_store
         if self._shaper is not None and keep.any():
             # Of staged blocks the parts are to be remembered; of those that are just changed a delta may be made.
             fresh = blocks.changed & ~blocks.forced & ((lanes & VAULT_LANE) > 0)

@@ -29,13 +29,6 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def where(tmp_path: Path) -> Path:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def disk(where: Path, tmp_path: Path) -> Iterator[Path]:
     with loop_device(ext4_image(tmp_path / "image", 96 * MIB)) as device, mounted(device, where):
         yield where

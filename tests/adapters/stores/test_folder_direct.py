@@ -30,13 +30,6 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def where(tmp_path: Path) -> Path:
-    folder = tmp_path / "usb"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def disk(where: Path, tmp_path: Path) -> Iterator[Path]:
     """Return a folder on a disk of its own; the file `image` beside it is what lies on that disk."""
     with loop_device(ext4_image(tmp_path / "image", 64 * MIB)) as device, mounted(device, where):

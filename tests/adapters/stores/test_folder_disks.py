@@ -28,13 +28,6 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture
-def where(tmp_path: Path) -> Path:
-    folder = tmp_path / "usb"
-    folder.mkdir()
-    return folder
-
-
 def entries(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
