@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adapters.config.load import ConfigProblems, load_config, load_vault, parse_config
-from adapters.config.model import Cache, Config, Queue, System, Vault, Volume
+from adapters.config.model import Cache, Config, Queue, Spool, System, Vault, Volume
 from adapters.config.secret import Secret
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "ConfigProblems",
     "Queue",
     "Secret",
+    "Spool",
     "System",
     "Vault",
     "Volume",

@@ -7,9 +7,15 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
+from typing import Final
 
 from adapters.config.model import LANE_BYTES_MAX, MEMORY_BYTES_MAX, Config
 from adapters.config.units import show_size
+
+# What lies in a state directory (adapters/state/directory.py), besides the identity file.
+STATE_NAMES: Final = frozenset(
+    ("lock", "lock.pid", "incarnation", "newest", "journal", "sessions", "history.sqlite", "volumes", "index")
+)
 
 
 def contradictions(config: Config) -> list[str]:
@@ -18,20 +24,36 @@ def contradictions(config: Config) -> list[str]:
     That looks at every folder on the way to each place: at a mounted share that hangs, it hangs.
     """
     _real.cache_clear()
-    return [*_folders(config), *_volumes(config), *_identity(config), *_memory(config)]
+    return [*_folders(config), *_spool(config), *_volumes(config), *_identity(config), *_memory(config)]
 
 
 def _own_folders(config: Config) -> list[tuple[str, Path]]:
     found = [("[vault] url", config.vault.folder), ("[system] state_dir", config.system.state_dir)]
     if config.cache is not None:
         found.insert(1, ("[cache] path", config.cache.path))
+    if config.spool is not None:
+        found.insert(-1, ("[spool] path", config.spool.path))
     return found
 
 
 def _folders(config: Config) -> Iterator[str]:
     for (name, path), (other_name, other) in combinations(_own_folders(config), 2):
+        if name == "[spool] path" and other == config.system.state_dir and not _inside(other, path):
+            continue  # the spool may lie in there: see `_spool`
         if _inside(path, other) or _inside(other, path):
             yield f"{name} ({path}) and {other_name} ({other}) must not lie inside each other"
+
+
+def _spool(config: Config) -> Iterator[str]:
+    """Yield what is wrong with a spool in the state directory: it may lie there, beside what is kept there."""
+    if config.spool is None or not _inside(config.spool.path, config.system.state_dir):
+        return
+    within = Path(_real(config.spool.path)).relative_to(_real(config.system.state_dir)).parts
+    if within and within[0] in STATE_NAMES:
+        yield (
+            f"[spool] path ({config.spool.path}) is where [system] state_dir keeps its own files: name another folder, "
+            f"such as {config.system.state_dir / 'spool'}"
+        )
 
 
 def _volumes(config: Config) -> Iterator[str]:
@@ -53,7 +75,7 @@ def _volumes(config: Config) -> Iterator[str]:
 def _identity(config: Config) -> Iterator[str]:
     path = config.system.identity_file
     for name, folder in _own_folders(config):
-        if not _inside(path, config.system.state_dir) and _inside(path, folder):
+        if _inside(path, folder) and not _inside(config.system.state_dir, folder):
             yield f"[system] identity_file ({path}) lies in {name} ({folder}): keys must not lie where the backups are"
     files = [(f"the path of [[volume]] {volume.name!r}", volume.path) for volume in config.volumes]
     for name, other in [*files, ("this file", config.source)]:

@@ -6,6 +6,7 @@ import json
 import os
 import tomllib
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -19,12 +20,13 @@ from adapters.config.model import (
     Cache,
     Config,
     Queue,
+    Spool,
     System,
     Vault,
     Volume,
     folder_of,
 )
-from adapters.config.units import MIB, parse_duration, parse_size, show_duration, show_size
+from adapters.config.units import MIB, parse_duration, parse_size, parse_window, show_duration, show_size
 from engine.errors import ConfigError
 
 FILE_BYTES_MAX: Final = 1 * MIB
@@ -34,7 +36,15 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "volume": Volume,
     "vault": Vault,
     "cache": Cache,
+    "spool": Spool,
     "queue": Queue,
+}
+
+
+_PARSERS: Final[dict[str, Callable[[str], Any]]] = {
+    "size": parse_size,
+    "duration": parse_duration,
+    "window": parse_window,
 }
 
 
@@ -68,6 +78,7 @@ def parse_config(text: str, source: Path, *, places: bool = True) -> Config:
         volumes=tables["volume"],
         vault=tables["vault"],
         cache=tables.get("cache"),
+        spool=tables.get("spool"),
         queue=tables.get("queue", Queue()),
         source=source,
     )
@@ -228,9 +239,9 @@ class _Reader:
             return self._path(raw)
         unit = _unit_of(meta)
         if unit and not isinstance(raw, str):
-            raise ValueError("it must be text with a unit")
+            raise ValueError("it must be text" + ("" if unit == "window" else " with a unit"))
         if unit:
-            raw = parse_size(raw) if unit == "size" else parse_duration(raw)
+            raw = _PARSERS[unit](raw)
         if field.name == "url" and isinstance(raw, str):
             folder_of(raw, windows=os.name == "nt")
         return msgspec.convert(raw, field.type)
@@ -279,10 +290,12 @@ def _kind(field: FieldInfo) -> tuple[Any, msgspec.Meta | None]:
     """Return the bare type of a setting (`Path | None` counts as Path) and its bounds."""
     kind: Any = field.type
     meta: msgspec.Meta | None = None
+    options = typing.get_args(kind)
+    if type(None) in options:
+        (kind,) = (option for option in options if option is not type(None))
     if typing.get_origin(kind) is typing.Annotated:
         kind, meta = typing.get_args(kind)[:2]
-    options = [option for option in typing.get_args(kind) if option is Path]
-    return (options[0] if options else kind), meta
+    return kind, meta
 
 
 def _unit_of(meta: msgspec.Meta | None) -> str:

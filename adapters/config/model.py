@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from adapters.config.units import MIB
+from adapters.config.units import MIB, TIB
 
 # Packs in flight are bounded per lane, the open one included (DESIGN.md §4); the queue comes on top.
 LANE_BYTES_MAX: Final = 128 * MIB
@@ -46,6 +46,10 @@ VolumeName = Annotated[
     ),
 ]
 VaultUrl = Annotated[str, Meta(extra={"allowed": "a file:// URL with an absolute path, such as file:///srv/vault"})]
+DayWindow = Annotated[
+    tuple[int, int],
+    Meta(extra={"unit": "window", "allowed": 'two different times of a day, "HH:MM-HH:MM"'}),
+]
 
 
 def default_state_dir() -> Path:
@@ -86,6 +90,7 @@ class Vault(msgspec.Struct, frozen=True, kw_only=True):
     retry_within_s: Annotated[float, _duration(1, 3600)] = msgspec.field(default=60.0, name="retry_within")
     reconnect_window_s: Annotated[float, _duration(0, 86_400)] = msgspec.field(default=0.0, name="reconnect_window")
     reconnect_total_s: Annotated[float, _duration(0, 86_400)] = msgspec.field(default=7200.0, name="reconnect_total")
+    on_loss: Literal["restart", "resume"] = "restart"
     share: Literal["vault", "own"] = "vault"
     compression: Literal["zstd", "lz4", "none"] = "zstd"
     pack_size_bytes: Annotated[int, _size(4 * MIB, 64 * MIB)] = msgspec.field(default=16 * MIB, name="pack_size")
@@ -109,6 +114,18 @@ class Cache(msgspec.Struct, frozen=True, kw_only=True):
     skip_after_s: Annotated[float, _duration(1, 3600)] = msgspec.field(default=10.0, name="skip_after")
 
 
+class Spool(msgspec.Struct, frozen=True, kw_only=True):
+    """`[spool]`: the folder that stands in for the vault while it is away; left out, there is no fallback.
+
+    `max_size_bytes`: None: bounded by the disk. `upload_window_minutes`: (start, end) in minutes of the local day,
+    the end the lesser one where the window crosses midnight; None: at any time.
+    """
+
+    path: Path
+    max_size_bytes: Annotated[int, _size(256 * MIB, 1024 * TIB)] | None = msgspec.field(default=None, name="max_size")
+    upload_window_minutes: DayWindow | None = msgspec.field(default=None, name="upload_window")
+
+
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
     """`[queue]`: the transmission queue both lanes share."""
 
@@ -122,6 +139,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     volumes: tuple[Volume, ...]
     vault: Vault
     cache: Cache | None = None
+    spool: Spool | None = None
     queue: Queue = Queue()
     source: Path = Path()
 
@@ -139,11 +157,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 # Settings DESIGN.md names that this version does not have yet: a promise must never be ignored in silence.
 LATER: Final[dict[str, frozenset[str]]] = {
-    "": frozenset({"spool", "schedule", "bandwidth"}),
+    "": frozenset({"schedule", "bandwidth"}),
     "system": frozenset(),
     "volume": frozenset(),
-    "vault": frozenset({"region", "endpoint_url", "credentials_file", "user", "password_file", "on_loss", "lock"}),
+    "vault": frozenset({"region", "endpoint_url", "credentials_file", "user", "password_file", "lock"}),
     "cache": frozenset({"user", "password_file", "verify", "trim"}),
+    "spool": frozenset(),
     "queue": frozenset(),
 }
 

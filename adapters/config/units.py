@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them: "64 MiB", "1.5 GB", "15 s", "10 min"."""
+"""Sizes, durations and windows of a day as people write them: "64 MiB", "1.5 GB", "10 min", "20:00-06:00"."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Final
 
 MIB: Final = 1 << 20
+TIB: Final = 1 << 40
 
 SIZES: Final = {
     "B": 1,
@@ -26,6 +27,7 @@ DURATIONS: Final = {
     "h": Decimal(3600),
     "d": Decimal(86400),
 }
+_WINDOW: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9]) ?- ?([01][0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
 _QUANTITY: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]+)", re.ASCII)
 
 
@@ -49,6 +51,20 @@ def parse_duration(text: str) -> float:
     """
     number, unit = _split(text)
     return float(number * _unit(unit, DURATIONS))
+
+
+def parse_window(text: str) -> tuple[int, int]:
+    """Return the minutes of the day at which the window `text` ("20:00-06:00") begins and ends.
+
+    Raises: ValueError, when it is no two times of a day, or twice the same.
+    """
+    match = _WINDOW.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no window such as 20:00-06:00")
+    start, end = (int(match[hour]) * 60 + int(match[hour + 1]) for hour in (1, 3))
+    if start == end:
+        raise ValueError("it ends when it begins: leave it out for the whole day")
+    return start, end
 
 
 def show_size(size: int) -> str:

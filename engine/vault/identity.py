@@ -39,8 +39,9 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True, eq=True):
 
     `system`, `domain` 16 bytes; `domain_secret`, `signing_private` (Ed25519), `listing_key`, `vault_public` (the
     pinned vault key) 32 bytes; `recovery_public` 1216 bytes; `certificate` the object's bytes, `slots` names and
-    bytes of the domain's key slots: both travel with spooled points and cache copies; `vault`, `cache` the ids of
-    the stores it was enrolled in and adopted (16 bytes; `cache` None without one).
+    bytes of the domain's key slots: both travel with spooled points and cache copies; `vault`, `cache`, `spool` the
+    ids of the stores it was enrolled in and adopted (16 bytes; None without one). `vault_pending`: the domain was
+    founded offline, and the vault with that id is still to be made.
     """
 
     system: Bytes16
@@ -56,6 +57,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True, eq=True):
     slots: list[tuple[str, bytes]]
     vault: Bytes16
     cache: Bytes16 | None = None
+    spool: Bytes16 | None = None
+    vault_pending: bool = False
     version: int = FORMAT_VERSION
 
     def __repr__(self) -> str:

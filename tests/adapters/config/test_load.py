@@ -41,7 +41,7 @@ def with_table(table: str, line: str) -> str:
     """Return MINIMAL with `line` added to `table`, which may be a new one."""
     heading = {"volume": "[[volume]]"}.get(table, f"[{table}]")
     if heading not in MINIMAL:
-        extra = 'path = "/mnt/usb"\n' if table == "cache" and not line.startswith("path") else ""
+        extra = 'path = "/mnt/usb"\n' if table in ("cache", "spool") and not line.startswith("path") else ""
         return MINIMAL + f"{heading}\n{extra}{line}\n"
     return MINIMAL.replace(heading + "\n", f"{heading}\n{line}\n")
 
@@ -51,7 +51,7 @@ def test_three_settings_are_enough() -> None:
     assert config.system.name == "web-01"
     assert config.vault.folder == Path("/srv/vault")
     assert [(volume.name, volume.path) for volume in config.volumes] == [("data", Path("/dev/vg0/data"))]
-    assert config.cache is None
+    assert (config.cache, config.spool, config.vault.on_loss) == (None, None, "restart")
     assert config.queue.size_bytes == 64 << 20
     assert config.system.identity_file == config.system.state_dir / "identity"
 
@@ -81,6 +81,7 @@ def test_every_setting_arrives_with_its_value() -> None:
         share = "own"
         compression = "lz4"
         pack_size = "4 MiB"
+        on_loss = "resume"
         paranoid = true
         delta = false
         [cache]
@@ -90,6 +91,10 @@ def test_every_setting_arrives_with_its_value() -> None:
         on_error = "fail"
         on_slow = "skip"
         skip_after = "1500 ms"
+        [spool]
+        path = "/spool"
+        max_size = "50 GiB"
+        upload_window = "20:30-06:15"
         [queue]
         size = "32 MiB"
         """
@@ -103,11 +108,14 @@ def test_every_setting_arrives_with_its_value() -> None:
     assert (vault.connect_timeout_s, vault.retries_max, vault.retry_within_s) == (2.0, 1, 120.0)
     assert (vault.reconnect_window_s, vault.reconnect_total_s) == (1800.0, 10_800.0)
     assert (vault.share, vault.compression, vault.pack_size_bytes, vault.paranoid) == ("own", "lz4", 4 << 20, True)
-    assert not vault.delta
+    assert (vault.delta, vault.on_loss) == (False, "resume")
     cache = config.cache
     assert cache is not None
     assert (cache.enabled, cache.retries_max, cache.on_error) == (False, 3, "fail")
     assert (cache.on_slow, cache.skip_after_s) == ("skip", 1.5)
+    assert config.spool is not None
+    assert (config.spool.path, config.spool.max_size_bytes) == (Path("/spool"), 50 << 30)
+    assert config.spool.upload_window_minutes == (20 * 60 + 30, 6 * 60 + 15)
     assert config.queue.size_bytes == 32 << 20
     assert config.active_cache is None
 
@@ -151,8 +159,14 @@ def test_relative_paths_are_meant_from_the_folder_of_the_file() -> None:
             "[vault] reconnect_total = 5 cannot be used: it must be text with a unit",
         ),
         ("vault", "delta = 0", "[vault] delta = 0; allowed: true or false"),
-        ("vault", 'on_loss = "resume"', "[vault] on_loss is not supported by this version yet"),
-        ("spool", 'path = "/x"', "[spool] is not supported by this version yet: remove it"),
+        ("vault", 'on_loss = "wait"', '[vault] on_loss = "wait"; allowed: "restart" or "resume"'),
+        ("vault", "lock = true", "[vault] lock is not supported by this version yet: remove it"),
+        ("spool", 'max_size = "255 MiB"', '[spool] max_size = "255 MiB"; allowed: 256 MiB to 1024 TiB'),
+        ("spool", "max_size = 300", "[spool] max_size = 300 cannot be used: it must be text with a unit"),
+        ("spool", "upload_window = 20", "[spool] upload_window = 20 cannot be used: it must be text; allowed: two"),
+        ("spool", 'upload_window = "20-6"', "'20-6' is no window such as 20:00-06:00; allowed: two different times"),
+        ("spool", 'upload_window = "20:00-24:00"', "'20:00-24:00' is no window such as 20:00-06:00"),
+        ("spool", 'upload_window = "20:00-20:00"', "it ends when it begins: leave it out for the whole day"),
         ("schedule", 'backup = "x"', "[schedule] is not supported by this version yet: remove it"),
         ("queues", 'size = "8 MiB"', "[queues] is unknown, did you mean queue? allowed tables: system, volume,"),
         ("queue", 'size = "7 MiB"', '[queue] size = "7 MiB"; allowed: 8 MiB to 222 MiB'),
@@ -236,6 +250,33 @@ def test_a_single_volume_table_is_told_how_to_be_written() -> None:
 def test_stores_and_state_inside_each_other_are_refused(vault: str, cache: str, state: str) -> None:
     text = MINIMAL.replace("/srv/vault", vault).replace("[system]", f'[system]\nstate_dir = "{state}"')
     assert "must not lie inside each other" in problem(text + f'[cache]\npath = "{cache}"\n')
+
+
+@pytest.mark.parametrize("spool", ["/srv/vault/spool", "/srv", "/srv/vault", "/c", "/c/x", "/s"])
+def test_a_spool_in_another_store_or_around_the_state_is_refused(spool: str) -> None:
+    text = MINIMAL.replace("[system]", '[system]\nstate_dir = "/s"\nidentity_file = "/keys/identity"')
+    sentence = problem(text + f'[cache]\npath = "/c"\n[spool]\npath = "{spool}"\n')
+    assert f"[spool] path ({spool})" in sentence
+    assert "must not lie inside each other" in sentence
+
+
+@pytest.mark.parametrize("spool", ["/s/volumes", "/s/index/spool", "/s/journal"])
+def test_a_spool_may_lie_in_the_state_directory_but_not_where_state_is_kept(spool: str) -> None:
+    text = MINIMAL.replace("[system]", '[system]\nstate_dir = "/s"')
+    found = parsed(text + '[spool]\npath = "/s/spool"\n').spool
+    assert found is not None
+    assert (found.path, found.max_size_bytes, found.upload_window_minutes) == (Path("/s/spool"), None, None)
+    sentence = problem(text + f'[spool]\npath = "{spool}"\n')
+    assert f"[spool] path ({spool}) is where [system] state_dir keeps its own files" in sentence
+    assert "such as /s/spool" in sentence
+
+
+def test_keys_and_volumes_in_the_spool_are_refused() -> None:
+    text = MINIMAL + '[spool]\npath = "/var/lib/forebay/spool"\n'
+    keys = text.replace("[system]", '[system]\nidentity_file = "/var/lib/forebay/spool/identity"')
+    assert "keys must not lie where the backups are" in problem(keys)
+    volume = MINIMAL.replace("/dev/vg0/data", "/spool/data.img") + '[spool]\npath = "/spool"\n'
+    assert "lies in [spool] path (/spool), where Forebay keeps its own files" in problem(volume)
 
 
 def test_a_name_that_only_begins_alike_is_not_inside() -> None:
@@ -331,8 +372,10 @@ def test_any_text_is_a_configuration_or_gets_a_sentence(text: str) -> None:
 
 
 @given(
-    st.sampled_from(["system", "vault", "cache", "queue"]),
-    st.sampled_from(["name", "state_dir", "path", "size", "retries_max", "pack_size", "enabled", "share", "verify"]),
+    st.sampled_from(["system", "vault", "cache", "spool", "queue"]),
+    st.sampled_from(
+        ["name", "state_dir", "path", "size", "retries_max", "pack_size", "enabled", "share", "verify", "upload_window"]
+    ),
     st.one_of(st.integers(), st.text(max_size=12), st.booleans(), st.floats(allow_nan=False, allow_infinity=False)),
 )
 def test_any_value_is_taken_within_its_bounds_or_gets_a_sentence(table: str, key: str, value: object) -> None:

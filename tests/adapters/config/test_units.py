@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.config.units import SIZES, parse_duration, parse_size, show_duration, show_size
+from adapters.config.units import SIZES, parse_duration, parse_size, parse_window, show_duration, show_size
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,27 @@ def test_a_duration_is_read_with_its_unit(text: str, seconds: float) -> None:
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"number with a unit|is unknown"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("20:00-06:00", (1200, 360)), ("00:00 - 23:59", (0, 1439)), (" 09:05-17:30 ", (545, 1050))],
+)
+def test_a_window_is_two_times_of_a_day(text: str, minutes: tuple[int, int]) -> None:
+    assert parse_window(text) == minutes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "20:00", "8:00-9:00", "24:00-06:00", "20:60-06:00", "20:00-06:00x", "٢0:00-06:00"]
+)
+def test_what_is_no_window_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no window such as 20:00-06:00"):
+        parse_window(text)
+
+
+def test_a_window_without_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="leave it out for the whole day"):
+        parse_window("06:00-06:00")
 
 
 @given(st.integers(0, 1 << 48))

@@ -34,6 +34,15 @@ def test_what_is_encoded_decodes_to_the_same() -> None:
     assert decode_identity(encode_identity(with_cache), WHERE) == with_cache
 
 
+def test_the_spool_and_a_vault_to_be_made_are_kept_and_absent_from_older_files() -> None:
+    offline = msgspec.structs.replace(identity(), spool=bytes(range(16)), vault_pending=True)
+    assert decode_identity(encode_identity(offline), WHERE) == offline
+    older = {name: value for name, value in fields().items() if name not in ("spool", "vault_pending")}
+    assert len(older) == len(fields()) - 2
+    read = decode_identity(rehashed(older), WHERE)
+    assert (read.spool, read.vault_pending) == (None, False)
+
+
 def test_every_flipped_bit_and_every_cut_is_damage_and_names_the_file() -> None:
     encoded = encode_identity(identity())
     for damaged in [*flips(encoded, 3), *(encoded[:n] for n in range(0, len(encoded), 31)), encoded + b"\0"]:
@@ -68,6 +77,8 @@ def test_a_newer_version_is_told_from_damage_and_unknown_fields_are_ignored() ->
         {"vault_public": bytes(32)},
         {"system": bytes(16)},
         {"slots": [("elsewhere/file", b"")]},
+        {"spool": bytes(15)},
+        {"vault_pending": 1},
     ],
 )
 def test_keys_that_do_not_belong_together_are_damage(change: dict[str, object]) -> None:
