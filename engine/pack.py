@@ -287,6 +287,11 @@ def check_pack(name: PackName, data: Bytes, keys: DomainKeys | None, verifier: V
     return entries
 
 
+def session_of(header: Bytes) -> bytes:
+    """Return the session (16 bytes) that a pack's first 64 bytes name, unchecked; fewer bytes if it is cut."""
+    return bytes(header[PACK_HEADER_BYTES - 16 : PACK_HEADER_BYTES])
+
+
 def check_header(name: PackName, header: Bytes) -> bytes:
     """Check a pack's first 64 bytes against its name and return its domain (16 bytes). Raises: StoreCorrupt."""
     where = str(name)

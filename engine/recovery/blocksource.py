@@ -1,13 +1,14 @@
 """Gives the contents of blocks, each from the nearest place that has it whole.
 
-The order for a block (DESIGN.md §2, §5): the cache, found by id; the vault, at the place the run names; then, only
-for what failed there, by id in the vault and again in the cache, every place an index knows. Nothing is believed:
-a content counts once it hashes to its ref. What fails in one place is reported and taken from the next.
+The order for a block (DESIGN.md §2, §5): the cache, found by id; the spool, if the pack the run names lies there; the
+vault, at the place the run names; then, only for what failed there, by id in each of them, every place an index knows.
+Nothing is believed: a content counts once it hashes to its ref. What fails in one place is reported and taken from the
+next.
 
-A vault without damage is read by places alone, so its index is fetched only when something is not where it should
-be. What is where it should be is read and opened in batches (`rounds.py`), deltas included. Of what is not, whole
-records are read in batches again; a block that lies as a delta somewhere is opened alone and carefully, with every
-place of its sources (`engine/opener.py`). At most `RECORDS_MAX` records are read for one block.
+Vault and spool without damage are read by places alone, so their index is fetched only when something is not where it
+should be. What is where it should be is read and opened in batches (`rounds.py`), deltas included. Of what is not,
+whole records are read in batches again; a block that lies as a delta somewhere is opened alone and carefully, with
+every place of its sources (`engine/opener.py`). At most `RECORDS_MAX` records are read for one block.
 """
 
 from __future__ import annotations
@@ -27,15 +28,23 @@ from engine.opener import RECORDS_MAX, Opener, Shelf
 from engine.packstore import PackStore
 from engine.recovery.jobs import Positions, Resolve
 from engine.recovery.opening import Take
-from engine.recovery.places import CACHE, VAULT
+from engine.recovery.places import CACHE, SPOOL, VAULT
 from engine.recovery.places import Places as Stores
 from engine.recovery.rounds import Round
 from engine.recovery.supply import Supply
 
 CAREFUL_READERS: Final = 8
-# Of one id in one store, besides the place its run names: with that one, the nearest in the cache, and as many there
-# again, no block costs more than RECORDS_MAX records.
-PLACES_TRIED_MAX: Final = (RECORDS_MAX - 2) // 2
+# Where a place a run names is looked for, the nearest first; by id, what a run would name comes first.
+FAR: Final = (SPOOL, VAULT)
+BY_ID: Final = (VAULT, SPOOL, CACHE)
+
+
+def places_tried_max(stores: int) -> int:
+    """Return how many places of one id are tried in each of `stores`, besides the first one of each.
+
+    So no block costs more than RECORDS_MAX records.
+    """
+    return (RECORDS_MAX - stores) // stores
 
 
 @dataclass(slots=True)
@@ -73,7 +82,7 @@ class BlockSource:
 
     async def record(self, ident: bytes) -> bytes | None:
         """Return a record of the id (16 bytes) from wherever an index knows one: the way out for pages."""
-        for name in (CACHE, VAULT):
+        for name in reversed(BY_ID):
             await self.supply.open_index(name)
             store = self.supply.store(name)
             if store is None:
@@ -107,6 +116,9 @@ class _Giving:
             found = await anyio.to_thread.run_sync(lambda: cache.index.lookup(ids_of(self._refs)))
             there = np.flatnonzero(found["length"])
             await self._round(CACHE, there, found[there], cache.index.pack_name)
+        await self._supply.list_spool()
+        spooled = np.flatnonzero(self.open & self._in_spool())
+        await self._round(SPOOL, spooled, self._hints[spooled], self._resolve)
         await self._round(VAULT, np.flatnonzero(self.open), self._hints[self.open], self._resolve)
         if self.open.any():
             await self._by_id()
@@ -122,14 +134,21 @@ class _Giving:
         )
         self.open[np.setdiff1d(wanted, failed)] = False
 
+    def _in_spool(self) -> Mask:
+        """Tell of each block whether the pack its run names lies in the spool."""
+        keys = np.unique(self._hints["pack"])
+        spooled = [key for key in keys.tolist() if self._supply.in_spool(self._resolve(key))]
+        found: Mask = np.isin(self._hints["pack"], np.array(spooled, np.uint64))
+        return found
+
     async def _by_id(self) -> None:
         """Try every other place the indexes know of what is still open."""
         known: dict[str, dict[int, Places]] = {}
-        for name in (VAULT, CACHE):
+        for name in BY_ID:
             await self._supply.open_index(name)
-            store = self._supply.store(name)
-            if store is not None:
-                known[name] = await anyio.to_thread.run_sync(self._look_up, store)
+        there = [(name, store) for name in BY_ID if (store := self._supply.store(name)) is not None]
+        for name, store in there:
+            known[name] = await anyio.to_thread.run_sync(self._look_up, store, places_tried_max(max(2, len(there))))
         deltas: Mask = (self._hints["length"] & DELTA_FLAG) != 0
         for at, places in (found for each in known.values() for found in each.items()):
             deltas[at] |= bool((places["length"] & DELTA_FLAG).any())
@@ -137,14 +156,14 @@ class _Giving:
             await self._try(name, places_of, np.flatnonzero(self.open & ~deltas))
         await self._carefully(np.flatnonzero(self.open & deltas).tolist())
 
-    def _look_up(self, store: PackStore) -> dict[int, Places]:
+    def _look_up(self, store: PackStore, places_max: int) -> dict[int, Places]:
         idents = ((at, self._refs[at, :ID_BYTES].tobytes()) for at in np.flatnonzero(self.open).tolist())
-        return {at: store.index.all_places(ident)[:PLACES_TRIED_MAX] for at, ident in idents}
+        return {at: store.index.all_places(ident)[:places_max] for at, ident in idents}
 
     async def _try(self, name: str, known: Mapping[int, Places], wanted: Positions) -> None:
         """Try the known places of whole records in one store, one after the other, until each block is given."""
         store = self._supply.store(name)
-        for turn in range(PLACES_TRIED_MAX):
+        for turn in range(max(map(len, known.values()), default=0)):
             trying = np.array([at for at in wanted.tolist() if self.open[at] and len(known[at]) > turn], dtype=np.intp)
             if not len(trying) or store is None:
                 return
@@ -153,12 +172,14 @@ class _Giving:
 
     async def _carefully(self, wanted: Sequence[int]) -> None:
         """Open blocks one by one, each delta's sources from every place that any store knows of."""
-        names = [name for name in (VAULT, CACHE) if self._supply.store(name) is not None]
+        names = [name for name in BY_ID if self._supply.store(name) is not None]
         if not wanted or not names:
             return
+        # Records whose place is given are asked of the first shelf: it reads them in the spool, too.
+        pinned = names[0] in FAR
         shelves = [Shelf(self._supply.stores[name].index, partial(self._supply.records, name)) for name in names]
-        opener = Opener(shelves[0].index, shelves[0].read, self._supply.keys, shelves[1:])
-        pinned = names[0] == VAULT
+        first = self._supply.pinned_records if pinned else shelves[0].read
+        opener = Opener(shelves[0].index, first, self._supply.keys, shelves[1:])
         rest = iter(wanted)
 
         async def work() -> None:

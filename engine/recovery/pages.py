@@ -1,4 +1,4 @@
-"""Pages of block maps from every place that has them: the cache's copies first, then the vault, then by id."""
+"""Pages of block maps from every place that has them: the cache's copies, the spool, the vault, then by id."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engine.packstore import PackStore
 from engine.page import PageAddress
 from engine.pagestore import Fetch, PageReader
 from engine.recovery.blocksource import BlockSource
-from engine.recovery.places import CACHE, Place
+from engine.recovery.places import VAULT, Place
 
 
 def _unknown(_: int) -> PackName | None:
@@ -51,8 +51,8 @@ class PlacesReader(PageReader):
     def _report(self, place: Place, pack: str) -> None:
         if (place.name, pack) not in self._absent:
             sentence = f"object {pack} is damaged: a page of the block map in it cannot be read"
-        elif place.name == CACHE:
-            return  # that the cache has no copy of a page pack is no damage
+        elif place.name != VAULT:
+            return  # that the cache has no copy of a page pack, or the spool never had it, is no damage
         else:
             sentence = f"object {pack} does not exist in the store"
         self._source.places.problems.add(f"{place.name}: {sentence}")

@@ -22,6 +22,7 @@ from engine.errors import (
 from engine.ports import ObjectInfo, ObjectStore
 
 CACHE: Final = "cache"
+SPOOL: Final = "spool"
 VAULT: Final = "vault"
 PROBLEMS_MAX: Final = 1000
 OBJECT_BYTES_MAX: Final = 64 << 20

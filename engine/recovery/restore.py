@@ -36,7 +36,7 @@ from engine.ports import Clock, RestoreTarget
 from engine.recovery.blocksource import BlockSource
 from engine.recovery.catalogue import Point
 from engine.recovery.pages import PlacesReader
-from engine.recovery.places import CACHE, VAULT, sole_error
+from engine.recovery.places import CACHE, SPOOL, VAULT, sole_error
 from engine.recovery.writer import Writer
 from engine.root import VolumePoint
 from engine.runs import RunReader, Window, overlay
@@ -53,8 +53,8 @@ Rows: TypeAlias = npt.NDArray[np.intp]
 class RestoreReport(msgspec.Struct, kw_only=True):
     """The document of `restore --json`.
 
-    `resumed`: bytes of the volume that an interrupted restore had done; `from_cache`, `from_vault`: bytes of content
-    each gave since; `holes`: [first block, count] of what could not be given;
+    `resumed`: bytes of the volume that an interrupted restore had done; `from_cache`, `from_vault`, `from_spool`:
+    bytes of content each gave since; `holes`: [first block, count] of what could not be given;
     `hole_blocks`: how many blocks that is, also where there are too many ranges to list; `problems`: sentences, also
     about damage that was made good from another place.
     """
@@ -67,6 +67,7 @@ class RestoreReport(msgspec.Struct, kw_only=True):
     resumed: int = 0
     from_cache: int = 0
     from_vault: int = 0
+    from_spool: int = 0
     holes: list[tuple[int, int]] = []
     hole_blocks: int = 0
     problems: list[str] = []
@@ -338,6 +339,7 @@ class Restore:
             resumed=min(self._first * BLOCK_BYTES, volume.bytes),
             from_cache=self._source.given_bytes.get(CACHE, 0),
             from_vault=self._source.given_bytes.get(VAULT, 0),
+            from_spool=self._source.given_bytes.get(SPOOL, 0),
             holes=holes.ranges,
             hole_blocks=holes.blocks,
             problems=problems + unreadable,

@@ -39,7 +39,7 @@ from engine.recovery.jobs import (
     locate,
 )
 from engine.recovery.opening import Records, Take, open_in_turn, take_apart
-from engine.recovery.places import CACHE, VAULT
+from engine.recovery.places import CACHE
 from engine.recovery.supply import Supply
 
 JOBS_MAX: Final = 6
@@ -69,7 +69,7 @@ class _Group:
 class Round:
     """Gives blocks of `refs` from the store called `home`; `run` once.
 
-    `resolve` names the packs of the places given to `run`, `pinned` those of the vault that deltas name; `count` is
+    `resolve` names the packs of the places given to `run`, `pinned` those that deltas name; `count` is
     told how many bytes of content were handed to `take`.
     """
 
@@ -139,7 +139,7 @@ class Round:
 
     async def _find_sources(self, works: Sequence[DeltaWork], places: Places) -> Spots:
         """Return where the sources of deltas are read: in the cache if it has them, else at `places`, as they say."""
-        found = self._packs.spots(VAULT, places, self._pinned)
+        found = self._supply.pinned(self._packs, places, self._pinned)
         cache = self._supply.store(CACHE)
         if cache is None or not works or not self._supply.has_index(CACHE):
             return found

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
+import numpy as np
 
+from engine.block import Places as Records
 from engine.errors import (
     FormatTooNew,
     ObjectMissing,
@@ -25,7 +27,8 @@ from engine.errors import (
 from engine.names import PackName
 from engine.packread import Extents, PackReads, Range
 from engine.packstore import PackStore
-from engine.recovery.places import Places
+from engine.recovery.jobs import Packs, Resolve, Spots
+from engine.recovery.places import SPOOL, VAULT, Places
 from engine.subkeys import DomainKeys
 
 # Packs read at once, each by up to four requests. What waits here has not begun: a call that is made and then queues
@@ -50,6 +53,7 @@ class Supply:
     _reads: dict[str, PackReads] = field(default_factory=dict)
     _turns: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(PACKS_READ_MAX))
     _indexed: set[str] = field(default_factory=set)
+    _spooled: set[PackName] | None = None
     _opening: anyio.Lock = field(default_factory=anyio.Lock)
 
     def store(self, name: str) -> PackStore | None:
@@ -82,6 +86,33 @@ class Supply:
                 # A mirror that cannot be kept (a full disk) costs the way by id, not the restore.
                 self.places.problems.add(f"the index of the {name} cannot be used: {error}")
 
+    async def list_spool(self) -> None:
+        """Find out which packs of blocks lie in the spool, once: of any other it is never asked."""
+        store = self.store(SPOOL)
+        async with self._opening:
+            if store is None or self._spooled is not None:
+                return
+            self._spooled = set()
+            try:
+                async for info in store.objects.list("data/"):
+                    pack = PackName.parse(info.name)
+                    if pack is not None and pack.size == info.size:
+                        self._spooled.add(pack)
+            except (StoreUnavailable, StoreRejected) as error:
+                self.put_aside(SPOOL, error)
+
+    def in_spool(self, pack: PackName | None) -> bool:
+        """Tell whether a pack lies in the spool, as far as `list_spool` found."""
+        return self._spooled is not None and pack in self._spooled and self.store(SPOOL) is not None
+
+    def pinned(self, packs: Packs, places: Records, resolve: Resolve) -> Spots:
+        """Return where the records at `places` are read: in the spool if their pack lies there, else in the vault."""
+        found = packs.spots(VAULT, places, resolve)
+        if not self._spooled:
+            return found
+        near = packs.spots(SPOOL, places, lambda key: pack if self.in_spool(pack := resolve(key)) else None)
+        return Spots(*(np.where(near.numbers >= 0, *columns) for columns in zip(near, found, strict=True)))
+
     async def fetch(
         self, name: str, pack: PackName, ranges: Sequence[Range], gap_bytes: int, around_bytes: int
     ) -> Extents | None:
@@ -104,6 +135,15 @@ class Supply:
         except (StoreUnavailable, StoreRejected) as error:
             self.put_aside(name, error)
             raise ObjectMissing(str(pack), f"object {pack} cannot be read: {error}") from error
+
+    async def pinned_records(self, pack: PackName, ranges: Sequence[Range]) -> list[bytes]:
+        """Return records from where `pinned` says; see `records`."""
+        if self.in_spool(pack):
+            try:
+                return await self.records(SPOOL, pack, ranges)
+            except (StoreCorrupt, ObjectMissing) as error:
+                self.note(SPOOL, error)
+        return await self.records(VAULT, pack, ranges)
 
     def _of(self, name: str, pack: PackName) -> PackReads:
         store = self.store(name)

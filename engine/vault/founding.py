@@ -179,6 +179,17 @@ def check_vault(identity: Identity, marker: FormatObject) -> None:
         )
 
 
+def check_spool(identity: Identity, marker: FormatObject) -> None:
+    """Return if `marker` is that of the spool this system has adopted. Raises: ConfigError."""
+    if identity.spool is None:
+        raise ConfigError(f"system {identity.name!r} has adopted no spool yet: run 'forebay init'")
+    if marker.store != identity.spool:
+        raise ConfigError(
+            f"[spool] path leads to spool {marker.store.hex()}, but system {identity.name!r} has adopted spool "
+            f"{identity.spool.hex()}: put that one back, or run 'forebay init --spool' to adopt this one"
+        )
+
+
 def check_pin(identity: Identity, opened: OpenedDomain) -> None:
     """Return if the slots of a domain hold the vault key this system pinned. Raises: ConfigError."""
     if identity.domain == opened.domain and identity.vault_public != opened.vault_public:

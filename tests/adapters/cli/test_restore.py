@@ -33,6 +33,7 @@ def test_latest_comes_back_from_the_cache_and_says_so(site: Site, to: Path, caps
         "resumed": 0,
         "from_cache": len(site.contents[2]),
         "from_vault": 0,
+        "from_spool": 0,
         "holes": [],
         "hole_blocks": 0,
         "problems": [],

@@ -24,7 +24,7 @@ from engine.ports import MirrorFiles
 from engine.recovery.access import Access, SystemAccess, by_passphrase
 from engine.recovery.blocksource import BlockSource
 from engine.recovery.catalogue import Catalogue, Point
-from engine.recovery.places import CACHE, VAULT, Place, Problems
+from engine.recovery.places import CACHE, SPOOL, VAULT, Place, Problems
 from engine.recovery.places import Places as Stores
 from engine.recovery.restore import Restore, RestoreReport
 from engine.recovery.sources import open_source
@@ -94,6 +94,7 @@ class System:
             slots=self.opened.slots,
             vault=world.formats[VAULT],
             cache=world.formats.get(CACHE),
+            spool=world.formats.get(SPOOL),
         )
 
 
@@ -128,25 +129,35 @@ class Side:
 
 
 class World:
-    """A vault, and a cache if wanted, with systems that back up into them.
+    """A vault, and a cache and a spool if wanted, with systems that back up into them.
 
     `delta`: a block that shares parts with the one it takes the place of goes to the vault as a delta of that one.
+    While `fallback` is set, points go to the spool instead of the vault, and lean on what both have.
     """
 
     def __init__(
-        self, *, cache: bool = True, pack_bytes: int = 300_000, codec: Codec = Codec.NONE, delta: bool = False
+        self,
+        *,
+        cache: bool = True,
+        pack_bytes: int = 300_000,
+        codec: Codec = Codec.NONE,
+        delta: bool = False,
+        spool: bool = False,
     ) -> None:
-        self.delta = delta
+        self.delta, self.fallback = delta, False
         self.contents: dict[bytes, bytes] = {}
         self.opened, self.slot = domain()
         self.keys = self.opened.keys
         self.pack_bytes, self.codec = pack_bytes, codec
         self.vault = Side(MemoryStore())
         self.cache = Side(MemoryStore()) if cache else None
+        self.spool = Side(MemoryStore()) if spool else None
         self.formats: dict[str, bytes] = {}
         self._put_format(VAULT, "vault", self.vault)
         if self.cache is not None:
             self._put_format(CACHE, "cache", self.cache)
+        if self.spool is not None:
+            self._put_format(SPOOL, "spool", self.spool)
 
     def _put_format(self, name: str, kind: StoreKind, side: Side) -> None:
         made = new_store(kind)
@@ -155,13 +166,35 @@ class World:
         side.objects.objects[self.slot[0]] = self.slot[1]
 
     @property
+    def far(self) -> Side:
+        """Where points go now: the vault, or the spool in its stead."""
+        return self.spool if self.fallback and self.spool is not None else self.vault
+
+    @property
     def sides(self) -> list[Side]:
-        return [self.vault] if self.cache is None else [self.vault, self.cache]
+        return [self.far] if self.cache is None else [self.far, self.cache]
+
+    @property
+    def all_sides(self) -> dict[str, Side]:
+        """Every store by the name of its place, nearest first."""
+        sides = {CACHE: self.cache, SPOOL: self.spool, VAULT: self.vault}
+        return {name: side for name, side in sides.items() if side is not None}
+
+    def lookup(self, ids: Ids) -> Places:
+        """Return the places of ids where points go now, else in the vault."""
+        places = self.far.lookup(ids)
+        return np.where(places["length"] > 0, places, self.vault.lookup(ids))
+
+    def pack_name(self, key: int) -> PackName | None:
+        return self.far.name(key) or self.vault.name(key)
+
+    def pack_of(self, ref: bytes) -> PackName:
+        return (self.far.places.get(ref[:16]) or self.vault.places[ref[:16]])[0]
 
     def system(self, name: str = "web-01") -> System:
         system = System(name, self.opened)
         certificate = system.certificate
-        for side in self.sides:
+        for side in self.all_sides.values():
             side.objects.objects[certificate.object_name] = certificate.data
         return system
 
@@ -205,7 +238,7 @@ class World:
             listing_key=system.listing_key,
             signer=system.signing.sign,
         )
-        for side in self.sides if copy else [self.vault]:
+        for side in self.sides if copy else [self.far]:
             await side.objects.put(point.root(system.id), data)
         root = open_root(point.root(system.id), data, system.listing_key, lambda *_: True)
         system.previous = root.as_previous
@@ -239,8 +272,8 @@ class World:
                 blocks[new[number]] = block
         self.contents |= blocks
         before = {ref: old[number] for number, ref in new.items() if number in old and self.delta}
-        for side in self.sides if copy else [self.vault]:
-            await self._send(system, session, side, blocks, before if side is self.vault else {})
+        for side in self.sides if copy else [self.far]:
+            await self._send(system, session, side, blocks, before if side is self.vault and not self.fallback else {})
         changed = sorted(number for number, ref in new.items() if old.get(number) != ref)
         zeros = sorted(set(old) - set(new))
         if changed or zeros or not runs:
@@ -254,7 +287,7 @@ class World:
         sealer = Sealer(self.codec, self.keys.blocks)
         builder = self._builder(system, session, "data")
         for ref, block in blocks.items():
-            if ref[:16] in side.places:
+            if ref[:16] in side.places or (side is self.spool and ref[:16] in self.vault.places):
                 continue
             record = self._delta(side, block, before.get(ref)) or sealer.seal(ref, block)
             if not builder.room(len(record)):
@@ -290,7 +323,7 @@ class World:
         copy: bool,
     ) -> RunDescriptor:
         async def put(pack: FinishedPack) -> None:
-            await self.vault.put(pack)
+            await self.far.put(pack)
             if copy and self.cache is not None:
                 await self.cache.put(pack)
 
@@ -299,12 +332,12 @@ class World:
             put,
             self.keys.pages,
             Sealer(Codec.ZSTD, self.keys.pages),
-            self.vault.lookup,
-            self.vault.name,
+            self.lookup,
+            self.pack_name,
         )
         chosen = [refs[number] for number in changed]
         rows = np.frombuffer(b"".join(chosen), np.uint8).reshape(-1, 48)
-        places = self.vault.lookup(np.ascontiguousarray(rows[:, :16]).view("<u8").reshape(-1, 2))
+        places = self.lookup(np.ascontiguousarray(rows[:, :16]).view("<u8").reshape(-1, 2))
         extents = [] if base else zeros
         chunk = RunChunk.of(
             np.array(changed, np.uint64),
@@ -313,7 +346,7 @@ class World:
             np.array(extents, np.uint64),
             np.ones(len(extents), np.uint64),
         )
-        packs = {self.vault.places[ref[:16]][0] for ref in chosen}
+        packs = {self.pack_of(ref) for ref in chosen}
         packs |= {self.vault.sources[ref[:16]] for ref in chosen if ref[:16] in self.vault.sources}
         return await write_run(
             writer,
@@ -327,7 +360,7 @@ class World:
 
     async def _publish(self, system: System, copy: bool) -> None:
         system.sequence += 1
-        for side in self.sides if copy else [self.vault]:
+        for side in self.sides if copy else [self.far]:
             packs = [PackAck.of(pack) for pack in side.unlisted]
             side.unlisted.clear()
             if packs:
@@ -335,11 +368,12 @@ class World:
                 await side.objects.put(str(name), encode_fragment(name, packs, self.keys, system.signing.sign))
 
     def places(self, *names: str) -> tuple[Stores, Problems]:
-        """Return the places `names` (cache and vault by default), and the list their problems go to."""
+        """Return the places `names` (all there are by default), and the list their problems go to."""
         problems = Problems()
-        stores = {VAULT: self.vault, **({CACHE: self.cache} if self.cache is not None else {})}
-        wanted = [name for name in (CACHE, VAULT) if name in (names or (CACHE, VAULT)) and name in stores]
-        return Stores([Place(name, f"memory:{name}", stores[name].objects) for name in wanted], problems), problems
+        wanted = {name: side for name, side in self.all_sides.items() if not names or name in names}
+        return Stores(
+            [Place(name, f"memory:{name}", side.objects) for name, side in wanted.items()], problems
+        ), problems
 
 
 def block(seed: int) -> bytes:
@@ -449,7 +483,8 @@ async def restore(
     async def checked(place: Place) -> None:
         from engine.vault.formatobject import read_format
 
-        await read_format(place.objects, "vault" if place.name == VAULT else "cache")
+        kinds: dict[str, StoreKind] = {VAULT: "vault", CACHE: "cache", SPOOL: "spool"}
+        await read_format(place.objects, kinds[place.name])
 
     places, _ = world.places(*only)
     await places.open(checked)

@@ -1,0 +1,300 @@
+"""The backlog: the restore points of one system that lie in its spool, and how they leave it (DESIGN.md §3.3).
+
+A point leaves in an order in which every step may be the last one the machine ever does: its root first, so that
+nothing ever names what is gone, then the packs no other spooled point lists. What an interruption leaves behind is
+found by `sweep`. There are no locks here: whoever changes the backlog holds the one of the state directory.
+
+Which packs a point needs is what the tables of its runs list. A run whose pages are not in the spool was written to
+the vault, before the vault was lost, and nothing of it lies here. A run of the spool whose table cannot be read might
+need anything: as long as a point has one, no pack is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import anyio.to_thread
+
+from engine.block import Bytes
+from engine.errors import ObjectMissing, StoreCorrupt, StoreError, StoreRejected, StoreUnavailable
+from engine.fragment import FRAGMENT_READ_MAX, open_fragment
+from engine.index import PackIndex
+from engine.names import FragmentName, PackName, PointId
+from engine.note import NoteBody, seal_note
+from engine.pack import PACK_HEADER_BYTES, session_of
+from engine.packread import PackReads
+from engine.packtable import pack_names, rows_from_bytes
+from engine.page import PageAddress
+from engine.pagestore import PageReader
+from engine.ports import ObjectStore
+from engine.recovery.access import SystemAccess, by_identity
+from engine.recovery.places import SPOOL, Place, Places, Problems
+from engine.root import Root, RunDescriptor
+from engine.runs import RunReader
+from engine.signed import OBJECT_BYTES_MAX
+from engine.vault.formatobject import read_format
+from engine.vault.founding import check_spool, flush
+from engine.vault.identity import Identity
+
+PACK_KINDS: Final = ("data", "page")
+
+
+@dataclass(frozen=True, slots=True)
+class PointPacks:
+    """The packs a point needs. `listed`: all that its runs list, those only the vault has included.
+
+    `unread`: sentences about runs whose table opens nowhere. `certain`: none of those runs lies in the spool, so that
+    nothing in the spool is needed besides `listed`.
+    """
+
+    listed: frozenset[PackName]
+    unread: tuple[str, ...] = ()
+    certain: bool = True
+
+
+class Spool:
+    """The backlog of one system; get it by `open`.
+
+    Methods raise StoreUnavailable and StoreRejected where they ask the spool.
+    """
+
+    def __init__(
+        self, objects: ObjectStore, identity: Identity, access: SystemAccess, also: Sequence[ObjectStore] = ()
+    ) -> None:
+        self.objects, self.identity = objects, identity
+        self._access = access
+        self._stores = [objects, *also]
+        self._tables: dict[bytes, frozenset[PackName]] = {}  # by run
+
+    @classmethod
+    async def open(
+        cls, objects: ObjectStore, identity: Identity, where: str = "", *, also: Sequence[ObjectStore] = ()
+    ) -> Spool:
+        """Open the spool this system has adopted; `where` names it in sentences.
+
+        `also`: further stores, such as the vault, from which pages of a run's table may be read.
+
+        Raises: StoreUnavailable (away), StoreRejected (no spool), StoreCorrupt, FormatTooNew, ConfigError (not the
+        adopted one).
+        """
+        check_spool(identity, await read_format(objects, "spool", "write"))
+        access = await by_identity(identity, Places([Place(SPOOL, where, objects)], Problems()))
+        return cls(objects, identity, access.only(), also)
+
+    async def points(self) -> list[PointId]:
+        """Return the spooled points, oldest first; one with a `removed` note is none, its root only outlived it."""
+        found = await self._roots()
+        removed = await self._removed(found)
+        return [point for point in found if point not in removed]
+
+    async def root(self, point: PointId) -> tuple[Root, bytes]:
+        """Return a spooled point's root, opened, and its bytes. Raises: ObjectMissing, StoreCorrupt, FormatTooNew."""
+        name = point.root(self.identity.system)
+        data = bytes(await self.objects.get(name, 0, OBJECT_BYTES_MAX + 1))
+        return self._access.open_root(name, data), data
+
+    async def packs_of(self, point: PointId) -> PointPacks:
+        """Return the packs a spooled point needs. Raises: as `root`, if that does not open."""
+        return await self._packs_of(point, await self.packs())
+
+    async def packs(self) -> dict[PackName, str]:
+        """Return this system's packs that lie in the spool with the right size, each with its object's name."""
+        found: dict[PackName, str] = {}
+        for kind in PACK_KINDS:
+            async for info in self.objects.list(f"{kind}/{self.identity.system.hex()}/"):
+                pack = PackName.parse(info.name)
+                if pack is not None and pack.size == info.size:
+                    found[pack] = info.name
+        return found
+
+    async def fragments(self) -> dict[FragmentName, frozenset[PackName]]:
+        """Return this system's index fragments in the spool that open, each with the packs whose records it lists."""
+        found: dict[FragmentName, frozenset[PackName]] = {}
+        async for info in self.objects.list(f"index/{self.identity.system.hex()}/"):
+            name = FragmentName.parse(info.name)
+            if name is None or info.size > FRAGMENT_READ_MAX:
+                continue
+            try:
+                data = await self.objects.get(info.name)
+                found[name] = await anyio.to_thread.run_sync(self._packs_in, name, data)
+            except (StoreCorrupt, ObjectMissing):
+                continue  # whoever uses the index reports it; here it is only left where it is
+        return found
+
+    async def notes(self) -> dict[PointId, list[str]]:
+        """Return the names of this system's notes by the point they are about, which may be in the spool no more."""
+        found: dict[PointId, list[str]] = {}
+        async for info in self.objects.list(f"note/{self.identity.system.hex()}/"):
+            if parsed := PointId.parse_note(info.name):
+                found.setdefault(parsed[1], []).append(info.name)
+        return {point: sorted(names) for point, names in sorted(found.items())}
+
+    async def used_bytes(self) -> int:
+        """Return the bytes of all objects in the spool."""
+        return sum([info.size async for info in self.objects.list("")])
+
+    async def remove(self, point: PointId) -> int:
+        """Take a point that was uploaded out of the spool, its notes included; return the bytes that got free."""
+        notes = (await self.notes()).get(point, [])
+        return await self._leave(point, notes)
+
+    async def delete(self, point: PointId, now_ms: int, text: str = "") -> int:
+        """Delete a point that was never uploaded; return the bytes that got free.
+
+        A `removed` note stays and travels with the next upload. Once it is there the point is gone, however this ends.
+        """
+        name, data = seal_note(
+            NoteBody(kind="removed", time=now_ms, text=text),
+            domain=self.identity.domain,
+            system=self.identity.system,
+            point=point,
+            certificate=self.identity.certificate_number,
+            listing_key=self.identity.listing_key,
+            signer=self.identity.signer,
+        )
+        await self.objects.put(name, data)
+        await flush(self.objects)
+        return await self._leave(point, ())
+
+    async def drop_notes(self, names: Iterable[str]) -> None:
+        """Remove notes that were uploaded."""
+        for name in names:
+            await self.objects.delete(name)
+        await flush(self.objects)
+
+    async def sweep(self, open_sessions: Collection[bytes] = ()) -> int:
+        """Finish what was interrupted: points that were deleted, packs that no point lists; return the bytes freed.
+
+        Packs of `open_sessions` (16-byte ids) stay: the next session goes on from them.
+        """
+        found = await self._roots()
+        for point in await self._removed(found):
+            await self.objects.delete(point.root(self.identity.system))
+        await flush(self.objects)
+        needed = await self._needed()
+        if needed is None:
+            return 0
+        unlisted = {pack: name for pack, name in (await self.packs()).items() if pack not in needed}
+        orphans = [pack for pack, name in unlisted.items() if await self._session(name) not in open_sessions]
+        return await self._drop(orphans)
+
+    async def _roots(self) -> list[PointId]:
+        names = [info.name async for info in self.objects.list(f"root/{self.identity.system.hex()}/")]
+        return sorted(parsed[1] for parsed in map(PointId.parse_root, names) if parsed is not None)
+
+    async def _removed(self, points: Collection[PointId]) -> set[PointId]:
+        """Return those of `points` that have a `removed` note which opens."""
+        removed: set[PointId] = set()
+        for point, names in (await self.notes()).items() if points else ():
+            for name in names if point in points else ():
+                try:
+                    note = self._access.open_note(name, bytes(await self.objects.get(name, 0, OBJECT_BYTES_MAX + 1)))
+                except (StoreCorrupt, ObjectMissing):
+                    continue
+                if note.body.kind == "removed":
+                    removed.add(point)
+        return removed
+
+    async def _packs_of(self, point: PointId, present: Collection[PackName]) -> PointPacks:
+        root, _ = await self.root(point)
+        listed: set[PackName] = set()
+        unread: list[str] = []
+        certain = True
+        for volume in root.body.volumes:
+            for run in volume.runs:
+                near = pack_names(rows_from_bytes(run.table_packs))
+                listed.update(near)
+                try:
+                    listed |= await self._listed(root, run)
+                except StoreError as error:
+                    unread.append(f"volume {volume.name!r} of restore point {point}: {error}")
+                    certain &= not any(pack in present for pack in near)
+        return PointPacks(frozenset(listed), tuple(unread), certain)
+
+    async def _listed(self, root: Root, run: RunDescriptor) -> frozenset[PackName]:
+        if run.run not in self._tables:
+            pages = _Pages(self._stores, self._access.keys(root).pages)
+            self._tables[run.run] = frozenset((await RunReader(pages, run).table()).names())
+        return self._tables[run.run]
+
+    async def _needed(self) -> frozenset[PackName] | None:
+        """Return the packs the points of the spool list; None: not all that a point needs is known."""
+        needed: set[PackName] = set()
+        present = await self.packs()
+        for point in await self.points():
+            try:
+                packs = await self._packs_of(point, present)
+            except ObjectMissing:
+                continue
+            except StoreCorrupt:
+                return None
+            if not packs.certain:
+                return None
+            needed |= packs.listed
+        return frozenset(needed)
+
+    async def _leave(self, point: PointId, notes: Iterable[str]) -> int:
+        try:
+            listed = (await self.packs_of(point)).listed
+        except (StoreCorrupt, ObjectMissing):
+            listed = frozenset()  # what it needed is not known any more: `sweep` finds what nobody lists
+        await self.objects.delete(point.root(self.identity.system))
+        await self.drop_notes(notes)
+        needed = await self._needed()
+        return await self._drop(listed - needed) if needed is not None else 0
+
+    async def _drop(self, packs: Collection[PackName]) -> int:
+        """Delete these packs, and the index fragments that list none that is left."""
+        present = await self.packs()
+        going = present.keys() & packs
+        for pack in going:
+            await self.objects.delete(present[pack])
+        left = present.keys() - going
+        for name, listed in (await self.fragments()).items() if going else ():
+            if left.isdisjoint(listed):
+                await self.objects.delete(str(name))
+        await flush(self.objects)
+        return sum(pack.size for pack in going)
+
+    async def _session(self, name: str) -> bytes:
+        try:
+            return session_of(await self.objects.get(name, 0, PACK_HEADER_BYTES))
+        except ObjectMissing:
+            return b""
+
+    def _packs_in(self, name: FragmentName, data: Bytes) -> frozenset[PackName]:
+        fragment = open_fragment(name, data, None, None)
+        rows = {int(row) for row in set(fragment.columns.pack.tolist())}
+        return frozenset(pack for row, pack in enumerate(pack_names(fragment.rows)) if row in rows)
+
+
+class _Pages(PageReader):
+    """Reads pages from the first store that has them whole."""
+
+    def __init__(self, stores: Sequence[ObjectStore], pages_subkey: bytes) -> None:
+        super().__init__(_nothing, _unknown, None, pages_subkey)
+        self._readers = [
+            PageReader(PackReads(objects, PackIndex()).read, _unknown, None, pages_subkey) for objects in stores
+        ]
+
+    async def _read(
+        self, name: PackName | None, addresses: list[PageAddress]
+    ) -> list[tuple[PageAddress, bytes, PackName | None]]:
+        failed: StoreError | None = None
+        for reader in self._readers:
+            try:
+                return await reader._read(name, addresses)
+            except (StoreCorrupt, StoreUnavailable, StoreRejected) as error:
+                failed = failed or error
+        assert failed is not None, "a spool is a store itself"
+        raise failed
+
+
+def _unknown(_: int) -> PackName | None:
+    return None
+
+
+async def _nothing(pack: PackName, _: Sequence[tuple[int, int]]) -> list[bytes]:
+    raise ObjectMissing(str(pack))
