@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -15,8 +14,7 @@ from engine.names import PackName
 from engine.pack import FinishedPack
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PackAck:
+class PackAck(msgspec.Struct, frozen=True, eq=False):
     """A pack without its bytes: see `FinishedPack` for the columns."""
 
     name: PackName

@@ -15,10 +15,10 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -78,8 +78,7 @@ _KEY_STOP: Final = ID_BYTES + KEY_BYTES
 _U64: Final = struct.Struct("<Q")
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaRecord:
+class DeltaRecord(msgspec.Struct, frozen=True):
     """A sealed delta. `packs`: those its sources lie in; `origins`: its row in local state, the bytes of an ORIGINS."""
 
     record: bytes
@@ -101,8 +100,7 @@ class DeltaRecord:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Plans:
+class _Plans(msgspec.Struct, frozen=True):
     """Where the parts of k blocks are to come from.
 
     `holders`: uint8[k, 16], the holder (0..3: old source, 4: old record) of every part that need not travel, else

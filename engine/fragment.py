@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
@@ -40,8 +40,7 @@ _COVER: Final = struct.Struct("<8sII")
 _SLICE: Final = 1 << 17  # entries checked at a time, so that checking a large fragment needs little memory
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True):
     """Where the sections of a fragment begin, in bytes; also that of the mirror's own merges (`cover_bytes`)."""
 
     entries: int
@@ -86,8 +85,7 @@ class Layout:
         return rows_from_bytes(memoryview(data)[self.table : self.cover_list])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Fragment:
+class Fragment(msgspec.Struct, frozen=True, eq=False):
     """A checked fragment over its buffer. `sources` uint32[s, 2]: (entry, pack row) of deltas' sources."""
 
     name: FragmentName

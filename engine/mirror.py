@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 from blake3 import blake3
 
@@ -45,8 +45,7 @@ class Stamp(NamedTuple):
     checksum: bytes
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Local:
+class Local(msgspec.Struct, frozen=True, eq=False):
     """One file of the mirror. `contents`: the fragments whose entries it has; `superseded`: those they stand for."""
 
     file: str

@@ -7,8 +7,9 @@ the wrong size where deleting is forbidden.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 FORMAT: Final = "format"
 RESERVED: Final = ("gc/", "pin/", "report/", "stamp/")
@@ -21,8 +22,7 @@ _SLOT = re.compile(r"key/([0-9a-f]{32})/([0-9a-f]{32})")
 _CERT = re.compile(r"cert/([0-9a-f]{32})/([0-9a-f]{32})-([0-9a-f]{8})")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PackName:
+class PackName(msgspec.Struct, frozen=True, order=True):
     """A pack: `kind` "data" or "page", `writer` 16 bytes, `hash` 32 bytes (BLAKE3 of all its bytes), `size` bytes."""
 
     kind: str
@@ -48,8 +48,7 @@ class PackName:
         return cls(kind, bytes.fromhex(writer), bytes.fromhex(digest), int(size))
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class FragmentName:
+class FragmentName(msgspec.Struct, frozen=True, order=True):
     """An index fragment: `writer` 16 bytes, `incarnation` 8 bytes, `sequence` counted from 1."""
 
     writer: bytes
@@ -69,8 +68,7 @@ class FragmentName:
         return cls(bytes.fromhex(writer), bytes.fromhex(incarnation), int(sequence, 16))
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PointId:
+class PointId(msgspec.Struct, frozen=True, order=True):
     """A restore point of a system: `order` (unsigned 64 bit), `incarnation` 8 bytes; compares oldest first."""
 
     order: int

@@ -5,7 +5,6 @@ The name of a note ends with the beginning of its hash, so that notes are never 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 import msgspec
@@ -35,8 +34,7 @@ class NoteBody(msgspec.Struct, frozen=True, kw_only=True):
     sessions: list[Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]] = []
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(msgspec.Struct, frozen=True):
     """A note that was opened."""
 
     domain: bytes

@@ -9,9 +9,9 @@ This is the careful way, one block at a time; a restore opens what is undamaged 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
+import msgspec
 import numpy as np
 
 from engine.block import ID_BYTES, LENGTH_MASK
@@ -29,8 +29,7 @@ Read: TypeAlias = Callable[[PackName, Sequence[tuple[int, int]]], Awaitable[list
 _Delta: TypeAlias = tuple[Delta, bytes, str]  # a delta, its map, the pack it lies in
 
 
-@dataclass(frozen=True, slots=True)
-class Shelf:
+class Shelf(msgspec.Struct, frozen=True):
     """One store's records: what lies where, and its ranged reads."""
 
     index: PackIndex
@@ -46,13 +45,12 @@ class Candidate(NamedTuple):
     length: int
 
 
-@dataclass(slots=True)
-class _Attempt:
+class _Attempt(msgspec.Struct):
     """What one opening has read so far, and the first thing that went wrong."""
 
     records: int = 0
     failure: StoreCorrupt | ObjectMissing | None = None
-    tried: set[Candidate] = field(default_factory=set)
+    tried: set[Candidate] = set()
 
     def failed(self, error: StoreCorrupt | ObjectMissing) -> None:
         self.failure = self.failure or error

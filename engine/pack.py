@@ -9,11 +9,11 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
@@ -54,8 +54,7 @@ U16: Final = np.dtype("<u2")
 U32: Final = np.dtype("<u4")
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class FinishedPack:
+class FinishedPack(msgspec.Struct, frozen=True, eq=False, weakref=True):
     """A pack ready to be put, and what an index has to know of it.
 
     `ids` uint64[n, 2], `offsets` uint32[n], `lengths` uint32[n] (DELTA_FLAG set for deltas), in the order of the
@@ -76,8 +75,7 @@ class FinishedPack:
         return places
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PackEntries:
+class PackEntries(msgspec.Struct, frozen=True, eq=False):
     """What a pack's footer says. `days` uint16[n]: newest inherited stamp, in days since 2020-01-01; 0: none."""
 
     name: PackName

@@ -10,9 +10,9 @@ where blocks are neighbours: 5 bytes less for each block of a first backup.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import ClassVar, Final, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -41,8 +41,7 @@ _ID_LEAF, _KEY_LEAF, _INNER, _TABLE = 1, 2, 3, 4
 _ENTRY_BYTES: Final = 8 + ID_BYTES + PLACE.itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class PageAddress:
+class PageAddress(msgspec.Struct, frozen=True):
     """Where a page lies and what opens it: `ref` 48 bytes, then its place; `pack` 0 means the naming page's pack."""
 
     ref: bytes
@@ -66,8 +65,7 @@ class PageAddress:
         return cls(child["ref"].tobytes(), int(place["pack"]), int(place["offset"]), int(place["length"]))
 
 
-@dataclass(frozen=True, slots=True)
-class IdLeaf:
+class IdLeaf(msgspec.Struct, frozen=True):
     """Blocks a run names: `blocks` ascending with `ids` and `places` beside, and extents of zero blocks between."""
 
     blocks: Blocks
@@ -133,8 +131,7 @@ def _extent_fault(blocks: Blocks, starts: Blocks, counts: Blocks) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class KeyLeaf:
+class KeyLeaf(msgspec.Struct, frozen=True):
     """The keys (`uint8[n, 32]`) of the blocks of the id leaf with the same ordinal; `first_block` is that leaf's."""
 
     first_block: int
@@ -153,8 +150,7 @@ class KeyLeaf:
         return self.first_block + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Inner:
+class Inner(msgspec.Struct, frozen=True):
     """Children of one page in ascending order; `level` 1 stands over leaves."""
 
     level: int
@@ -176,8 +172,7 @@ class Inner:
         return int(self.children["entries"].sum())
 
 
-@dataclass(frozen=True, slots=True)
-class TableLeaf:
+class TableLeaf(msgspec.Struct, frozen=True):
     """Rows of a run's pack table; `first_block` is the ordinal of the first one in the whole table."""
 
     first_block: int

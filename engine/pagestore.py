@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from engine.block import ID_BYTES, Bytes, Ids, Places, ids_from_bytes, ref_of
 from engine.errors import ObjectMissing, StoreCorrupt
@@ -33,8 +33,7 @@ Fetch: TypeAlias = Callable[[PackName, list[tuple[int, int]]], Awaitable[list[by
 FetchById: TypeAlias = Callable[[bytes], Awaitable[bytes | None]]
 
 
-@dataclass(frozen=True, slots=True)
-class PageHandle:
+class PageHandle(msgspec.Struct, frozen=True):
     """A page that was written: `pack` is the writer's ordinal of the pack it lies in."""
 
     ref: bytes

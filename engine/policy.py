@@ -7,8 +7,9 @@ own checks have the same bounds and name the key.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
+
+import msgspec
 
 from engine.errors import ConfigError
 
@@ -28,8 +29,7 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be one of: {', '.join(allowed)}")
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
+class RetryPolicy(msgspec.Struct, frozen=True):
     """When a failed call to a store is tried again, and when the store counts as lost (DESIGN.md §3.2).
 
     `retries_max` per call, `session_retries_max` over all calls of a session (None: no such bound); no retry is
@@ -63,8 +63,7 @@ class RetryPolicy:
         return min(self.backoff_max_s, self.backoff_s * 2.0 ** min(retry - 1, 64))
 
 
-@dataclass(frozen=True, slots=True)
-class ReconnectPolicy:
+class ReconnectPolicy(msgspec.Struct, frozen=True):
     """How long a session waits for a vault it lost (DESIGN.md §3.2): per loss, and altogether; 0: not at all.
 
     One prober asks: the wait before its try n (from 1) is random, between half and all of
@@ -88,8 +87,7 @@ class ReconnectPolicy:
         return jitter.uniform(bound_s / 2, bound_s)
 
 
-@dataclass(frozen=True, slots=True)
-class CacheErrorPolicy:
+class CacheErrorPolicy(msgspec.Struct, frozen=True):
     """What errors of the cache cost (DESIGN.md §3.4): `retries_max` in a session, then `on_error`.
 
     "warn" and "error" give the cache lane up for the session and go on (they differ in the exit code), "fail"
@@ -122,8 +120,7 @@ class CacheErrorPolicy:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class SlowPolicy:
+class SlowPolicy(msgspec.Struct, frozen=True):
     """What a slow cache costs: "wait" for it, or "skip" the slots that waited `skip_after_s` for it alone."""
 
     on_slow: OnSlow = "wait"
@@ -134,8 +131,7 @@ class SlowPolicy:
         _within("skip_after", self.skip_after_s, 0.1, 3600)
 
 
-@dataclass(frozen=True, slots=True)
-class QueuePolicy:
+class QueuePolicy(msgspec.Struct, frozen=True):
     """The bound of the transmission queue; with the packs in flight of the lanes there are it stays below 350 MiB."""
 
     bytes_max: int = 64 * MIB
@@ -144,8 +140,7 @@ class QueuePolicy:
         _within("queue size in MiB", self.bytes_max / MIB, 8, 222)
 
 
-@dataclass(frozen=True, slots=True)
-class LanePolicy:
+class LanePolicy(msgspec.Struct, frozen=True):
     """The bounds of one lane: size of its packs, and bytes of packs in flight, the open one included.
 
     `unflushed_records_max`: records acknowledged but not flushed, whose ids must be remembered (16 bytes each)

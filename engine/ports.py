@@ -7,15 +7,15 @@ are called from worker threads only (inside a batch's one hop), the others from 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from engine.block import Bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(msgspec.Struct, frozen=True):
     """One row of a listing: the object's name and its size in bytes."""
 
     name: str
@@ -101,8 +101,7 @@ class VolumeReader(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(msgspec.Struct, frozen=True):
     """What a tracker says has changed since the point whose `generation` it was given.
 
     `extents`: ascending, merged (offset, length) pairs in bytes, or None: nothing is known, compare the whole

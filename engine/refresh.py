@@ -7,11 +7,11 @@ missing a duplicate is allowed, believing in a ghost is not.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from engine.errors import ObjectMissing, StoreCorrupt
 from engine.fragment import FRAGMENT_READ_MAX, FRAGMENT_SIZE_MIN, Fragment, fragment_domain, open_fragment
@@ -39,8 +39,7 @@ class Members(Verifier, Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Refresh:
+class Refresh(msgspec.Struct):
     """One refresh; its results are `listed`, less what turned out to be no fragment of its name, and `problems`.
 
     `own_only`: fetch no foreign fragments. `preferred`: writers never rotated out. `index_max` bounds the bytes of
@@ -55,11 +54,11 @@ class Refresh:
     preferred: Collection[bytes] = ()
     own_only: bool = False
     index_max: int = INDEX_BYTES_MAX
-    listed: dict[FragmentName, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    _bad: set[FragmentName] = field(default_factory=set)
-    _large: anyio.Lock = field(default_factory=anyio.Lock)
-    _mirror_lock: anyio.Lock = field(default_factory=anyio.Lock)
+    listed: dict[FragmentName, int] = {}
+    problems: list[str] = []
+    _bad: set[FragmentName] = set()
+    _large: anyio.Lock = msgspec.field(default_factory=anyio.Lock)
+    _mirror_lock: anyio.Lock = msgspec.field(default_factory=anyio.Lock)
 
     async def run(self) -> None:
         """List, let go, fetch, merge. Raises: StoreUnavailable, StoreRejected, StateCorrupt, SessionAborted."""

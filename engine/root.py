@@ -8,7 +8,6 @@ from it to keys of blocks: the ref of a run's key tree travels in the run's enve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
@@ -95,8 +94,7 @@ class RootBody(msgspec.Struct, frozen=True, kw_only=True):
         return next((volume for volume in self.volumes if volume.name == name), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(msgspec.Struct, frozen=True):
     """A root that was opened: `hash` is the BLAKE3 of the whole object, what the next root's `previous` holds."""
 
     domain: bytes

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from engine.block import ID_BYTES, PLACE, REF_BYTES, Places, Refs, ids_of
@@ -28,8 +28,7 @@ from engine.pagestore import PageHandle, PageWriter
 NO_BLOCKS: Final[Blocks] = np.empty(0, np.uint64)
 
 
-@dataclass(frozen=True, slots=True)
-class RunChunk:
+class RunChunk(msgspec.Struct, frozen=True):
     """A stretch of a run: `blocks` ascending with `refs` and `places` beside, extents of zero blocks between them."""
 
     blocks: Blocks
@@ -149,8 +148,7 @@ class LeafCutter:
             yield leaf
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
+class _Node(msgspec.Struct, frozen=True):
     first: int
     entries: int
     handle: PageHandle

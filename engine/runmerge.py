@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
 import numpy as np
 
 from engine.block import Mask
@@ -48,8 +48,7 @@ def plan_merge(sizes: Sequence[int], runs_max: int = RUNS_MAX) -> tuple[int, int
     return best
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Covered:
+class Covered(msgspec.Struct, frozen=True, eq=False):
     """Blocks that count, in ascending order: `blocks` whose newest naming is an id, extents where it is zero."""
 
     blocks: Blocks

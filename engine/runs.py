@@ -12,10 +12,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from typing import Final
 
 import anyio.to_thread
+import msgspec
 import numpy as np
 
 from engine.block import ID_BYTES, PLACE, REF_BYTES, Places, Refs
@@ -156,8 +156,7 @@ def _encode_leaves(batch: list[tuple[IdLeaf, Keys]]) -> tuple[list[bytes], list[
     return ids, [encode(KeyLeaf(leaf.first_block, keys)) for leaf, keys in batch]
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
+class _Node(msgspec.Struct, frozen=True):
     """A page to be read and what the page above says of it; None where nothing is above.
 
     All it names lies in [first, stop). `within` is the pack of the page above.
@@ -308,8 +307,7 @@ def _children(page: Inner, node: _Node, pack: PackName | None, first: int, stop:
     ]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Window:
+class Window(msgspec.Struct, frozen=True, eq=False):
     """The state of the blocks from `first` on: `refs` uint8[n, 48] and `places`, all zero where a block is zero."""
 
     first: int

@@ -12,7 +12,6 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
 import msgspec
@@ -39,8 +38,7 @@ _TAG_BYTES: Final = 16
 Body = TypeVar("Body")
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     """What is readable without a key: `domain`, `system` 16 bytes each, the point, the kind's own `fields`."""
 
     domain: bytes
@@ -50,8 +48,7 @@ class Header:
     certificate: int
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(msgspec.Struct, frozen=True):
     """A kind of signed object: `magic` 8 bytes, `label` of its signatures, `field_bytes` of its own header fields."""
 
     word: str

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from engine.block import PLACE, Ids, Mask, Places
@@ -20,8 +20,7 @@ _SORTED_MIN: Final = 256
 _ROWS_COMPARED: Final = 1 << 16
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ViewSet:
+class ViewSet(msgspec.Struct, frozen=True, eq=False):
     """What is looked up, replaced as a whole: `fresh` packs that no fragment lists yet, own and foreign views.
 
     Ids are looked for in fresh packs only if `gate` lets them through for group 0, and in a view of `groups` only if
@@ -32,7 +31,7 @@ class ViewSet:
     own: tuple[View, ...]
     foreign: tuple[View, ...]
     gate: IdFilter
-    groups: Mapping[View, int] = field(default_factory=dict)
+    groups: Mapping[View, int] = {}
     weighed: bool = False
 
     @classmethod
@@ -94,18 +93,18 @@ class ViewSet:
         gate = IdFilter(_FRESH_EXPECTED + sum(map(len, groups)), 1 + max(groups.values(), default=0))
         for view, group in groups.items():
             gate.add(view.columns.lo, view.columns.hi, group)
-        return replace(self, fresh=(), gate=gate, groups=groups, weighed=True)
+        return msgspec.structs.replace(self, fresh=(), gate=gate, groups=groups, weighed=True)
 
     def behind(self, gated: ViewSet) -> ViewSet:
         """Return `gated`, of the same own and foreign views, with the fresh packs of this set."""
         for view in self.fresh:
             gated.gate.add(view.columns.lo, view.columns.hi)
-        return replace(gated, fresh=self.fresh)
+        return msgspec.structs.replace(gated, fresh=self.fresh)
 
     def with_pack(self, view: View, fresh: Sequence[View]) -> ViewSet:
         """Return this with other fresh packs: `view` is new among them."""
         self.gate.add(view.columns.lo, view.columns.hi)
-        return replace(self, fresh=tuple(fresh))
+        return msgspec.structs.replace(self, fresh=tuple(fresh))
 
 
 def bar_ambiguous(own: Sequence[View], foreign: Sequence[View]) -> None:

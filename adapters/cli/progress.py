@@ -10,9 +10,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self
+
+import msgspec
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -22,8 +23,7 @@ RATE_WINDOW_S: Final = 10.0
 SAMPLES_MAX: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """How things stand at one moment.
 
     `done_bytes` of `total_bytes` (None: unknown), `lanes`: per lane how full its side of the queue is, 0.0 to 1.0,
@@ -32,12 +32,11 @@ class Snapshot:
 
     done_bytes: int
     total_bytes: int | None = None
-    lanes: Mapping[str, float] = field(default_factory=dict)
+    lanes: Mapping[str, float] = {}
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(msgspec.Struct, frozen=True):
     """What follows from the snapshots so far: bytes a second of late, and the seconds left, if that can be said."""
 
     rate: float

@@ -12,8 +12,9 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from adapters.directio import STEP_BYTES, NewFile
 from adapters.stores.calls import Call
@@ -35,8 +36,7 @@ else:
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV, errno.EMLINK})
 
 
-@dataclass(frozen=True, slots=True)
-class OpenRoot:
+class OpenRoot(msgspec.Struct, frozen=True):
     """The root folder, opened: on POSIX names are relative to `fd`, on Windows (`fd` None) paths are whole."""
 
     root: str

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -16,8 +16,7 @@ from engine.state import Pages
 Positions: TypeAlias = npt.NDArray[np.intp]
 
 
-@dataclass(slots=True)
-class Blocks:
+class Blocks(msgspec.Struct):
     """k blocks on `pages`, a row each: block i is entry `bit_of[i]` of `pages[page_of[i]]`.
 
     `refs`, `old_refs`: as it is now and in the map (uint8[k, 48]); `changed`: whether they differ; `forced`: the vault

@@ -10,8 +10,8 @@ were unreadable ∪ whatever a change of size touches.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from engine.bits import any_along, masks_of, rows_of
@@ -25,8 +25,7 @@ WORK_PAGES_MAX = 64
 _NO_PAGES: Pages = np.empty(0, dtype=np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """What one hop to a worker thread does: up to 64 pages, at most 64 blocks to read unless it is one page.
 
     `read`, `zero`: candidates with data, candidates in holes; `force`: of `read`, those the vault is asked about
@@ -39,8 +38,7 @@ class Work:
     force: Masks
 
 
-@dataclass(frozen=True, slots=True)
-class CandidatePlan:
+class CandidatePlan(msgspec.Struct, frozen=True):
     """Where to look: `extents` None means everywhere (full compare), else merged (offset, length) pairs in bytes.
 
     `volume_bytes` is the size now, `parent_bytes` that of the map; `missing_unknown`: nothing is known of what
@@ -52,7 +50,7 @@ class CandidatePlan:
     extents: list[tuple[int, int]] | None
     missing_unknown: bool = False
     heal: bool = False
-    unreadable: list[int] = field(default_factory=list)
+    unreadable: list[int] = []
 
 
 def candidates(reader: VolumeReader, state: VolumeState, plan: CandidatePlan) -> Iterator[Work]:

@@ -18,10 +18,10 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Final, TypeVar, cast
 
 import anyio
+import msgspec
 import structlog
 
 from engine.block import Bytes
@@ -41,8 +41,7 @@ class VaultLost(StoreUnavailable):
     """The vault was lost and did not come back in time: this session uses it no more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outage:
+class Outage(msgspec.Struct, frozen=True):
     """A vault that is waited for: since and until when (ms since 1970 UTC), and what the loss was."""
 
     since_ms: int

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
 
 import anyio.to_thread
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -31,8 +31,7 @@ from engine.runs import RunReader, write_run
 from engine.state import VolumeState
 
 
-@dataclass(slots=True)
-class RunMaker:
+class RunMaker(msgspec.Struct):
     """Writes the runs of one volume.
 
     `name_packs` names packs by their keys (None: unknown to the index); `delta_sources` gives, for ids and places,
@@ -46,7 +45,7 @@ class RunMaker:
     name_packs: Callable[[npt.NDArray[np.uint64]], Sequence[PackName | None]]
     delta_sources: Callable[[Ids, Places], tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64], Mask]]
     seal_envelope: Callable[[bytes, bytes], bytes]
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = []
 
     async def runs(self, parent: Sequence[RunDescriptor]) -> list[RunDescriptor]:
         """Return the runs of the new point, oldest first, all written. Raises: StoreError, StateCorrupt."""
@@ -151,8 +150,7 @@ class RunMaker:
         return RunChunk(part.blocks, entries["ref"], entries["place"], *zeros)
 
 
-@dataclass(frozen=True, slots=True)
-class StagedRun:
+class StagedRun(msgspec.Struct, frozen=True):
     """What a session has staged, seen as the run it will be: the newest of its volume."""
 
     state: VolumeState

@@ -9,9 +9,9 @@ objects of its own names only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import anyio.to_thread
+import msgspec
 import numpy as np
 import structlog
 
@@ -27,8 +27,7 @@ from engine.runs import RunReader
 log = structlog.get_logger("commit")
 
 
-@dataclass(frozen=True, slots=True)
-class PageCopies:
+class PageCopies(msgspec.Struct, frozen=True):
     """Brings pages from `vault` to `cache`; `reader` reads the vault's, `new_pack` opens an own page pack."""
 
     vault: PackStore

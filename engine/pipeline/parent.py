@@ -15,10 +15,10 @@ Rules (DESIGN.md §4 Commit, §5 Domains and identity, Rollback):
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from heapq import nlargest
 from typing import Final
 
+import msgspec
 from blake3 import blake3
 
 from engine.errors import FormatTooNew, ObjectMissing, StateCorrupt, StoreCorrupt
@@ -34,8 +34,7 @@ ROOTS_TRIED_MAX: Final = 64
 ORDER_OF_CLOCKS_MAX: Final = 1 << 62  # milliseconds
 
 
-@dataclass(slots=True)
-class Parent:
+class Parent(msgspec.Struct):
     """What a session starts from.
 
     `newest`: the greatest point of the system seen anywhere (None: there is none); `order_min`: what the order of
@@ -47,7 +46,7 @@ class Parent:
     order_min: int = 0
     previous: PreviousRoot | None = None
     lost: bool = False
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = []
 
     def next_order(self, clock_ms: int) -> int:
         """Return the order of the next root: after everything seen, and not before the clock."""
@@ -155,8 +154,7 @@ def _newest(state: StateStore, system: bytes, parent: Parent, vault_id: bytes) -
     return newest if newest is not None and newest.vault == vault_id else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Roots:
+class _Roots(msgspec.Struct, frozen=True):
     """The roots of the system in the vault."""
 
     vault: ObjectStore

@@ -15,9 +15,9 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -58,8 +58,7 @@ class Claims(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Parcel:
+class Parcel(msgspec.Struct):
     """One sealed record on its way: `lanes` is the bit set of lanes that have to take it.
 
     `packs`: of a delta, those its sources lie in.
@@ -71,8 +70,7 @@ class Parcel:
     packs: tuple[PackName, ...] = ()
 
 
-@dataclass(slots=True)
-class Look:
+class Look(msgspec.Struct):
     """What reading one work found: sums, unreadable (offset, length) ranges in bytes, what has to be acted on, if any.
 
     The contents of `blocks` are valid until the thread's next read, unless they were kept.
@@ -91,13 +89,12 @@ class Look:
             self.blocks.contents = [memoryview(bytes(content)) for content in self.blocks.contents]
 
 
-@dataclass(slots=True)
-class Batch:
+class Batch(msgspec.Struct):
     """What was made of some works: parcels for the queue, sums, and unreadable (offset, length) ranges in bytes."""
 
     parcels: list[Parcel]
     counts: Counts
-    unreadable: list[tuple[int, int]] = field(default_factory=list)
+    unreadable: list[tuple[int, int]] = []
 
 
 class Producer:

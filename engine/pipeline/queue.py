@@ -36,11 +36,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
 from typing import Final, Self
 
+import msgspec
 from anyio import Event
 from anyio.lowlevel import checkpoint
 
@@ -81,8 +81,7 @@ class Slot:
         self.packs = packs
 
 
-@dataclass(frozen=True, slots=True)
-class Fill:
+class Fill(msgspec.Struct, frozen=True):
     """How full the queue is: bytes of open slots, bytes each lane still has to take, the bound, producers waiting."""
 
     held_bytes: int

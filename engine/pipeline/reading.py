@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from engine.bits import rows_of
@@ -29,8 +29,7 @@ BUFFER_ALIGNMENT: Final = 4096  # of batch buffers: devices can then be read str
 _ZERO_REF: Final = bytes(REF_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(msgspec.Struct, frozen=True):
     """Blocks read by a hop: their row and bit in the work's pages, their refs (zero for zero blocks), contents.
 
     `contents` lie in the thread's buffer and are valid until its next read.

@@ -17,11 +17,11 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
 import anyio.to_thread
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -41,8 +41,7 @@ SOURCES_READ_MAX: Final = 32
 OTHERS_TRUSTED_ROUNDS: Final = 3
 
 
-@dataclass(slots=True)
-class Reliance:
+class Reliance(msgspec.Struct):
     """The checks of one session over one vault."""
 
     store: PackStore
@@ -50,14 +49,14 @@ class Reliance:
     blocks_subkey: bytes
     chance: random.Random
     trust_history: bool = True
-    problems: list[str] = field(default_factory=list)
-    _known_bad: set[int] = field(default_factory=set)  # by earlier sessions, and some volume is not healed of it yet
-    _suspects: set[bytes] = field(default_factory=set)  # other systems of which a pack was found gone
+    problems: list[str] = []
+    _known_bad: set[int] = set()  # by earlier sessions, and some volume is not healed of it yet
+    _suspects: set[bytes] = set()  # other systems of which a pack was found gone
     _rounds_failed: int = 0
     _read_bytes: int = 0
-    _gone: set[int] = field(default_factory=set)
-    _bad: set[int] = field(default_factory=set)  # all that ever were in `_gone`
-    _sound: set[int] = field(default_factory=set)  # keys of the packs of which a source was read
+    _gone: set[int] = set()
+    _bad: set[int] = set()  # all that ever were in `_gone`
+    _sound: set[int] = set()  # keys of the packs of which a source was read
 
     def recall(self, volumes: Sequence[str]) -> None:
         """Rely on nothing that earlier sessions found to be bad (*sync*); `volumes` are those of this session.

@@ -22,8 +22,9 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TypeVar, cast
+
+import msgspec
 
 from engine.block import Bytes
 from engine.errors import StoreUnavailable
@@ -34,8 +35,7 @@ from engine.ports import Clock, ObjectInfo, ObjectStore
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class FailedTry:
+class FailedTry(msgspec.Struct, frozen=True):
     """A call that failed and will be tried again: for the log. `retry` counts from 1, `wait_s` is before it."""
 
     operation: str

@@ -13,9 +13,10 @@ Rules (DESIGN.md §3.1, §3.2):
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, TypeAlias
+
+import msgspec
 
 Route: TypeAlias = Literal["VAULT", "RECONNECTING", "FALLBACK", "ABORTED"]
 
@@ -34,8 +35,7 @@ class IllegalEvent(Exception):
     """An event that cannot happen on this route: a bug, not the world's doing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Means:
+class Means(msgspec.Struct, frozen=True):
     """What there is to go on with: `window`: there is time to wait for the vault; `spool`: there is a spool."""
 
     window: bool

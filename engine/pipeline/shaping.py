@@ -13,9 +13,9 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
@@ -40,8 +40,7 @@ _NO_ORIGINS: Final = bytes(ORIGINS.itemsize)
 PackKeys: TypeAlias = npt.NDArray[np.uint64]
 
 
-@dataclass(slots=True)
-class Shaped:
+class Shaped(msgspec.Struct):
     """The parts of the staged ones among some blocks, at `positions`: digests, what was known, deltas.
 
     `known`, `origins`: of the map, shape (k,), zero where nothing is known; `deltas` by position among the blocks.
@@ -50,11 +49,10 @@ class Shaped:
     positions: Positions
     digests: PartDigests
     known: PartEntries
-    deltas: dict[int, DeltaRecord] = field(default_factory=dict)
+    deltas: dict[int, DeltaRecord] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class SourceSample:
+class SourceSample(msgspec.Struct, frozen=True):
     """A source as some delta uses it: which parts it is to hold, by number, and their digests under `seed`."""
 
     source: Source

@@ -10,12 +10,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+import msgspec
 
 from engine.block import BATCH_BLOCKS, BATCH_BYTES
 from engine.errors import ForebayError
@@ -35,8 +35,7 @@ HOP_BYTES: Final = BATCH_BYTES // 2
 KEPT_BLOCKS_MAX: Final = BATCH_BLOCKS // 2
 
 
-@dataclass(slots=True)
-class Transmitter:
+class Transmitter(msgspec.Struct):
     """The lanes of a session and the bounds of its rounds; `workers` batches are made at once."""
 
     lanes: Sequence[Lane]

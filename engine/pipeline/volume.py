@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from engine.block import BLOCK_BYTES, blocks_in
@@ -41,8 +41,7 @@ UNREADABLE_RANGES_MAX: Final = 1024
 UNREADABLE_BYTES_MAX: Final = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class VolumeSource:
+class VolumeSource(msgspec.Struct, frozen=True):
     """A volume of the configuration; `open` raises SourceError or ConfigError."""
 
     name: str
@@ -51,8 +50,7 @@ class VolumeSource:
     skip_unreadable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Manner:
+class Manner(msgspec.Struct, frozen=True):
     """How a session reads its volumes: who it is, how blocks are sealed, which stores are asked what they lack.
 
     `paranoid`: open everything again that was just sealed; `delta`: send only changed parts to the vault.
@@ -66,8 +64,7 @@ class Manner:
     delta: bool = True
 
 
-@dataclass(slots=True)
-class VolumeRun:
+class VolumeRun(msgspec.Struct):
     """A volume while a session runs."""
 
     source: VolumeSource
@@ -78,8 +75,8 @@ class VolumeRun:
     changes: Changes
     missing_unknown: bool
     heal: bool
-    report: VolumeReport = field(default_factory=VolumeReport)
-    unreadable: list[tuple[int, int]] = field(default_factory=list)
+    report: VolumeReport = msgspec.field(default_factory=VolumeReport)
+    unreadable: list[tuple[int, int]] = []
     extents: list[tuple[int, int]] | None = None
     position: int = 0  # bytes of the volume that were looked at so far
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import secrets
 import struct
-from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+import msgspec
 from blake3 import blake3
 
 from engine.errors import FormatTooNew, ObjectMissing, StoreCorrupt, StoreRejected, StoreUnavailable
@@ -33,8 +33,7 @@ _SIZE_MAX: Final = 4096
 _KINDS: Final[dict[StoreKind, int]] = {"vault": 1, "cache": 2, "spool": 3}
 
 
-@dataclass(frozen=True, slots=True)
-class FormatObject:
+class FormatObject(msgspec.Struct, frozen=True):
     """What a store says about itself: `store` is its random 16-byte id; flags are mandatory for their use."""
 
     kind: StoreKind

@@ -14,7 +14,6 @@ from __future__ import annotations
 import secrets
 import unicodedata
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import anyio.to_thread
@@ -36,8 +35,7 @@ Stage: TypeAlias = Callable[[Identity], Awaitable[None]]
 _NUMBERS_TRIED_MAX: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Enrolment:
+class Enrolment(msgspec.Struct, frozen=True):
     """What `enrol` did. `founded`: a domain was made; `resumed`: an interrupted enrolment was finished.
 
     `problems`: sentences about slots and certificates that are damaged or foreign.
@@ -49,16 +47,14 @@ class Enrolment:
     problems: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Adoption:
+class Adoption(msgspec.Struct, frozen=True):
     """What `adopt_cache` did. `identity` names the cache; `foreign`: how many other domains use it, too."""
 
     identity: Identity
     foreign: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Joining:
+class _Joining(msgspec.Struct, frozen=True):
     """The domain a system is being enrolled in."""
 
     marker: FormatObject

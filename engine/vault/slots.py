@@ -52,8 +52,7 @@ _ITERATIONS: Final = (1, 16)
 _LANES: Final = (1, 16)
 
 
-@dataclass(frozen=True, slots=True)
-class KdfCost:
+class KdfCost(msgspec.Struct, frozen=True):
     """What one guess at a passphrase costs: Argon2id memory in KiB, iterations, lanes. Raises: ValueError."""
 
     memory_kib: int = 256 * 1024
@@ -128,8 +127,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
         return "_Body(***)"
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(msgspec.Struct, frozen=True):
     """A slot object whose checksum, header and bounds are in order; not opened yet."""
 
     name: str

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator
-from dataclasses import replace
 
 import anyio
 import msgspec
@@ -137,7 +136,7 @@ def test_a_dense_base_shares_its_pages_when_it_is_written_again() -> None:
         whole = sum(len(data) for data in vault.packs.values())
         refs = content.refs.copy()
         refs[5000] ^= 1
-        again = await vault.write(replace(content, refs=refs), base=True)
+        again = await vault.write(msgspec.structs.replace(content, refs=refs), base=True)
         added = sum(len(data) for data in vault.packs.values()) - whole
         assert added < whole / 40
         reader = again.read(vault)
@@ -179,7 +178,7 @@ def test_memory_does_not_grow_with_the_run() -> None:
     def chunks(count: int) -> Iterator[RunChunk]:
         model = chunk(list(range(4096)))
         for first in range(0, count, 4096):
-            yield replace(model, blocks=model.blocks + np.uint64(first))
+            yield msgspec.structs.replace(model, blocks=model.blocks + np.uint64(first))
 
     def peak(count: int) -> int:
         async def main() -> None:
