@@ -1,4 +1,4 @@
-"""How a system gets into a domain: founding, joining, replacing, and adopting a cache (DESIGN.md §8, `init`).
+"""How a system gets into a domain: founding, joining, replacing (DESIGN.md §8, `init`).
 
 Every step may be the last one the machine ever does, so each leaves something the next run understands: first the
 slot (a vault with a slot and no system is joined like any other), then the new identity is given to `stage`, then
@@ -45,13 +45,6 @@ class Enrolment(msgspec.Struct, frozen=True):
     founded: bool
     resumed: bool
     problems: list[str]
-
-
-class Adoption(msgspec.Struct, frozen=True):
-    """What `adopt_cache` did. `identity` names the cache; `foreign`: how many other domains use it, too."""
-
-    identity: Identity
-    foreign: int
 
 
 class _Joining(msgspec.Struct, frozen=True):
@@ -116,10 +109,10 @@ async def publish(objects: ObjectStore, identity: Identity) -> None:
     Raises: StoreCorrupt if the store holds something else under one of the names: its keys are not the ones this
     system pinned, or it is a forgery; StoreUnavailable, StoreRejected.
     """
-    if identity.domain not in await _slot_domains(objects):
+    if identity.domain not in await slot_domains(objects):
         for name, data in identity.slots:
-            await _put_absent(objects, name, data, SLOT_BYTES_MAX)
-    await _put_absent(objects, identity.certificate_name, identity.certificate, CERTIFICATE_BYTES_MAX)
+            await put_absent(objects, name, data, SLOT_BYTES_MAX)
+    await put_absent(objects, identity.certificate_name, identity.certificate, CERTIFICATE_BYTES_MAX)
     await flush(objects)
 
 
@@ -145,25 +138,6 @@ async def check_enrolment(vault: ObjectStore, identity: Identity) -> Certificate
         "machine was enrolled with: the vault shows another vault key than the pinned one, or the object was damaged "
         "or forged; check [vault] url, and do not back up to it before this is clear"
     )
-
-
-async def adopt_cache(cache: ObjectStore, identity: Identity, known: Certificates | None = None) -> Adoption:
-    """Make `cache`, which has its format object, the cache of this system; it may serve other domains, too.
-
-    Key slots, this system's certificate and (from `known`) its earlier ones are copied into it, so that a restore
-    needs nothing but the cache.
-
-    Raises: StoreCorrupt (also if it is no cache), FormatTooNew, StoreUnavailable, StoreRejected.
-    """
-    marker = await read_format(cache, "cache", "write")
-    for name, data in identity.slots:
-        await _put_absent(cache, name, data, SLOT_BYTES_MAX)
-    for certificate in known.all() if known is not None else []:
-        if certificate.system == identity.system:
-            await _put_absent(cache, certificate.object_name, certificate.data, CERTIFICATE_BYTES_MAX)
-    await publish(cache, identity)
-    foreign = await _slot_domains(cache) - {identity.domain}
-    return Adoption(msgspec.structs.replace(identity, cache=marker.store), len(foreign))
 
 
 def check_vault(identity: Identity, marker: FormatObject) -> None:
@@ -208,6 +182,69 @@ async def flush(objects: ObjectStore) -> None:
     barrier = getattr(objects, "flush", None)
     if barrier is not None:
         await barrier()
+
+
+def make_identity(
+    opened: OpenedDomain,
+    name: str,
+    vault: bytes,
+    now_ms: int,
+    system: bytes,
+    number: int,
+    listing_key: bytes,
+) -> Identity:
+    """Return the identity of a system with a new signing key, and with certificate `number` for it.
+
+    `vault` and `system` are 16 bytes, `listing_key` 32.
+    """
+    signing = Ed25519PrivateKey.generate()
+    certificate = issue(
+        opened,
+        system=system,
+        number=number,
+        name=name,
+        signing_public=signing.public_key().public_bytes_raw(),
+        listing_key=listing_key,
+        issued_ms=now_ms,
+    )
+    return Identity(
+        system=system,
+        name=name,
+        domain=opened.domain,
+        domain_secret=opened.domain_secret,
+        signing_private=signing.private_bytes_raw(),
+        listing_key=listing_key,
+        recovery_public=opened.recovery_public,
+        vault_public=opened.vault_public,
+        certificate_number=number,
+        certificate=certificate.data,
+        slots=opened.slots,
+        vault=vault,
+    )
+
+
+async def put_absent(objects: ObjectStore, name: str, data: bytes, bytes_max: int) -> None:
+    """Put an object unless it is there already.
+
+    Raises: StoreCorrupt if another one is; StoreUnavailable, StoreRejected.
+    """
+    try:
+        there = await objects.get(name, 0, bytes_max + 1)
+    except ObjectMissing:
+        await objects.put(name, data)
+        return
+    if there != data:
+        raise StoreCorrupt(
+            name,
+            "it is not what this machine was enrolled with: the store was replaced, or the object is damaged or "
+            "forged; if the store is the right one, remove the object and run 'forebay init' again",
+        )
+
+
+async def slot_domains(objects: ObjectStore) -> set[bytes]:
+    """Return the ids (16 bytes) of the domains that have key slots in a store. Raises: as its `list`."""
+    parsed = [parse_slot(name) for name in await _slots_in(objects)]
+    return {found_slot[0] for found_slot in parsed if found_slot is not None}
 
 
 async def _found(
@@ -270,30 +307,7 @@ async def _new_identity(vault: ObjectStore, joining: _Joining, now_ms: int, repl
     else:
         system, number = taken, await _free_number(vault, joining.known, taken)
         listing_key = joining.known.open_listing_key(taken, opened.recovery_private)
-    signing = Ed25519PrivateKey.generate()
-    certificate = issue(
-        opened,
-        system=system,
-        number=number,
-        name=joining.name,
-        signing_public=signing.public_key().public_bytes_raw(),
-        listing_key=listing_key,
-        issued_ms=now_ms,
-    )
-    return Identity(
-        system=system,
-        name=joining.name,
-        domain=opened.domain,
-        domain_secret=opened.domain_secret,
-        signing_private=signing.private_bytes_raw(),
-        listing_key=listing_key,
-        recovery_public=opened.recovery_public,
-        vault_public=opened.vault_public,
-        certificate_number=number,
-        certificate=certificate.data,
-        slots=opened.slots,
-        vault=joining.marker.store,
-    )
+    return make_identity(opened, joining.name, joining.marker.store, now_ms, system, number, listing_key)
 
 
 async def _free_number(vault: ObjectStore, known: Certificates, system: bytes) -> int:
@@ -332,25 +346,5 @@ def _taken(name: str, system: bytes) -> ConfigError:
     )
 
 
-async def _put_absent(objects: ObjectStore, name: str, data: bytes, bytes_max: int) -> None:
-    """Put an object unless it is there already. Raises: StoreCorrupt if another one is."""
-    try:
-        there = await objects.get(name, 0, bytes_max + 1)
-    except ObjectMissing:
-        await objects.put(name, data)
-        return
-    if there != data:
-        raise StoreCorrupt(
-            name,
-            "it is not what this machine was enrolled with: the store was replaced, or the object is damaged or "
-            "forged; if the store is the right one, remove the object and run 'forebay init' again",
-        )
-
-
 async def _slots_in(objects: ObjectStore) -> list[str]:
     return sorted([info.name async for info in objects.list("key/") if parse_slot(info.name)])
-
-
-async def _slot_domains(objects: ObjectStore) -> set[bytes]:
-    parsed = [parse_slot(name) for name in await _slots_in(objects)]
-    return {found_slot[0] for found_slot in parsed if found_slot is not None}

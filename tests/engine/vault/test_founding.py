@@ -11,11 +11,11 @@ import pytest
 from engine.block import Bytes
 from engine.errors import ConfigError, FormatTooNew, StoreCorrupt, StoreRejected, StoreUnavailable
 from engine.ports import ObjectInfo
+from engine.vault.adoption import adopt_cache
 from engine.vault.certificate import Certificates
 from engine.vault.formatobject import FormatObject, new_store
 from engine.vault.founding import (
     Enrolment,
-    adopt_cache,
     check_enrolment,
     check_name,
     check_pin,
