@@ -12,28 +12,27 @@ need anything: as long as a point has one, no pack is dropped.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import anyio.to_thread
+import msgspec
 
 from engine.block import Bytes
 from engine.errors import ObjectMissing, StoreCorrupt, StoreError, StoreRejected, StoreUnavailable
 from engine.fragment import FRAGMENT_READ_MAX, open_fragment
 from engine.index import PackIndex
 from engine.names import FragmentName, PackName, PointId
-from engine.note import NoteBody, seal_note
+from engine.note import NoteBody, open_note, seal_note
 from engine.pack import PACK_HEADER_BYTES, session_of
 from engine.packread import PackReads
 from engine.packtable import pack_names, rows_from_bytes
 from engine.page import PageAddress
 from engine.pagestore import PageReader
 from engine.ports import ObjectStore
-from engine.recovery.access import SystemAccess, by_identity
-from engine.recovery.places import SPOOL, Place, Places, Problems
-from engine.root import Root, RunDescriptor
+from engine.root import Root, RunDescriptor, open_root
 from engine.runs import RunReader
 from engine.signed import OBJECT_BYTES_MAX
+from engine.vault.certificate import Certificates
 from engine.vault.formatobject import read_format
 from engine.vault.founding import check_spool, flush
 from engine.vault.identity import Identity
@@ -41,8 +40,7 @@ from engine.vault.identity import Identity
 PACK_KINDS: Final = ("data", "page")
 
 
-@dataclass(frozen=True, slots=True)
-class PointPacks:
+class PointPacks(msgspec.Struct, frozen=True):
     """The packs a point needs. `listed`: all that its runs list, those only the vault has included.
 
     `unread`: sentences about runs whose table opens nowhere. `certain`: none of those runs lies in the spool, so that
@@ -61,10 +59,10 @@ class Spool:
     """
 
     def __init__(
-        self, objects: ObjectStore, identity: Identity, access: SystemAccess, also: Sequence[ObjectStore] = ()
+        self, objects: ObjectStore, identity: Identity, certificates: Certificates, also: Sequence[ObjectStore] = ()
     ) -> None:
         self.objects, self.identity = objects, identity
-        self._access = access
+        self._certificates = certificates
         self._stores = [objects, *also]
         self._tables: dict[bytes, frozenset[PackName]] = {}  # by run
 
@@ -72,16 +70,16 @@ class Spool:
     async def open(
         cls, objects: ObjectStore, identity: Identity, where: str = "", *, also: Sequence[ObjectStore] = ()
     ) -> Spool:
-        """Open the spool this system has adopted; `where` names it in sentences.
+        """Open the spool this system has adopted; `where` names its place in sentences.
 
         `also`: further stores, such as the vault, from which pages of a run's table may be read.
 
         Raises: StoreUnavailable (away), StoreRejected (no spool), StoreCorrupt, FormatTooNew, ConfigError (not the
         adopted one).
         """
-        check_spool(identity, await read_format(objects, "spool", "write"))
-        access = await by_identity(identity, Places([Place(SPOOL, where, objects)], Problems()))
-        return cls(objects, identity, access.only(), also)
+        check_spool(identity, await read_format(objects, "spool", "write"), where)
+        own = Certificates(identity.domain, identity.vault_public, [identity.certified()], [])
+        return cls(objects, identity, await own.refresh(objects), also)
 
     async def points(self) -> list[PointId]:
         """Return the spooled points, oldest first; one with a `removed` note is none, its root only outlived it."""
@@ -93,7 +91,10 @@ class Spool:
         """Return a spooled point's root, opened, and its bytes. Raises: ObjectMissing, StoreCorrupt, FormatTooNew."""
         name = point.root(self.identity.system)
         data = bytes(await self.objects.get(name, 0, OBJECT_BYTES_MAX + 1))
-        return self._access.open_root(name, data), data
+        root = open_root(name, data, self.identity.listing_key, self._certificates.verify_number)
+        if root.domain != self.identity.domain:
+            raise StoreCorrupt(name, "it belongs to another domain than this system's")
+        return root, data
 
     async def packs_of(self, point: PointId) -> PointPacks:
         """Return the packs a spooled point needs. Raises: as `root`, if that does not open."""
@@ -190,7 +191,8 @@ class Spool:
         for point, names in (await self.notes()).items() if points else ():
             for name in names if point in points else ():
                 try:
-                    note = self._access.open_note(name, bytes(await self.objects.get(name, 0, OBJECT_BYTES_MAX + 1)))
+                    data = bytes(await self.objects.get(name, 0, OBJECT_BYTES_MAX + 1))
+                    note = open_note(name, data, self.identity.listing_key, self._certificates.verify_number)
                 except (StoreCorrupt, ObjectMissing):
                     continue
                 if note.body.kind == "removed":
@@ -207,15 +209,15 @@ class Spool:
                 near = pack_names(rows_from_bytes(run.table_packs))
                 listed.update(near)
                 try:
-                    listed |= await self._listed(root, run)
+                    listed |= await self._listed(run)
                 except StoreError as error:
                     unread.append(f"volume {volume.name!r} of restore point {point}: {error}")
                     certain &= not any(pack in present for pack in near)
         return PointPacks(frozenset(listed), tuple(unread), certain)
 
-    async def _listed(self, root: Root, run: RunDescriptor) -> frozenset[PackName]:
+    async def _listed(self, run: RunDescriptor) -> frozenset[PackName]:
         if run.run not in self._tables:
-            pages = _Pages(self._stores, self._access.keys(root).pages)
+            pages = _Pages(self._stores, self.identity.keys.pages)
             self._tables[run.run] = frozenset((await RunReader(pages, run).table()).names())
         return self._tables[run.run]
 

@@ -149,14 +149,15 @@ def check_vault(identity: Identity, marker: FormatObject) -> None:
         )
 
 
-def check_spool(identity: Identity, marker: FormatObject) -> None:
-    """Return if `marker` is that of the spool this system has adopted. Raises: ConfigError."""
+def check_spool(identity: Identity, marker: FormatObject, where: str = "") -> None:
+    """Return if `marker`, read at `where`, is that of the spool this system has adopted. Raises: ConfigError."""
     if identity.spool is None:
         raise ConfigError(f"system {identity.name!r} has adopted no spool yet: run 'forebay init'")
     if marker.store != identity.spool:
         raise ConfigError(
-            f"[spool] path leads to spool {marker.store.hex()}, but system {identity.name!r} has adopted spool "
-            f"{identity.spool.hex()}: put that one back, or run 'forebay init --spool' to adopt this one"
+            f"[spool] path{where and f' ({where})'} leads to spool {marker.store.hex()}, but system {identity.name!r} "
+            f"has adopted spool {identity.spool.hex()}: put that one back, or run 'forebay init --spool' to adopt "
+            "this one"
         )
 
 

@@ -46,7 +46,7 @@ class Backlog:
         return self.world.spool.objects
 
     async def open(self) -> Spool:
-        return await Spool.open(self.store, self.system.identity(self.world), "memory:spool")
+        return await Spool.open(self.store, self.system.identity(self.world))
 
     def names(self, prefix: str = "") -> set[str]:
         return {name for name in self.store.objects if name.startswith(prefix)}
@@ -242,8 +242,10 @@ async def test_only_the_adopted_spool_is_opened() -> None:
     identity = backlog.system.identity(backlog.world)
     with pytest.raises(ConfigError, match=r"has adopted no spool yet: run 'forebay init'"):
         await Spool.open(backlog.store, msgspec.structs.replace(identity, spool=None))
-    with pytest.raises(ConfigError, match=rf"leads to spool {backlog.world.formats[SPOOL].hex()}, but system 'web-01'"):
-        await Spool.open(backlog.store, msgspec.structs.replace(identity, spool=bytes(16)))
+    with pytest.raises(
+        ConfigError, match=rf"\[spool\] path \(/s\) leads to spool {backlog.world.formats[SPOOL].hex()}"
+    ):
+        await Spool.open(backlog.store, msgspec.structs.replace(identity, spool=bytes(16)), "/s")
     with pytest.raises(StoreRejected, match="is a vault, not a spool"):
         await Spool.open(backlog.world.vault.objects, identity)
     with pytest.raises(StoreUnavailable, match="the spool holds no forebay store"):
