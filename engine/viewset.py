@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.block import PLACE, Ids, Mask, Places
 from engine.columns import Column64
+from engine.distinct import distinct
 from engine.idfilter import GROUPS_MAX, IDS_MAX, IdFilter
 from engine.packtable import PACK_ROW_BYTES
 from engine.view import View
@@ -117,7 +118,7 @@ def bar_ambiguous(own: Sequence[View], foreign: Sequence[View]) -> None:
         return
     keys = np.concatenate([view.keys for view in (*own, *foreign)])
     keys.sort()
-    twice = np.unique(keys[1:][keys[1:] == keys[:-1]])
+    twice = distinct(keys[1:][keys[1:] == keys[:-1]])
     for start in range(0, len(twice), _ROWS_COMPARED):
         part = twice[start : start + _ROWS_COMPARED]
         first = np.zeros((len(part), PACK_ROW_BYTES // 8), np.uint64)

@@ -16,6 +16,7 @@ import xxhash
 
 from adapters.state.files import StateFile
 from adapters.state.pagefile import Words, bytes_of
+from engine.distinct import distinct
 from engine.state import PAGE_ENTRIES, Masks, Pages
 
 CHUNK_BYTES: Final = 4096
@@ -40,7 +41,7 @@ class MissingBitmap:
         """Return the missing bits of `pages`; a damaged chunk has all bits set that lie before block `blocks`."""
         out = np.zeros(pages.size, dtype=np.uint64)
         chunks = pages // CHUNK_PAGES
-        for chunk in np.unique(chunks).tolist():
+        for chunk in distinct(chunks).tolist():
             here = np.flatnonzero(chunks == chunk)
             words, damaged = self._chunk(chunk)
             mine = pages[here]
@@ -64,7 +65,7 @@ class MissingBitmap:
         """Replace the missing bits of `pages`; durable after `sync`."""
         chunks = pages // CHUNK_PAGES
         with self._lock:
-            for chunk in np.unique(chunks).tolist():
+            for chunk in distinct(chunks).tolist():
                 here = np.flatnonzero(chunks == chunk)
                 words, damaged = self._load(chunk)
                 if damaged:

@@ -16,6 +16,7 @@ import xxhash
 
 from adapters.state.files import StateFile
 from engine.block import Mask
+from engine.distinct import distinct
 from engine.errors import StateCorrupt
 from engine.state import ENTRY, PAGE_ENTRIES, Pages
 
@@ -175,6 +176,6 @@ class PageFile:
 
 def allocate(file: StateFile, pages: Pages, item_bytes: int) -> None:
     """Reserve space in `file` for the items of `pages`, in whole file-system blocks of 4 KiB."""
-    blocks = np.unique(pages * item_bytes // PAGE_BYTES)
+    blocks = distinct(pages * item_bytes // PAGE_BYTES)
     for start, stop in runs_of(blocks):
         file.allocate(int(blocks[start]) * PAGE_BYTES, (stop - start) * PAGE_BYTES)

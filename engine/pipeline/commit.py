@@ -10,7 +10,6 @@ is done again from the intent by whoever comes next.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
@@ -21,6 +20,7 @@ import structlog
 from blake3 import blake3
 
 from engine.block import PLACE, Ids, Places, blocks_in
+from engine.distinct import distinct
 from engine.errors import SessionAborted, StoreError
 from engine.names import PackName, PointId
 from engine.note import NoteBody, NoteKind, seal_note
@@ -45,8 +45,7 @@ log = structlog.get_logger("commit")
 PAGE_ROUNDS_MAX: Final = 4
 
 
-@dataclass(slots=True)
-class CacheSide:
+class CacheSide(msgspec.Struct):
     """The cache of a session: open, or not, and why it was given up; not `gives_up`: its errors end the session."""
 
     side: Side | None = None
@@ -59,8 +58,7 @@ class CacheSide:
         return self.side if self.gave_up is None else None
 
 
-@dataclass(slots=True)
-class Committer:
+class Committer(msgspec.Struct):
     """Writes the restore point of one session; `put_root` may be called again after a round that sent blocks again.
 
     `share_pages`: name pages that own packs of former sessions hold instead of writing them again.
@@ -80,10 +78,10 @@ class Committer:
     reliance: Reliance
     share_pages: bool
     metadata_bytes: int = 0
-    _volumes: list[VolumePoint] = field(default_factory=list)
-    _page_packs: list[PackName] = field(default_factory=list)  # of the runs written, older ones of shared leaves too
+    _volumes: list[VolumePoint] = []
+    _page_packs: list[PackName] = []  # of the runs written, older ones of shared leaves too
     _pages_cached: bool = False
-    _pages_written: set[int] = field(default_factory=set)  # keys of the page packs of this session
+    _pages_written: set[int] = set()  # keys of the page packs of this session
 
     async def put_root(self) -> tuple[PointId, bytes]:
         """Write pages, index and root of what is staged; return the point and the root's bytes. The intent stays open.
@@ -148,7 +146,7 @@ class Committer:
 
         Raises: StoreUnavailable, StoreRejected.
         """
-        keys = np.unique(np.array([name.key for name in self._page_packs], dtype=np.uint64))
+        keys = distinct(np.array([name.key for name in self._page_packs], dtype=np.uint64))
         return await self.reliance.present(keys, frozenset(self._pages_written))
 
     async def _volume_points(self) -> list[VolumePoint]:
@@ -293,7 +291,7 @@ class Committer:
         assert intent is not None, "a commit without its intent"
         index = self.cache.good.packs.index if self.cache.good else None
         for run in self.runs:
-            pages = np.union1d(run.state.staged_pages(), self._pages_lacking(run))
+            pages = distinct(run.state.staged_pages(), self._pages_lacking(run))
             known = index is not None or not run.missing_unknown
             if known:
                 missing_from(run.state, index, pages)

@@ -20,10 +20,10 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
+import msgspec
 from anyio import CancelScope, CapacityLimiter, Event, Lock, create_task_group, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 
@@ -56,8 +56,7 @@ class PackSink(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class LaneResult:
+class LaneResult(msgspec.Struct, frozen=True):
     """What one round of a lane did.
 
     `packs`, `records`, `bytes_put`: acknowledged; `dropped`: records reported as not delivered (acknowledged ones
@@ -123,8 +122,7 @@ class Lane:
             raise
 
 
-@dataclass(slots=True)
-class _Pack:
+class _Pack(msgspec.Struct):
     """A pack and the ids of its records, 16 bytes each: a builder that is thrown away does not tell them."""
 
     builder: PackBuilder

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from engine.bits import any_along, rows_of
 from engine.block import BATCH_BLOCKS, Ids, Mask, Places, ids_of
+from engine.distinct import distinct
 from engine.errors import StateCorrupt, StoreCorrupt
 from engine.names import PackName
 from engine.packtable import PackRows, PackTable
@@ -99,7 +100,7 @@ class RunMaker(msgspec.Struct):
             async for chunk in _each(chunks):
                 ids = ids_of(chunk.refs)
                 _, sources, known = await anyio.to_thread.run_sync(self.delta_sources, ids, chunk.places)
-                keys.update(np.unique(np.concatenate([chunk.places["pack"], sources])).tolist())
+                keys.update(distinct(chunk.places["pack"], sources).tolist())
                 orphans = orphans or not known.all()
                 yield chunk
 
@@ -132,7 +133,7 @@ class RunMaker(msgspec.Struct):
 
     def _everything(self) -> Iterator[RunChunk]:
         """Yield all blocks that are not zero as they are now, ascending (*sync*)."""
-        pages = np.union1d(self.state.used_pages(0, EVERY_PAGE), self.state.staged_pages())
+        pages = distinct(self.state.used_pages(0, EVERY_PAGE), self.state.staged_pages())
         for start in range(0, len(pages), CHUNK_PAGES):
             part = pages[start : start + CHUNK_PAGES]
             entries = self.state.current(part)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from engine.bits import any_along, masks_of, rows_of
 from engine.block import Ids, Mask, Places, ids_of
+from engine.distinct import distinct
 from engine.state import Entries, Masks, Pages, VolumeState
 
 CHUNK_PAGES: Final = 512
@@ -76,7 +77,7 @@ def resolve(state: VolumeState, index: Lookup, gone: PackKeys = NO_KEYS) -> Reso
         for position in np.flatnonzero(moved.any(axis=1)).tolist():
             state.stage(int(pages[position]), int(masks[position]), entries[position])
         _, sources, _ = index.delta_sources(ids, places)
-        keys = np.union1d(keys, np.concatenate([places["pack"][places["length"] > 0], sources]))
+        keys = distinct(keys, places["pack"][places["length"] > 0], sources)
         absent = rows.copy()
         absent[rows] = places["length"] == 0
         lacking = masks_of(absent)

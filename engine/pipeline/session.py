@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import anyio.to_thread
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import structlog
 
 from engine.block import ids_from_bytes
+from engine.distinct import distinct
 from engine.errors import ForebayError, SessionAborted, StateCorrupt, StoreError, StoreRejected
 from engine.exitcodes import SOMETHING_MISSING, of_error
 from engine.pack import FinishedPack, PackBuilder
@@ -40,8 +40,8 @@ from engine.ports import Clock, ObjectStore
 from engine.seal import Codec
 from engine.state import History, SessionRow, StateStore
 from engine.vault.certificate import Certificates
+from engine.vault.enrolment import check_enrolment
 from engine.vault.formatobject import FormatObject, read_format
-from engine.vault.founding import check_enrolment
 from engine.vault.identity import Identity
 
 log = structlog.get_logger("session")
@@ -50,8 +50,7 @@ ROUNDS_MAX: Final = 8  # checks of what is relied on, and rounds in which what t
 ROOTS_MAX: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class CacheSetup:
+class CacheSetup(msgspec.Struct, frozen=True):
     """The cache of a session: the object store behind its retry stage, and what its errors and slowness cost."""
 
     objects: ObjectStore
@@ -59,8 +58,7 @@ class CacheSetup:
     slow: SlowPolicy
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionSetup:
+class SessionSetup(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a session is made of. `vault` is the object store behind its retry stage."""
 
     identity: Identity
@@ -76,9 +74,9 @@ class SessionSetup:
     delta: bool = True
     own_only: bool = False
     full: bool = False
-    queue: QueuePolicy = field(default_factory=QueuePolicy)
-    lane: LanePolicy = field(default_factory=LanePolicy)
-    reconnect: ReconnectPolicy = field(default_factory=ReconnectPolicy)
+    queue: QueuePolicy = msgspec.field(default_factory=QueuePolicy)
+    lane: LanePolicy = msgspec.field(default_factory=LanePolicy)
+    reconnect: ReconnectPolicy = msgspec.field(default_factory=ReconnectPolicy)
     workers: int = 2
     seed: int | None = None
 
@@ -335,7 +333,7 @@ class Session:
                 await self._send_again(resolved)
                 written = frozenset(self._written)
                 continue
-            keys = np.unique(np.concatenate([found.keys for found in resolved]))
+            keys = distinct(*[found.keys for found in resolved])
             states = [run.state for run in self.runs]
             sources = {key: sample for run in self.runs for key, sample in run.producer.samples.items()}
             if (

@@ -24,6 +24,7 @@ from engine.bits import masks_of
 from engine.block import BATCH_BLOCKS, DELTA_FLAG, LENGTH_MASK, PARTS, Mask, Places
 from engine.delta import Source, open_source
 from engine.deltawriter import DeltaRecord, DeltaWriter, check_delta
+from engine.distinct import distinct
 from engine.errors import StoreCorrupt
 from engine.names import PackName
 from engine.partdigest import PartDigests, part_digests
@@ -154,7 +155,7 @@ class Shaper:
         entries["place"]["length"] = expected
         origins = np.frombuffer(b"".join(rows), ORIGINS) if shaped.deltas else None
         page_of, bit_of = blocks.page_of[positions], blocks.bit_of[positions]
-        for page in np.unique(page_of).tolist():
+        for page in distinct(page_of).tolist():
             mine = page_of == page
             self._stage_page(
                 int(blocks.pages[page]), bit_of[mine], entries[mine], None if origins is None else origins[mine]

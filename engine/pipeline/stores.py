@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from engine.errors import StoreRejected
 from engine.index import PackIndex
@@ -14,8 +14,7 @@ from engine.vault.formatobject import FormatObject, StoreKind, read_format
 from engine.vault.identity import Identity
 
 
-@dataclass(slots=True)
-class Side:
+class Side(msgspec.Struct):
     """One store while a session runs: `objects` is the object store behind its retry stage."""
 
     kind: StoreKind

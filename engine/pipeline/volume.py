@@ -175,8 +175,11 @@ class VolumeRun(msgspec.Struct):
             low, high = extents[:, 0] // BLOCK_BYTES, -(-extents.sum(axis=1) // BLOCK_BYTES)
             before = np.searchsorted(low, drawn, side="right") - 1
             hinted |= (before >= 0) & (drawn < np.maximum.accumulate(high)[before])
-        outside: list[int] = drawn[~hinted].tolist()
-        return outside if len(outside) <= wanted else sorted(chance.sample(outside, wanted))
+        outside = drawn[~hinted]
+        if len(outside) > wanted:
+            outside = outside[sorted(chance.sample(range(len(outside)), wanted))]
+        sample: list[int] = outside.tolist()
+        return sample
 
 
 def merged_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

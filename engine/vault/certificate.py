@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import anyio
 import msgspec
@@ -23,8 +23,10 @@ from engine.names import certificate_name, parse_certificate
 from engine.ports import ObjectStore
 from engine.subkeys import SECRET_BYTES, DomainKeys
 from engine.vault import hpke
-from engine.vault.framing import Bytes16, Bytes32, Number, PublicKey, decode_body, encode_frame, frame_end
-from engine.vault.slots import ENROL_LABEL, OpenedDomain
+from engine.vault.framing import ENROL_LABEL, Bytes16, Bytes32, Number, PublicKey, decode_body, encode_frame, frame_end
+
+if TYPE_CHECKING:
+    from engine.vault.slots import OpenedDomain
 
 CERTIFICATE_BYTES_MAX: Final = 16384
 CERTIFICATES_MAX: Final = 65536  # of one domain

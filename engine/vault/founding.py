@@ -26,9 +26,10 @@ from engine.ports import Clock, ObjectStore
 from engine.subkeys import SECRET_BYTES
 from engine.vault.certificate import CERTIFICATE_BYTES_MAX, NAME_BYTES_MAX, Certificates, issue
 from engine.vault.formatobject import FormatObject, read_format
+from engine.vault.framing import SLOT_BYTES_MAX
 from engine.vault.identity import Identity
 from engine.vault.passphrase import check_strength
-from engine.vault.slots import SLOT_BYTES_MAX, KdfCost, OpenedDomain, found, open_slots
+from engine.vault.slots import KdfCost, OpenedDomain, found, open_slots
 
 Stage: TypeAlias = Callable[[Identity], Awaitable[None]]
 
@@ -114,30 +115,6 @@ async def publish(objects: ObjectStore, identity: Identity) -> None:
             await put_absent(objects, name, data, SLOT_BYTES_MAX)
     await put_absent(objects, identity.certificate_name, identity.certificate, CERTIFICATE_BYTES_MAX)
     await flush(objects)
-
-
-async def check_enrolment(vault: ObjectStore, identity: Identity) -> Certificates:
-    """Return the domain's certificates after checking that the vault still shows the pinned key.
-
-    Raises: ConfigError if this system's certificate is gone, or another key stands where the pinned one did;
-    StoreUnavailable, StoreRejected.
-    """
-    certificates = await Certificates.load(vault, identity.domain, identity.vault_public)
-    own = certificates.get(identity.system, identity.certificate_number)
-    if own is not None and own.data == identity.certificate:
-        return certificates
-    try:
-        await vault.stat(identity.certificate_name)
-    except ObjectMissing:
-        raise ConfigError(
-            f"the vault does not have the certificate of system {identity.name!r}: if it is the right vault, "
-            "run 'forebay init' to put it back"
-        ) from None
-    raise ConfigError(
-        f"the certificate of system {identity.name!r} in the vault ({identity.certificate_name}) is not the one this "
-        "machine was enrolled with: the vault shows another vault key than the pinned one, or the object was damaged "
-        "or forged; check [vault] url, and do not back up to it before this is clear"
-    )
 
 
 def check_vault(identity: Identity, marker: FormatObject) -> None:

@@ -17,6 +17,9 @@ Number: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFF)]
 MAGIC_BYTES: Final = 8
 FRAME_BYTES: Final = MAGIC_BYTES + 4
 FORMAT_VERSION: Final = 1
+SLOTS_MAX: Final = 64  # in one store: each costs an Argon2id run
+SLOT_BYTES_MAX: Final = 16384
+ENROL_LABEL: Final = b"forebay enrol v1\0"  # before what the vault key signs: a domain and its enrolment key
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 

@@ -18,6 +18,8 @@ from engine.subkeys import DomainKeys
 from engine.vault.certificate import NAME_BYTES_MAX, Certificate, parse_certificate_object
 from engine.vault.framing import (
     FORMAT_VERSION,
+    SLOT_BYTES_MAX,
+    SLOTS_MAX,
     Bytes16,
     Bytes32,
     Number,
@@ -26,7 +28,6 @@ from engine.vault.framing import (
     encode_frame,
     frame_end,
 )
-from engine.vault.slots import SLOT_BYTES_MAX, SLOTS_MAX
 
 IDENTITY_BYTES_MAX: Final = SLOTS_MAX * (SLOT_BYTES_MAX + 256) + 65536
 

@@ -26,7 +26,10 @@ from engine.ports import ObjectStore
 from engine.subkeys import SECRET_BYTES, DomainKeys, derive
 from engine.vault import hpke
 from engine.vault.framing import (
+    ENROL_LABEL,
     FORMAT_VERSION,
+    SLOT_BYTES_MAX,
+    SLOTS_MAX,
     Bytes16,
     Bytes32,
     Bytes64,
@@ -40,9 +43,6 @@ from engine.vault.passphrase import normalise
 
 ENROL: Final = 1
 RECOVERY: Final = 2
-ENROL_LABEL: Final = b"forebay enrol v1\0"
-SLOTS_MAX: Final = 64  # in one store: each costs an Argon2id run
-SLOT_BYTES_MAX: Final = 16384
 
 _MAGIC: Final = b"FBSLOT\x00\x01"
 _NONCE_BYTES: Final = 12

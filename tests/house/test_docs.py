@@ -31,8 +31,9 @@ from engine.subkeys import DomainKeys, derive, record_keys
 from engine.trailer import TRAILER_BYTES
 from engine.vault import hpke
 from engine.vault.certificate import CERTIFICATE_BYTES_MAX, CERTIFICATES_MAX
+from engine.vault.framing import SLOT_BYTES_MAX, SLOTS_MAX
 from engine.vault.passphrase import LENGTH_MAX
-from engine.vault.slots import SLOT_BYTES_MAX, SLOTS_MAX, KdfCost
+from engine.vault.slots import KdfCost
 
 ROOT = Path(__file__).parents[2]
 FORMAT = (ROOT / "docs/FORMAT.md").read_text(encoding="utf-8")

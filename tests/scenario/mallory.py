@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import msgspec
 import numpy as np
 from blake3 import blake3
 
@@ -127,7 +128,7 @@ def hooked_backup(machine: Machine, *, before: Hook | None = None, after: Hook |
     async def main() -> SessionReport:
         with StateDirectory.open(config.system.state_dir) as state:
             built = await build_session(config, identity, state, chosen_volumes(config, ()), full=False)
-            setup = replace(built.setup, vault=HookedStore(built.setup.vault, before, after))
+            setup = msgspec.structs.replace(built.setup, vault=HookedStore(built.setup.vault, before, after))
             return await Session(setup).run()
 
     return anyio.run(main)

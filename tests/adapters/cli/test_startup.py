@@ -79,7 +79,8 @@ def test_points_needs_nothing_of_sessions_and_of_sealing_blocks(place: hostile.P
 def test_backup_needs_nothing_of_init_and_restore_and_draws_no_bars_where_nobody_looks(place: hostile.Place) -> None:
     modules = imported(place, "--config", str(place.config), "backup")
     assert "engine.pipeline.session" in modules
-    assert among(modules, "rich", "numpy.random", "mnemonic", "zxcvbn", "engine.recovery") == []
+    assert among(modules, "rich", "numpy.ma", "numpy.random", "mnemonic", "zxcvbn", "engine.recovery") == []
+    assert among(modules, "engine.vault.founding", "engine.vault.slots") == []
     assert among(modules, *(f"adapters.cli.{name}" for name in ("check_config", "init", "restore", "status"))) == []
 
 

@@ -13,10 +13,10 @@ from engine.errors import ConfigError, FormatTooNew, StoreCorrupt, StoreRejected
 from engine.ports import ObjectInfo
 from engine.vault.adoption import adopt_cache
 from engine.vault.certificate import Certificates
+from engine.vault.enrolment import check_enrolment
 from engine.vault.formatobject import FormatObject, new_store
 from engine.vault.founding import (
     Enrolment,
-    check_enrolment,
     check_name,
     check_pin,
     enrol,

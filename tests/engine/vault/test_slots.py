@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from engine.errors import ConfigError, FormatTooNew, StoreCorrupt
 from engine.vault import hpke
+from engine.vault.framing import SLOTS_MAX
 from engine.vault.slots import (
-    SLOTS_MAX,
     KdfCost,
     OpenedDomain,
     found,
