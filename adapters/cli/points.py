@@ -37,19 +37,20 @@ def command(
     every: bool,
     superseded: bool,
     vault: str | None,
+    spool: Path | None,
     cache: Path | None,
     passphrase_file: Path | None,
     key_file: Path | None,
 ) -> int:
     """List restore points: id, time, volumes, sizes, where they are, and their state.
 
-    This system's own points need no passphrase, other systems' do. With --vault or --cache nothing but the passphrase
-    is needed: no configuration, no enrolment. A point that exists and cannot be opened is listed as damaged. Exit
-    code 4: a place that was asked for could not be read.
+    This system's own points need no passphrase, other systems' do. With --vault, --spool or --cache nothing but the
+    passphrase is needed: no configuration, no enrolment. A point that is not uploaded yet is listed as spooled, one
+    that exists and cannot be opened as damaged. Exit code 4: a place that was asked for could not be read.
     """
     if system is not None and every:
         raise ConfigError("give either --system NAME or --all")
-    request = Request(vault=vault, cache=cache, passphrase_file=passphrase_file, key_file=key_file)
+    request = Request(vault=vault, spool=spool, cache=cache, passphrase_file=passphrase_file, key_file=key_file)
     return context.run_async(partial(_points, context, request, system, every, superseded))
 
 
@@ -66,7 +67,7 @@ async def _points(context: frame.Context, request: Request, system: str | None, 
     shown = [point for point in standing if superseded or point.state != "superseded"]
     hidden = len(standing) - len(shown)
     problems = recovery.problems.listed()
-    missing = any(recovery.places.is_aside(name) for name in ("vault", "cache"))
+    missing = any(recovery.places.is_aside(name) for name in ("vault", "spool", "cache"))
     document = {
         "points": [_document(point) for point in shown],
         "lost": [_lost_document(one) for one in lost],

@@ -1,8 +1,8 @@
 """What `points` and `restore` share: where they read from, and whose keys they read with.
 
-With a configuration: its vault and cache, this system's identity, and the passphrase where more than its own points
-is wanted. With `--vault` or `--cache` instead: those places and the passphrase, nothing else; that is how a machine
-is recovered on another one.
+With a configuration: its vault, spool and cache, this system's identity, and the passphrase where more than its own
+points is wanted. With `--vault`, `--spool` or `--cache` instead: those places and the passphrase, nothing else; that is
+how a machine is recovered on another one.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Request:
 
     vault: str | None
     cache: Path | None
+    spool: Path | None
     only_cache: bool = False
     passphrase_file: Path | None = None
     key_file: Path | None = None
@@ -45,11 +46,11 @@ class Request:
     @property
     def detached(self) -> bool:
         """Whether places were named instead of a configuration."""
-        return self.vault is not None or self.cache is not None
+        return not (self.vault is None and self.cache is None and self.spool is None)
 
 
 def place_options(function: Callable[..., T]) -> Callable[..., T]:
-    """Add --vault, --cache, --passphrase-file and --key-file to a command."""
+    """Add --vault, --spool, --cache, --passphrase-file and --key-file to a command."""
     for option in (
         key_file_option,
         frame.passphrase_option,
@@ -58,6 +59,12 @@ def place_options(function: Callable[..., T]) -> Callable[..., T]:
             type=click.Path(path_type=Path),
             metavar="PATH",
             help="Instead of --config: read from this cache.",
+        ),
+        click.option(
+            "--spool",
+            type=click.Path(path_type=Path),
+            metavar="PATH",
+            help="Instead of --config: read from this spool.",
         ),
         click.option(
             "--vault",
@@ -78,7 +85,7 @@ class Recovery:
     access: Access
     identity: Identity | None = None
     newest: tuple[bytes, Newest] | None = None
-    folders: tuple[Path, ...] = ()  # of vault, cache and local state: no place for what is restored
+    folders: tuple[Path, ...] = ()  # of the stores and local state: no place for what is restored
 
 
 @dataclass(slots=True)
@@ -100,12 +107,14 @@ class Opener:
         from engine.recovery.places import Places, Problems
 
         if self.request.detached and self.context.config_file is not None:
-            raise ConfigError("give either --config, or --vault and --cache: they name different places to read from")
+            raise ConfigError(
+                "give either --config, or --vault, --spool and --cache: they name different places to read from"
+            )
         if not self.request.detached:
             self.config = self.context.config
         problems = Problems()
         self._load_identity(problems, required=own)
-        places = Places(self._places(), problems)
+        places = Places(self._places(problems), problems)
         await places.open(self._check)
         if own:
             assert self.identity is not None
@@ -130,27 +139,39 @@ class Opener:
             if self.config.system.identity_file.exists():
                 problems.add(str(error))
 
-    def _places(self) -> list[Place]:
+    def _places(self, problems: Problems) -> list[Place]:
         """Return the places, nearest first. Raises: ConfigError."""
         from adapters.config import load_vault
-        from engine.recovery.places import CACHE, VAULT
+        from engine.recovery.places import CACHE, SPOOL, VAULT
 
-        cache, vault = self.request.cache, None
+        cache, spool, vault = self.request.cache, self.request.spool, None
         if self.config is not None:
             cache = self.config.active_cache.path if self.config.active_cache is not None else None
+            spool = self.config.spool.path if self.config.spool is not None else None
             vault = self.config.vault
             self.folders.append(self.config.system.state_dir)
         elif self.request.vault is not None:
             vault = load_vault(self.request.vault)
-        self.folders += [cache] if cache is not None else []
+        self.folders += [path for path in (cache, spool) if path is not None]
         self.folders += [vault.folder] if vault is not None else []
+        if self.identity is not None and self.identity.vault_pending:
+            vault = None  # none was made yet
+        if self.identity is not None and self.identity.spool is None and spool is not None:
+            problems.add(f"the spool in {spool} is not adopted yet: run 'forebay init'")
+            spool = None
         if self.request.only_cache:
             vault = None
-            if cache is None:
-                raise ConfigError("--only-cache needs a cache: configure one, or give --cache PATH")
-        places = [self._place(CACHE, str(cache), cache, 15.0)] if cache is not None else []
+            if cache is None and spool is None:
+                raise ConfigError("--only-cache needs a cache or a spool: configure one, or give --cache PATH")
+        places = [
+            self._place(name, str(path), path, 15.0)
+            for name, path in ((CACHE, cache), (SPOOL, spool))
+            if path is not None
+        ]
         if vault is not None:
             places.append(self._place(VAULT, vault.url, vault.folder, vault.connect_timeout_s))
+        if not places:
+            raise ConfigError("there is no vault yet, and no spool or cache to read from: run 'forebay init'")
         return places
 
     @staticmethod
@@ -169,23 +190,24 @@ class Opener:
 
         Raises: StoreError.
         """
-        from engine.recovery.places import VAULT
-        from engine.vault.formatobject import read_format
+        from engine.recovery.places import CACHE, SPOOL, VAULT
+        from engine.vault.formatobject import StoreKind, read_format
 
-        found = await read_format(place.objects, "vault" if place.name == VAULT else "cache", "read")
+        kinds: dict[str, StoreKind] = {VAULT: "vault", SPOOL: "spool", CACHE: "cache"}
+        found = await read_format(place.objects, kinds[place.name], "read")
         if self.identity is None:
             return
-        known = self.identity.vault if place.name == VAULT else self.identity.cache
+        known = {VAULT: self.identity.vault, SPOOL: self.identity.spool, CACHE: self.identity.cache}[place.name]
         if known is not None and found.store != known:
             moved = "move the identity file away (and keep it) and run 'forebay init'"
-            what = moved if place.name == VAULT else "run 'forebay init --cache'"
+            what = moved if place.name == VAULT else f"run 'forebay init --{place.name}'"
             raise StoreRejected(
                 f"it is not the {place.name} this system belongs to (store {found.store.hex()} instead of "
                 f"{known.hex()}): mount or configure the right one, or {what} to use this one"
             )
 
     def _newest(self, problems: Problems) -> tuple[bytes, Newest] | None:
-        """Return the point local state ends with, if it speaks of this vault."""
+        """Return the point local state ends with, if it speaks of this vault or spool."""
         from adapters.state.directory import StateDirectory
 
         if self.config is None or self.identity is None:
@@ -196,7 +218,7 @@ class Opener:
         except StateCorrupt as error:
             problems.add(str(error))
             return None
-        if newest is None or newest.vault != self.identity.vault:
+        if newest is None or newest.vault not in (self.identity.vault, self.identity.spool):
             return None
         return self.identity.system, newest
 

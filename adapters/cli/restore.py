@@ -54,7 +54,7 @@ class _Wanted:
 @click.option("--volume", required=True, metavar="NAME", help="The volume to restore.")
 @click.option("--to", required=True, type=click.Path(path_type=Path), metavar="PATH", help="A new file, or a device.")
 @click.option("--system", metavar="NAME", help="The system (name or id) the point is of; default: this one.")
-@click.option("--only-cache", is_flag=True, help="Read nothing but the cache, as if there were no vault.")
+@click.option("--only-cache", is_flag=True, help="Read nothing but cache and spool, as if there were no vault.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that exists; needed for a device.")
 @place_options
 @frame.pass_context
@@ -67,6 +67,7 @@ def command(
     only_cache: bool,
     overwrite: bool,
     vault: str | None,
+    spool: Path | None,
     cache: Path | None,
     passphrase_file: Path | None,
     key_file: Path | None,
@@ -81,7 +82,12 @@ def command(
     some ranges.
     """
     request = Request(
-        vault=vault, cache=cache, only_cache=only_cache, passphrase_file=passphrase_file, key_file=key_file
+        vault=vault,
+        spool=spool,
+        cache=cache,
+        only_cache=only_cache,
+        passphrase_file=passphrase_file,
+        key_file=key_file,
     )
     wanted = _Wanted(point, volume, to, system, overwrite)
     context.stopped = STOPPED
@@ -164,10 +170,11 @@ def _text(report: RestoreReport, to: Path) -> str:
     """Return the report for people."""
     from adapters.cli.progress import blocks_text, bytes_text, time_text
 
+    spooled = f"from the spool {bytes_text(report.from_spool)}, " if report.from_spool else ""
     lines = [
         f"Volume {report.volume!r} of {report.system}, restore point {report.point}, is in {to}: "
         f"{bytes_text(report.bytes)} in {time_text(report.seconds)}",
-        f"  from the cache {bytes_text(report.from_cache)}, from the vault {bytes_text(report.from_vault)}; "
+        f"  from the cache {bytes_text(report.from_cache)}, {spooled}from the vault {bytes_text(report.from_vault)}; "
         "the rest is zeros and repetitions",
     ]
     if report.resumed:

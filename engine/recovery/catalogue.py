@@ -1,12 +1,13 @@
-"""The catalogue of restore points: what vault and cache say there is, and what they have lost.
+"""The catalogue of restore points: what vault, spool and cache say there is, and what they have lost.
 
 Rules (DESIGN.md §5, Root and Rollback):
 - A root that exists and does not open is *damaged*: it is listed with its name and the reason, never left out.
-- `latest` is the greatest (order, incarnation) over vault and cache that has the volume. If a greater root is
+- `latest` is the greatest (order, incarnation) over vault, spool and cache that has the volume. If a greater root is
   damaged in every place, if it was superseded by one that is gone, or if local state knows of a greater one, then
   `latest` fails and names it: an older point is never passed off as the latest.
-- A point that its successor or local state names, that has no `removed` note and that the vault does not hold, is
-  *lost*, and said to be.
+- A point that lies in the spool and not in the vault is *spooled*: it waits for its upload.
+- A point that its successor or local state names, that has no `removed` note and that neither vault nor spool holds,
+  is *lost*, and said to be; as long as the spool cannot be read, only that it may be.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from engine.errors import ConfigError, RestoreError, StoreCorrupt
 from engine.names import PointId
 from engine.note import NoteBody
 from engine.recovery.access import SystemAccess
-from engine.recovery.places import VAULT, Places
+from engine.recovery.places import SPOOL, VAULT, Places
 from engine.root import Root, VolumePoint
 from engine.state import Newest
 
-State: TypeAlias = Literal["ok", "incomplete", "superseded", "damaged"]
+State: TypeAlias = Literal["ok", "incomplete", "superseded", "damaged", "spooled"]
 
 LATEST: Final = "latest"
 PREFIX_MIN: Final = 4
@@ -45,6 +46,10 @@ class Names:
     access: SystemAccess
     roots: dict[PointId, dict[str, int]] = field(default_factory=dict)
     notes: dict[PointId, dict[str, list[str]]] = field(default_factory=dict)
+
+    def is_kept(self, point: PointId) -> bool:
+        """Tell whether the root of a point lies where it counts: in the vault, or in the spool until it is uploaded."""
+        return bool(self.roots.get(point, {}).keys() & {VAULT, SPOOL})
 
 
 @dataclass(slots=True)
@@ -190,8 +195,10 @@ class Catalogue:
                         f"{self._searched()}; to restore it nevertheless, name it"
                     )
                 if self._places.is_aside(VAULT) and newest != point.id:
+                    near = " and ".join(place.name for place in self._places.usable())
+                    has = "have" if " " in near else "has"
                     self._places.problems.add(
-                        f"restore point {point.id} is the latest the cache has; the vault may hold a newer one"
+                        f"restore point {point.id} is the latest the {near} {has}; the vault may hold a newer one"
                     )
                 return point
         if volume is not None and known:
@@ -213,18 +220,26 @@ class Catalogue:
         lost: dict[PointId, str] = {}
         for wanted, digest, who in self._expected(names, points):
             found = loaded.get(wanted)
-            if found is None or VAULT not in names.roots[wanted]:
+            if found is None or not names.is_kept(wanted):
                 lost.setdefault(wanted, f"the vault has lost it: {who}")
             elif found.root is not None and digest not in (found.root.hash, _HASH_UNKNOWN):
                 lost.setdefault(wanted, f"the vault holds another root in its stead: {who}")
-        for point, sizes in names.roots.items():
-            if VAULT not in sizes:
+        for point in names.roots:
+            if not names.is_kept(point):
                 lost.setdefault(point, "the vault has lost it: only the cache still has it")
-        return [
+        gone = [
             LostPoint(names.access, point, lost[point], sorted(names.roots.get(point, {}).keys() - {VAULT}))
             for point in sorted(lost)
             if not await self._is_removed(names, point)
         ]
+        if not self._places.is_aside(SPOOL):
+            return gone
+        unsure = [one for one in gone if not names.is_kept(one.id)]
+        for one in unsure:
+            self._places.problems.add(
+                f"restore point {one.id} is not in the vault: it may lie in the spool, which is not used"
+            )
+        return [one for one in gone if one not in unsure]
 
     def _expected(self, names: Names, points: Iterable[Point]) -> Iterable[tuple[PointId, bytes, str]]:
         """Yield (point, hash of its root, who says that it exists)."""
@@ -267,10 +282,12 @@ class Catalogue:
                     f"{place}: object {root_name} is damaged: it has {sizes[place]} bytes instead of {size}"
                 )
                 reading.failed[place] = StoreCorrupt(root_name, "its size is wrong")
-            if VAULT not in sizes and self._places.get(VAULT) is not None:
+            if not names.is_kept(point) and self._places.get(VAULT) is not None:
                 loaded.problems.append(f"object {root_name} is not in the vault; a copy of it is used")
             loaded.where = [place for place in loaded.where if place not in reading.failed]
         _apply(loaded, notes)
+        if loaded.state == "ok" and SPOOL in sizes and VAULT not in sizes:
+            loaded.state = "spooled"
         return loaded
 
     async def _notes(

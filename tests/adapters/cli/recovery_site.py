@@ -43,6 +43,10 @@ class Site:
         return self.folder / "cache"
 
     @property
+    def spool(self) -> Path:
+        return self.folder / "spool"
+
+    @property
     def config(self) -> Path:
         return self.folder / "forebay.toml"
 
@@ -69,6 +73,7 @@ class Site:
         self.config.write_text(
             "[system]\nname = 'web-01'\nstate_dir = 'state'\n[[volume]]\nname = 'data'\npath = 'data.img'\n"
             f"[vault]\nurl = '{self.vault.as_uri()}'\n[cache]\npath = 'cache'\n"
+            + ("[spool]\npath = 'spool'\n" if self.spool.exists() else "")
         )
 
     def pack(self, place: Path, kind: str = "data") -> list[Path]:
@@ -84,26 +89,30 @@ class Site:
         path.write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
 
 
-def build(folder: Path) -> Site:
-    """Write a site: three points of `web-01` (volume data, and home in the first), one of `db-02`."""
-    world = World(pack_bytes=150_000)
+def build(folder: Path, *, spooled: int = 0) -> Site:
+    """Write a site: three points of `web-01` (volume data, and home in the first), one of `db-02`.
+
+    The last `spooled` of the three lie in a spool; without any there is none.
+    """
+    world = World(pack_bytes=150_000, spool=bool(spooled))
     site = Site(folder, world, world.system("web-01"), world.system("db-02"))
 
     async def fill() -> None:
         random = np.random.default_rng(3)
         content = bytearray(random.bytes(5 * BLOCK_BYTES + 100))
         for step in range(3):
+            world.fallback = step >= 3 - spooled
             content[step * BLOCK_BYTES : (step + 1) * BLOCK_BYTES] = random.bytes(BLOCK_BYTES)
             volumes = {"data": bytes(content), **({"home": b"home"} if step == 0 else {})}
             site.points.append(await world.backup(site.system, volumes))
             site.contents.append(bytes(content))
+        world.fallback = False
         await world.backup(site.other, {"disk": random.bytes(1000)})
 
     anyio.run(fill)
     site.passphrase.write_text(PASSPHRASE)
     site.passphrase.chmod(0o600)
-    for place, side in (("vault", world.vault), ("cache", world.cache)):
-        assert side is not None
+    for place, side in world.all_sides.items():
         for name, data in side.objects.objects.items():
             path = folder / place / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,8 +126,8 @@ def build(folder: Path) -> Site:
                 order=previous.order,
                 incarnation=previous.incarnation,
                 root_hash=previous.hash,
-                vault=world.formats["vault"],
-                system=bytes(16),
+                vault=world.formats["spool" if spooled else "vault"],
+                system=site.system.id if spooled else bytes(16),
             )
         )
     site.write_config()

@@ -273,7 +273,7 @@ class World:
         self.contents |= blocks
         before = {ref: old[number] for number, ref in new.items() if number in old and self.delta}
         for side in self.sides if copy else [self.far]:
-            await self._send(system, session, side, blocks, before if side is self.vault and not self.fallback else {})
+            await self._send(system, session, side, blocks, before if side is self.far else {})
         changed = sorted(number for number, ref in new.items() if old.get(number) != ref)
         zeros = sorted(set(old) - set(new))
         if changed or zeros or not runs:
@@ -289,25 +289,33 @@ class World:
         for ref, block in blocks.items():
             if ref[:16] in side.places or (side is self.spool and ref[:16] in self.vault.places):
                 continue
-            record = self._delta(side, block, before.get(ref)) or sealer.seal(ref, block)
+            record = self._delta(block, before.get(ref)) or sealer.seal(ref, block)
             if not builder.room(len(record)):
                 await side.put(builder.finish())
                 builder = self._builder(system, session, "data")
-            source = side.places[before[ref][:16]][0] if record[16] else None
+            source = self.pack_of(before[ref]) if record[16] else None
             builder.add(record, [source] if source else [])
             if source:
                 side.sources[ref[:16]] = source
         if builder.count:
             await side.put(builder.finish())
 
-    def _delta(self, side: Side, block: bytes, before: bytes | None) -> bytes | None:
-        if before is None or before[:16] not in side.places or before[:16] in side.sources:
+    def sources(self) -> dict[bytes, PackName]:
+        """Return, by the id of a delta where points go now or in the vault, the pack of its source."""
+        return {**self.vault.sources, **self.far.sources}
+
+    def place(self, ref: bytes) -> np.void:
+        found: np.void = self.lookup(np.frombuffer(ref[:16], "<u8").reshape(1, 2))[0]
+        return found
+
+    def _delta(self, block: bytes, before: bytes | None) -> bytes | None:
+        if before is None or not self.place(before)["length"] or before[:16] in self.sources():
             return None
         old = pieces(self.contents[before])
         same = {at: 0 for at, part in enumerate(pieces(block)) if at < len(old) and part == old[at]}
         if not same:
             return None
-        return encode_delta(self.keys.blocks, block, [SourceBlock(before, side.place(before))], map_of(block, same))
+        return encode_delta(self.keys.blocks, block, [SourceBlock(before, self.place(before))], map_of(block, same))
 
     def _builder(self, system: System, session: bytes, kind: str) -> PackBuilder:
         return PackBuilder(kind, self.keys, system.id, session, system.signing.sign, self.pack_bytes)
@@ -347,7 +355,7 @@ class World:
             np.ones(len(extents), np.uint64),
         )
         packs = {self.pack_of(ref) for ref in chosen}
-        packs |= {self.vault.sources[ref[:16]] for ref in chosen if ref[:16] in self.vault.sources}
+        packs |= {source for ident, source in self.sources().items() if any(ref[:16] == ident for ref in chosen)}
         return await write_run(
             writer,
             [chunk],

@@ -15,9 +15,9 @@ from engine.errors import ForebayError
 from engine.names import PointId
 from engine.recovery.access import Access
 from engine.recovery.catalogue import Catalogue
-from engine.recovery.places import VAULT, Place
+from engine.recovery.places import CACHE, SPOOL, VAULT, Place
 from engine.state import Newest
-from engine.vault.formatobject import read_format
+from engine.vault.formatobject import StoreKind, read_format
 from tests.engine.recovery.build import System, World, open_access, restore_point
 from tests.fakes import MemoryStore
 
@@ -72,11 +72,12 @@ class Scene:
 
 
 async def _checked(place: Place) -> None:
-    await read_format(place.objects, "vault" if place.name == VAULT else "cache")
+    kinds: dict[str, StoreKind] = {VAULT: "vault", SPOOL: "spool", CACHE: "cache"}
+    await read_format(place.objects, kinds[place.name])
 
 
-async def scene(*, cache: bool) -> Scene:
-    world = World(cache=cache, pack_bytes=150_000, delta=True)
+async def scene(*, cache: bool, spool: bool = False) -> Scene:
+    world = World(cache=cache, pack_bytes=150_000, delta=True, spool=spool)
     system, other = world.system(), world.system("db-02")
     random = np.random.default_rng(7)
     content = bytearray(random.bytes(6 * BLOCK_BYTES))
@@ -84,11 +85,12 @@ async def scene(*, cache: bool) -> Scene:
     await world.backup(other, {"data": shared})
     point = await world.backup(system, {"data": bytes(content)})
     for block in (4, 1):
+        world.fallback = spool
         content[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] = random.bytes(BLOCK_BYTES)
         if block == 1:
             content[5 * BLOCK_BYTES + 100] ^= 1  # a change in one part: the vault gets a delta
         point = await world.backup(system, {"data": bytes(content)})
-    assert list(world.vault.sources) == [system.maps["data"][5][:16]]
+    assert list(world.sources()) == [system.maps["data"][5][:16]]
     places, _ = world.places()
     return Scene(world, system, point, bytes(content), await open_access(places))
 
@@ -136,6 +138,20 @@ async def test_damage_in_a_vault_gives_exact_bytes_or_names_the_object(
         for damaged in damage(store.objects[name]):
             content, said = await hurt(it, store, name, damaged)
             assert content == it.content or names_it(name, said), (name, said)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", [flips, cuts])
+async def test_damage_in_a_spool_that_leans_on_the_vault_gives_exact_bytes_or_names_the_object(
+    kind: str, damage: Callable[[bytes], Iterator[bytes]]
+) -> None:
+    it = await scene(cache=False, spool=True)
+    for store in [side.objects for side in it.world.all_sides.values()]:
+        for name in [name for name in sorted(store.objects) if name.startswith(kind)]:
+            for damaged in [*list(damage(store.objects[name]))[::3], None]:
+                content, said = await hurt(it, store, name, damaged)
+                named = names_it(name, said) or (damaged is None and str(it.point) in said)
+                assert content == it.content or named, (name, said)
 
 
 @pytest.mark.parametrize("kind", KINDS)
