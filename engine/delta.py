@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Container, Mapping
-from contextlib import suppress
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import lz4.block  # type: ignore[import-untyped]
@@ -21,10 +21,12 @@ from engine.errors import StoreCorrupt
 from engine.seal import (
     DELTA,
     DELTA_PLAIN_MAX,
+    HEADER,
     HEADER_BYTES,
     HEADER_FORMAT,
     LINKS_PER_SOURCE,
     NONCE_BYTES,
+    RECORD_BYTES_MIN,
     TAG_BYTES,
     WHOLE,
     Codec,
@@ -44,11 +46,14 @@ SHAPE: Final = struct.Struct("<IB3s")  # what follows the header in a delta: len
 RESERVED: Final = bytes(3)
 _HEAD: Final = struct.Struct(HEADER_FORMAT + SHAPE.format[1:])
 _CODECS: Final = tuple(Codec)
+_PLAIN, _LZ4 = int(Codec.NONE), int(Codec.LZ4)
 LENGTH: Final = struct.Struct("<I")
 BITMAP: Final = struct.Struct("<H")
 _ALL_BEYOND: Final = bytes([NO_PART]) * PARTS
 # By the number of sources: what may stand in the map of a delta for the parts a block has.
 _ORIGINS: Final = tuple(bytes([*range(count), TRAVELS]) for count in range(SOURCES_MAX + 1))
+_LACKS: Final = "a source of a delta does not hold the part taken from it, or the delta its own"
+_SHAPELESS: Final = "the shape of a delta is not one a delta can have"
 _KIND_AT: Final = 16  # in a record: the byte of its header that tells whole from delta
 
 
@@ -88,7 +93,7 @@ class Parts:
 
     __slots__ = ("_by_number", "content")
 
-    def __init__(self, by_number: Mapping[int, memoryview], content: bytes | bytearray | None = None) -> None:
+    def __init__(self, by_number: Mapping[int, memoryview], content: Bytes | None = None) -> None:
         self._by_number, self.content = by_number, content
 
     @property
@@ -113,34 +118,46 @@ def part_length(number: int, block_length: int) -> int:
 
 def parse_delta(record: Bytes, where: str) -> Delta:
     """Take a delta record apart, every length checked. Raises: StoreCorrupt."""
+    ident, codec, plain_length, nonce, block_length, links_at, links_stop = _measured(record, where)
     view = memoryview(record)
-    if len(view) < _HEAD.size:
-        raise StoreCorrupt(where, f"a record of {len(view)} bytes is no delta")
-    ident, kind, codec, flags, plain_length, body, nonce, block_length, count, reserved = _HEAD.unpack_from(view)
-    nonce_at = _HEAD.size + count * ID_BYTES
-    links_at = nonce_at + NONCE_BYTES + LENGTH.size
-    links_stop = links_at + count * LINKS_PER_SOURCE + PARTS + TAG_BYTES
-    if kind != DELTA or codec >= len(_CODECS) or flags or HEADER_BYTES + body != len(view):
-        parse_header(record, where)  # which says what is wrong, unless it is this:
-        raise StoreCorrupt(where, "not one delta record where a delta should be")
-    fits = 1 <= block_length <= BLOCK_BYTES and 1 <= count <= SOURCES_MAX and reserved == RESERVED
-    fits = fits and BITMAP.size <= plain_length <= DELTA_PLAIN_MAX
-    if not fits or not TAG_BYTES < len(view) - links_stop <= TAG_BYTES + plain_length:
-        raise StoreCorrupt(where, "the shape of a delta is not one a delta can have")
-    if LENGTH.unpack_from(view, nonce_at + NONCE_BYTES)[0] != links_stop - links_at:
-        raise StoreCorrupt(where, "the source list of a delta has another length than its sources need")
     return Delta(
         ident,
-        _CODECS[codec],
+        codec,
         plain_length,
         nonce,
         view[:links_at],
         block_length,
-        bytes(view[_HEAD.size : nonce_at]),
-        bytes(view[nonce_at : nonce_at + NONCE_BYTES]),
+        bytes(view[_HEAD.size : links_at - LENGTH.size - NONCE_BYTES]),
+        bytes(view[links_at - LENGTH.size - NONCE_BYTES : links_at - LENGTH.size]),
         view[links_at:links_stop],
         view[links_stop:],
     )
+
+
+def _measured(record: Bytes, where: str) -> tuple[bytes, Codec, int, bytes, int, int, int]:
+    """Return id, codec, plain length, nonce and block length of a delta, and where its links begin and end.
+
+    Raises: StoreCorrupt.
+    """
+    size = len(record)
+    if size < _HEAD.size:
+        raise StoreCorrupt(where, f"a record of {size} bytes is no delta")
+    ident, kind, codec, flags, plain_length, body, nonce, block_length, count, reserved = _HEAD.unpack_from(record)
+    if kind != DELTA or codec >= len(_CODECS) or flags or HEADER_BYTES + body != size:
+        parse_header(record, where)  # which says what is wrong, unless it is this:
+        raise StoreCorrupt(where, "not one delta record where a delta should be")
+    if not 1 <= count <= SOURCES_MAX or not 1 <= block_length <= BLOCK_BYTES or reserved != RESERVED:
+        raise StoreCorrupt(where, _SHAPELESS)
+    links_at = _HEAD.size + count * ID_BYTES + NONCE_BYTES + LENGTH.size
+    links_stop = links_at + count * LINKS_PER_SOURCE + PARTS + TAG_BYTES
+    if (
+        not BITMAP.size <= plain_length <= DELTA_PLAIN_MAX
+        or not TAG_BYTES < size - links_stop <= TAG_BYTES + plain_length
+    ):
+        raise StoreCorrupt(where, _SHAPELESS)
+    if LENGTH.unpack_from(record, links_at - LENGTH.size)[0] != links_stop - links_at:
+        raise StoreCorrupt(where, "the source list of a delta has another length than its sources need")
+    return ident, _CODECS[codec], plain_length, nonce, block_length, links_at, links_stop
 
 
 def read_links(delta: Delta, links_key: bytes, where: str) -> tuple[bytes, bytes]:
@@ -170,21 +187,36 @@ def open_links(delta: Delta, links_key: bytes, where: str) -> tuple[tuple[Source
 def open_parts(delta: Delta, parts_key: bytes, where: str) -> Parts:
     """Return the parts that travel in a delta, which its *parts* key alone opens. Raises: StoreCorrupt."""
     packed = decrypt(parts_key, delta.nonce, delta.parts, delta.frame, where)
-    plain = memoryview(decompress(delta.codec, packed, delta.plain_length, where))
-    (bitmap,) = BITMAP.unpack_from(plain)
-    parts: dict[int, memoryview] = {}
-    full_parts, at = delta.block_length // PART_BYTES, BITMAP.size
-    while bitmap:
-        number = (bitmap & -bitmap).bit_length() - 1
-        bitmap &= bitmap - 1
-        length = PART_BYTES if number < full_parts else part_length(number, delta.block_length)
-        if length == 0 or at + length > len(plain):
-            raise StoreCorrupt(where, "a delta does not hold the parts its bitmap names")
-        parts[number] = plain[at : at + length]
-        at += length
-    if at != len(plain):
+    return _cut_parts(delta.codec, packed, delta.plain_length, delta.block_length, where)
+
+
+def _cut_parts(codec: Codec, packed: bytes, plain_length: int, block_length: int, where: str) -> Parts:
+    plain = memoryview(decompress(codec, packed, plain_length, where))
+    parts, stop = _held(BITMAP.unpack_from(plain)[0], block_length)
+    if stop < 0 or stop > plain_length:
+        raise StoreCorrupt(where, "a delta does not hold the parts its bitmap names")
+    if stop != plain_length:
         raise StoreCorrupt(where, "a delta holds more than the parts its bitmap names")
-    return Parts(parts)
+    return Parts({number: plain[at] for number, at in parts})
+
+
+# Most deltas hold one part or two of a whole block: the same few ways again and again.
+@lru_cache(maxsize=4096)
+def _held(bitmap: int, block_length: int) -> tuple[tuple[tuple[int, slice], ...], int]:
+    """Return which parts a delta holds, each with where it lies in what was opened, and where the last of them ends.
+
+    -1: it names a part that the block does not have.
+    """
+    parts: list[tuple[int, slice]] = []
+    at = BITMAP.size
+    for number in range(PARTS):
+        if bitmap >> number & 1:
+            length = part_length(number, block_length)
+            if not length:
+                return (), -1
+            parts.append((number, slice(at, at + length)))
+            at += length
+    return tuple(parts), at
 
 
 def open_source(source: Source, record: Bytes, where: str) -> Parts:
@@ -197,27 +229,32 @@ def open_literal(ident: bytes, parts_key: bytes, record: Bytes, where: str) -> P
     if record[:ID_BYTES] != ident:
         raise StoreCorrupt(where, "another record lies where the source of a delta should be")
     if len(record) > _KIND_AT and record[_KIND_AT] == DELTA:
-        return open_parts(parse_delta(record, where), parts_key, where)
+        _, codec, plain_length, nonce, block_length, links_at, links_stop = _measured(record, where)
+        view = memoryview(record)
+        packed = decrypt(parts_key, nonce, view[links_stop:], view[:links_at], where)
+        return _cut_parts(codec, packed, plain_length, block_length, where)
     return Parts({}, _open_ground(parts_key, record, where))
 
 
-def _open_ground(parts_key: bytes, record: Bytes, where: str) -> bytearray:
+def _open_ground(parts_key: bytes, record: Bytes, where: str) -> Bytes:
     """Return what `open_content` returns, in memory that a block can be put together in. Raises: StoreCorrupt."""
-    header = parse_header(record, where)
-    content: bytearray
-    if header.kind == WHOLE and len(record) == header.record_bytes:
+    if len(record) >= RECORD_BYTES_MIN:
+        _, kind, codec, flags, plain_length, body, nonce = HEADER.unpack_from(record)
+        fits = kind == WHOLE and not flags and HEADER_BYTES + body == len(record) and 1 <= plain_length <= BLOCK_BYTES
         view = memoryview(record)
         sealed, aad = view[HEADER_BYTES:], view[:HEADER_BYTES]
-        with suppress(InvalidTag, lz4.block.LZ4BlockError):
-            if header.codec is Codec.NONE:
-                content = bytearray(header.plain_length)
-                AESGCM(parts_key).decrypt_into(header.nonce, sealed, aad, content)
-                return content
-            if header.codec is Codec.LZ4:
-                packed = AESGCM(parts_key).decrypt(header.nonce, sealed, aad)
-                content = lz4.block.decompress(packed, uncompressed_size=header.plain_length, return_bytearray=True)
-                if len(content) == header.plain_length:
+        try:
+            if fits and codec == _PLAIN and body == plain_length + TAG_BYTES:
+                room = np.empty(plain_length, np.uint8).data  # memory that nobody clears first
+                AESGCM(parts_key).decrypt_into(nonce, sealed, aad, room)
+                return room
+            if fits and codec == _LZ4 and body <= plain_length + TAG_BYTES:
+                packed = AESGCM(parts_key).decrypt(nonce, sealed, aad)
+                content: bytearray = lz4.block.decompress(packed, uncompressed_size=plain_length, return_bytearray=True)
+                if len(content) == plain_length:
                     return content
+        except (InvalidTag, lz4.block.LZ4BlockError):
+            pass  # said below
     return bytearray(open_content(parts_key, record, where))  # the other codec; or it says what is wrong
 
 
@@ -240,7 +277,7 @@ def assemble(delta: Delta, part_map: bytes, own: Parts, taken: Mapping[int, Part
 
 def put_together(
     delta: Delta, part_map: bytes, own: Parts, taken: Mapping[int, Parts], where: str, spent: Container[int] = ()
-) -> bytearray:
+) -> Bytes:
     """Return what `assemble` returns, in the memory it was put together in.
 
     `spent`: the sources that nothing else needs, of which one may become the block. Raises: StoreCorrupt.
@@ -250,23 +287,21 @@ def put_together(
     base, ground = next(
         ((origin, parts.content) for origin, parts in taken.items() if len(parts.content or b"") == length), (-1, None)
     )
+    block: bytearray | memoryview
     if ground is None:
         block = bytearray(length)
     else:
-        block = ground if isinstance(ground, bytearray) and base in spent else bytearray(ground)
+        block = bytearray(ground) if isinstance(ground, bytes) or base not in spent else ground
     full_parts, rest = divmod(length, PART_BYTES)
-    travelling = 0
-    for number, origin in enumerate(part_map):
-        if origin in (base, NO_PART):
-            continue
-        if origin == TRAVELS:
-            travelling += 1
-            piece = own.get(number)
-        else:
-            piece = taken[origin].get(number)
-        if piece is None or len(piece) != (PART_BYTES if number < full_parts else rest):
-            raise StoreCorrupt(where, "a source of a delta does not hold the part taken from it, or the delta its own")
-        block[number * PART_BYTES : number * PART_BYTES + len(piece)] = piece
-    if travelling != len(own.by_number):
+    view = memoryview(block)
+    for origin, parts in (*taken.items(), (TRAVELS, own)):
+        number = part_map.find(origin) if origin != base else -1
+        while number >= 0:
+            piece = parts.get(number)
+            if piece is None or len(piece) != (PART_BYTES if number < full_parts else rest):
+                raise StoreCorrupt(where, _LACKS)
+            view[number * PART_BYTES : number * PART_BYTES + len(piece)] = piece
+            number = part_map.find(origin, number + 1)
+    if part_map.count(TRAVELS) != len(own.by_number):
         raise StoreCorrupt(where, "a delta's map and its bitmap disagree")
     return block

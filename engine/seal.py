@@ -56,7 +56,7 @@ BROKEN_MEMORY: Final = (
 )
 
 HEADER_FORMAT: Final = "<16sBBHII12s"
-_HEADER: Final = struct.Struct(HEADER_FORMAT)
+HEADER: Final = struct.Struct(HEADER_FORMAT)
 
 
 class Codec(enum.IntEnum):
@@ -92,7 +92,7 @@ def parse_header(record: Bytes, where: str) -> RecordHeader:
     """
     if len(record) < HEADER_BYTES:
         raise StoreCorrupt(where, f"a record of {len(record)} bytes is shorter than its header")
-    ident, kind, codec, flags, plain, body, nonce = _HEADER.unpack_from(record)
+    ident, kind, codec, flags, plain, body, nonce = HEADER.unpack_from(record)
     if kind not in (WHOLE, DELTA) or codec not in (0, 1, 2) or flags:
         raise StoreCorrupt(where, f"unknown kind {kind}, codec {codec} or flags {flags} in a record header")
     if kind == WHOLE:
@@ -107,7 +107,7 @@ def parse_header(record: Bytes, where: str) -> RecordHeader:
 
 def build_header(ident: bytes, kind: int, codec: Codec, plain_length: int, body_length: int, nonce: bytes) -> bytes:
     """Return the 40 bytes of a record header."""
-    return _HEADER.pack(ident, kind, codec, 0, plain_length, body_length, nonce)
+    return HEADER.pack(ident, kind, codec, 0, plain_length, body_length, nonce)
 
 
 def decrypt(key: bytes, nonce: bytes, sealed: Bytes, aad: Bytes, where: str) -> bytes:
@@ -120,17 +120,17 @@ def decrypt(key: bytes, nonce: bytes, sealed: Bytes, aad: Bytes, where: str) -> 
 
 def decompress(codec: Codec, packed: bytes, plain_length: int, where: str) -> bytes:
     """Return exactly `plain_length` bytes, never making more than that. Raises: StoreCorrupt."""
-    plain: bytes
+    plain: bytes = packed
     try:
-        if codec is Codec.ZSTD:
+        if codec is Codec.NONE:
+            pass
+        elif codec is Codec.ZSTD:
             # The frame's own claim is looked at first: the library would allocate whatever it says.
             if zstandard.frame_content_size(packed) != plain_length:
                 raise StoreCorrupt(where, "a compressed record claims another length than its header")
             plain = _TOOLS.zstd_open.decompress(packed, max_output_size=plain_length, allow_extra_data=False)
         elif codec is Codec.LZ4:
             plain = lz4.block.decompress(packed, uncompressed_size=plain_length)
-        else:
-            plain = packed
     except (zstandard.ZstdError, lz4.block.LZ4BlockError) as error:
         raise StoreCorrupt(where, f"a record does not decompress: {error}") from None
     if len(plain) != plain_length:
@@ -199,7 +199,7 @@ class Sealer:
                     stubborn += 1
             nonce = nonces[position * NONCE_BYTES : (position + 1) * NONCE_BYTES]
             sealed_length = len(body) + TAG_BYTES
-            header = _HEADER.pack(ref[:ID_BYTES], WHOLE, codec, 0, plain_length, sealed_length, nonce)
+            header = HEADER.pack(ref[:ID_BYTES], WHOLE, codec, 0, plain_length, sealed_length, nonce)
             # Memory that nobody clears first, and that the allocator has kept warm (adapters/allocator.py).
             record = np.empty(HEADER_BYTES + sealed_length, dtype=np.uint8).data
             record[:HEADER_BYTES] = header

@@ -23,8 +23,8 @@ from engine.names import PackName
 from engine.packread import GAP_BYTES, Extents, Range
 from engine.seal import RECORD_BYTES_MAX, RECORD_BYTES_MIN
 
-JOB_BYTES: Final = 4 << 20
-JOB_BLOCKS: Final = 96
+JOB_BYTES: Final = 6 << 20
+JOB_BLOCKS: Final = 128
 # Blocks given one after the other, whatever packs they lie in: few enough to wait until they can be written in their
 # own order (writer.py), enough to be read in long ranges. Records of one day lie in the order of the volume.
 STRETCH_BLOCKS: Final = 256
@@ -73,16 +73,12 @@ class Packs:
 
     def __init__(self) -> None:
         self._packs: list[tuple[str, PackName]] = []
-        self._names: list[str] = []
+        self.names: list[str] = []  # of the packs as objects, by number
         self._numbers: dict[tuple[str, PackName], int] = {}
         self._by_key: dict[tuple[str, int], int] = {}
 
     def __getitem__(self, number: int) -> tuple[str, PackName]:
         return self._packs[number]
-
-    def object_name(self, number: int) -> str:
-        """Return the name of a pack as an object."""
-        return self._names[number]
 
     def number(self, store: str, key: int, resolve: Resolve) -> int:
         """Return the number of the pack that `resolve` names for a key, or -1."""
@@ -105,7 +101,7 @@ class Packs:
         number = self._numbers.setdefault((store, name), len(self._packs))
         if number == len(self._packs):
             self._packs.append((store, name))
-            self._names.append(str(name))
+            self.names.append(str(name))
         return number
 
 

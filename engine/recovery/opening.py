@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, TypeAlias
 
 from engine.block import ID_BYTES, KEY_BYTES, REF_BYTES, Bytes, Refs
@@ -39,7 +40,7 @@ class Records:
     """The records at hand: what was read for a job and what is held for its group."""
 
     def __init__(self, packs: Packs, *held: Held) -> None:
-        self._packs, self._held = packs, held
+        self._packs, self._held, self._names = packs, held, packs.names
 
     def cut(self, spot: Spot) -> memoryview | None:
         """Return a record, or None if it is not at hand: what went wrong was told when it was read."""
@@ -52,7 +53,7 @@ class Records:
 
     def where(self, spot: Spot) -> str:
         """Return the name of the pack a record lies in."""
-        return self._packs.object_name(spot[0])
+        return self._names[spot[0]]
 
     def sentence(self, spot: Spot, error: StoreCorrupt) -> str:
         """Return what to tell of a record that does not open."""
@@ -109,42 +110,45 @@ def open_job(job: Job, refs: Refs, subkey: bytes, records: Records, take: Take) 
 
 class _Opening:
     def __init__(self, job: Job, refs: Refs, subkey: bytes, records: Records, take: Take) -> None:
-        self._job, self._refs, self._subkey, self._records, self._take = job, refs, subkey, records, take
+        self._job, self._subkey, self._records, self._take = job, subkey, records, take
+        self._refs = refs[
+            [block.position if isinstance(block, DeltaWork) else block[0] for block in job.blocks]
+        ].tobytes()
         self._opened = Opened()
-        self._positions: list[int] = []
-        self._contents: list[Bytes] = []
-        self._uses: Counter[Spot] = Counter()
-        if any(isinstance(block, DeltaWork) for block in job.blocks):
-            for block in job.blocks:
-                self._uses.update(block.sources if isinstance(block, DeltaWork) else block[1:])
+        # How often each record is needed, where some may be needed more than once.
+        deltas = [block for block in job.blocks if isinstance(block, DeltaWork)]
+        self._uses: Counter[Spot] = Counter(chain.from_iterable(work.sources for work in deltas))
+        if deltas:
+            self._uses.update(block[1] for block in job.blocks if not isinstance(block, DeltaWork))
         self._kept: dict[tuple[Spot, bytes], Parts] = {}
 
     def run(self) -> Opened:
-        for block in self._job.blocks:
+        positions: list[int] = []
+        contents: list[Bytes] = []
+        for at, block in enumerate(self._job.blocks):
+            ref = self._refs[at * REF_BYTES : (at + 1) * REF_BYTES]
+            content: Bytes | None
             if isinstance(block, DeltaWork):
-                self._give(block.position, self._delta(block))
+                position, content = block.position, self._delta(ref, block)
             else:
-                self._give(block[0], self._whole(*block))
+                position, content = block[0], self._whole(ref, block[1])
+            if content is not None:
+                positions.append(position)
+                contents.append(content)
         # All at once: the blocks of a job mostly follow one another, and long ranges are written fastest.
-        if self._positions:
-            self._take(self._positions, self._contents)
-            self._opened.positions = self._positions
-            self._opened.content_bytes = sum(map(len, self._contents))
+        if positions:
+            self._take(positions, contents)
+            self._opened.positions = positions
+            self._opened.content_bytes = sum(map(len, contents))
         return self._opened
-
-    def _give(self, position: int, content: Bytes | None) -> None:
-        if content is not None:
-            self._positions.append(position)
-            self._contents.append(content)
 
     def _failed(self, spot: Spot, error: StoreCorrupt) -> None:
         self._opened.problems.append(self._records.sentence(spot, error))
 
-    def _whole(self, position: int, spot: Spot) -> bytes | None:
+    def _whole(self, ref: bytes, spot: Spot) -> bytes | None:
         record = self._records.cut(spot)
         if record is None:
             return None
-        ref = self._refs[position].tobytes()
         try:
             content = open_whole(ref, record, self._subkey, self._records.where(spot))
         except StoreCorrupt as error:
@@ -154,42 +158,43 @@ class _Opening:
             self._keep(spot, parts_key(ref[ID_BYTES:]), Parts({}, content))
         return content
 
-    def _delta(self, work: DeltaWork) -> bytearray | None:
+    def _delta(self, ref: bytes, work: DeltaWork) -> Bytes | None:
         taken: dict[int, Parts] = {}
-        for origin in set(work.part_map):
-            if origin < len(work.sources):
-                parts = self._source(work, origin)
+        spent: list[int] = []
+        for origin, spot in enumerate(work.sources):
+            if origin in work.part_map:
+                shared = self._uses[spot] > 1
+                parts = self._source(work, origin, spot, shared)
                 if parts is None:
                     return None
                 taken[origin] = parts
+                if not shared:
+                    spent.append(origin)
         where = self._records.where(work.spot)
         try:
             own = open_parts(work.delta, work.parts_key, where)
-            spent = [origin for origin in taken if self._uses[work.sources[origin]] == 1]
             content = put_together(work.delta, work.part_map, own, taken, where, spent)
-            verify_ref(self._refs[work.position].tobytes(), content, self._subkey, where)
+            verify_ref(ref, content, self._subkey, where)
         except StoreCorrupt as error:
             self._failed(work.spot, error)
             return None
         return content
 
-    def _source(self, work: DeltaWork, origin: int) -> Parts | None:
-        spot = work.sources[origin]
+    def _source(self, work: DeltaWork, origin: int, spot: Spot, shared: bool) -> Parts | None:
+        key = work.links[origin * LINK.itemsize : origin * LINK.itemsize + KEY_BYTES]
+        if shared and (parts := self._kept.get((spot, key))) is not None:
+            return parts
         record = self._records.cut(spot)
         if record is None:
             return None
-        key = work.links[origin * LINK.itemsize : origin * LINK.itemsize + KEY_BYTES]
-        parts = self._kept.get((spot, key))
-        if parts is None:
-            try:
-                parts = open_literal(
-                    work.delta.ids[origin * ID_BYTES : (origin + 1) * ID_BYTES], key, record, self._records.where(spot)
-                )
-            except StoreCorrupt as error:
-                self._failed(spot, error)
-                return None
-            if self._uses[spot] > 1:
-                self._keep(spot, key, parts)
+        ident = work.delta.ids[origin * ID_BYTES : (origin + 1) * ID_BYTES]
+        try:
+            parts = open_literal(ident, key, record, self._records.where(spot))
+        except StoreCorrupt as error:
+            self._failed(spot, error)
+            return None
+        if shared:
+            self._keep(spot, key, parts)
         return parts
 
     def _keep(self, spot: Spot, key: bytes, parts: Parts) -> None:

@@ -4,7 +4,7 @@
     a worker thread, which also hands the contents on
 
 What fails is left to others: a round only gives what lies where it is said to lie. `JOBS_MAX` jobs at once, of
-`GROUPS_MAX` groups, bound the memory: 24 MiB of jobs, 24 MiB of deltas, and of opened blocks 6 MiB a thread; what
+`GROUPS_MAX` groups, bound the memory: 24 MiB of jobs, 24 MiB of deltas, and of opened blocks 8 MiB a thread; what
 waits to be written comes on top (writer.py).
 """
 
@@ -42,10 +42,10 @@ from engine.recovery.opening import Records, Take, open_in_turn, take_apart
 from engine.recovery.places import CACHE
 from engine.recovery.supply import Supply
 
-JOBS_MAX: Final = 6
+JOBS_MAX: Final = 4
 GROUPS_MAX: Final = 2
 # Read before and after the deltas of a group, where the first and last of them have most of their sources.
-AROUND_BYTES: Final = 16 << 10
+AROUND_BYTES: Final = 48 << 10
 AROUND_PACKS_MAX: Final = 64
 LINKS_BATCH: Final = 256  # deltas whose links are opened in one hop
 

@@ -44,7 +44,7 @@ def test_impossible_places_are_left_out_and_the_rest_is_located(drawn: list[tupl
         expected, found.spots.listed(), found.deltas.tolist(), strict=True
     ):
         assert packs[spot[0]] == ("vault", NAMES[key])
-        assert packs.object_name(spot[0]) == str(NAMES[key])
+        assert packs.names[spot[0]] == str(NAMES[key])
         assert (spot[1], spot[2], is_delta) == (offset, length, delta)
 
 
