@@ -181,6 +181,10 @@ class StateStore(Protocol):
         """Record, durably, the restore point this state ends with. Raises: StateCorrupt."""
         ...
 
+    def clear_newest(self) -> None:
+        """Forget, durably, which restore point this state ends with."""
+        ...
+
     def volume(self, name: str) -> VolumeState:
         """Return the state of the volume configured as `name`, opened once."""
         ...

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from adapters.cli import frame
 from adapters.cli.progress import bytes_text
 from adapters.cli.statesize import bytes_per_block, room_missing
+from adapters.cli.storeplaces import folders
 from adapters.cli.writable import nearest_existing, why_not_writable
 from engine.block import BLOCK_BYTES
 from engine.errors import ConfigError, SourceError, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from adapters.config import Config, Volume
-    from engine.vault.formatobject import FormatObject
+    from engine.vault.formatobject import FormatObject, StoreKind
     from engine.vault.identity import Identity
 
 SAMPLE_BYTES: Final = 4096
@@ -33,10 +35,10 @@ SAMPLE_BYTES: Final = 4096
 def command(context: frame.Context) -> int:
     """Say what is wrong with the configuration and the places it names.
 
-    Reads the file, opens every volume, looks for vault and cache and whether they can be written to, and names all
-    that is wrong at once. Nothing is changed. States how much memory a session takes and how large the local state
-    can become, and warns if its disk has no room for that. Exit code 2: the file is wrong; 1: a place it names is; 0:
-    all is well.
+    Reads the file, opens every volume, looks for vault, cache and spool and whether they can be written to, and names
+    all that is wrong at once. Nothing is changed. States how much memory a session takes, how large the local state can
+    become and how much room the spool has left, and warns if a disk has not enough. Exit code 2: the file is wrong; 1:
+    a place it names is; 0: all is well.
     """
     from adapters.config import ConfigProblems
 
@@ -58,9 +60,11 @@ def examine(config: Config) -> dict[str, Any]:
     problems: list[str] = []
     warnings: list[str] = []
     sizes = {volume.name: _volume_bytes(volume, problems) for volume in config.volumes}
-    _check_stores(config, _identity(config, problems), problems)
+    identity = _identity(config, problems)
+    _check_stores(config, identity, problems)
     state_bytes = bytes_per_block(config) * sum(-(-(size or 0) // BLOCK_BYTES) for size in sizes.values())
     _check_state(config, state_bytes, problems, warnings)
+    spool = _check_spool(config, identity, problems, warnings)
     cache = config.cache
     return {
         "ok": not problems,
@@ -69,6 +73,7 @@ def examine(config: Config) -> dict[str, Any]:
         "volumes": [{"name": each.name, "path": each.path, "bytes": sizes[each.name]} for each in config.volumes],
         "vault": {"url": config.vault.url},
         "cache": None if cache is None else {"path": cache.path, "enabled": cache.enabled},
+        "spool": spool,
         "state": {"path": config.system.state_dir, "bytes_max": state_bytes},
         "memory_bytes_max": config.memory_bytes,
         "warnings": warnings,
@@ -86,11 +91,20 @@ def _text(document: dict[str, Any]) -> str:
     lines.append(f"  vault: {document['vault']['url']}")
     off = "" if cache is None or cache["enabled"] else ", switched off"
     lines.append(f"  cache: {cache['path']}{off}" if cache else "  cache: none")
+    lines.append(_spool_text(document["spool"]))
     state = document["state"]
     lines.append(f"  local state: {state['path']}, up to {bytes_text(state['bytes_max'])} for these volumes")
     lines.append(f"  memory of a session: up to {bytes_text(document['memory_bytes_max'])} for queue and packs")
     lines += [f"  warning: {warning}" for warning in document["warnings"]]
     return "\n".join([*lines, _listed(document["problems"])])
+
+
+def _spool_text(spool: dict[str, Any] | None) -> str:
+    if spool is None:
+        return "  spool: none"
+    room = f", {bytes_text(spool['free_bytes'])} free" if spool["there"] else ""
+    limit = f" of at most {bytes_text(spool['max_bytes'])}" if spool["there"] and spool["max_bytes"] else ""
+    return f"  spool: {spool['path']}{room}{limit}"
 
 
 def _listed(problems: list[str]) -> str:
@@ -120,7 +134,7 @@ def _volume_bytes(volume: Volume, problems: list[str]) -> int | None:
         return None
 
 
-async def _store_in(kind: Literal["vault", "cache"], folder: Path, config: Config) -> FormatObject:
+async def _store_in(kind: StoreKind, folder: Path, config: Config) -> FormatObject:
     """Return the marker of the store in `folder`. Raises: StoreError."""
     from adapters.stores.folder import FolderStore
     from engine.vault.formatobject import read_format
@@ -130,23 +144,47 @@ async def _store_in(kind: Literal["vault", "cache"], folder: Path, config: Confi
 
 
 def _check_stores(config: Config, identity: Identity | None, problems: list[str]) -> None:
-    places: list[tuple[Literal["vault", "cache"], Path]] = [("vault", config.vault.folder)]
-    if config.active_cache is not None:
-        places.append(("cache", config.active_cache.path))
-    for kind, folder in places:
+    for kind, folder in [("vault", config.vault.folder), *folders(config)]:
+        expected = None
+        if identity is not None:
+            expected = {"vault": identity.vault, "cache": identity.cache, "spool": identity.spool}[kind]
+        pending = identity is None or expected is None or (kind == "vault" and identity.vault_pending)
         try:
             found = frame.run_async(partial(_store_in, kind, folder, config))
         except StoreError as error:
-            new = identity is None and isinstance(error, StoreUnavailable)
-            makes = ", or run 'forebay init' to make it" if new else ""
+            makes = ", or run 'forebay init' to make it" if pending and isinstance(error, StoreUnavailable) else ""
             problems.append(_naming(folder, f"{kind}: ", error) + makes)
             continue
-        expected = None if identity is None else identity.vault if kind == "vault" else identity.cache
         if identity is not None and found.store != expected:
             move = f"move {config.system.identity_file} away (and keep it) and run 'forebay init' to enrol in this one"
-            way = "run 'forebay init --cache' to adopt it" if kind == "cache" else move
+            adopt = f"run 'forebay init{'' if expected is None else f' --{kind}'}' to adopt it"
+            way = move if kind == "vault" else adopt
             problems.append(f"{kind} {folder}: another store than the one init was run for: mount that one, or {way}")
         _check_writable(kind, folder, problems)
+
+
+def _check_spool(
+    config: Config, identity: Identity | None, problems: list[str], warnings: list[str]
+) -> dict[str, Any] | None:
+    """Return what the spool has and has room for; note what is wrong with that."""
+    from adapters.cli.backlog import backlog_of
+
+    spool = config.spool
+    if spool is None:
+        return None
+    absent = {"path": str(spool.path), "there": False}
+    try:
+        backlog = backlog_of(spool, bytes(16) if identity is None else identity.system)
+    except OSError as error:
+        problems.append(f"spool: {spool.path} cannot be read: {error.strerror or error}")
+        return absent
+    if backlog is None:
+        return absent
+    if (warning := backlog.warning(spool)) is not None:
+        warnings.append(warning)
+    if os.name == "posix" and spool.path.stat().st_mode & 0o077:
+        warnings.append(f"spool: other users of this machine may look into {spool.path}: run chmod 700 on it")
+    return backlog.document(spool)
 
 
 def _check_state(config: Config, bytes_max: int, problems: list[str], warnings: list[str]) -> None:
@@ -161,7 +199,7 @@ def _check_state(config: Config, bytes_max: int, problems: list[str], warnings: 
         return
     _check_writable("state_dir", existing, problems)
     try:
-        missing = room_missing(folder, existing, bytes_max)
+        missing = room_missing(folder, existing, bytes_max, config.spool.path if config.spool is not None else None)
     except OSError:
         return  # what the system does not tell is no reason for a warning
     if missing:

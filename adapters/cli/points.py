@@ -24,11 +24,14 @@ if TYPE_CHECKING:
         "forebay --config forebay.toml points --all --passphrase-file FILE",
         "forebay points --vault file:///srv/vault --system web-01",
         "forebay points --cache /mnt/usb/forebay --json",
+        "forebay --config forebay.toml points --delete 000001a203ae553c",
     )
 )
 @click.option("--system", metavar="NAME", help="The points of another system (name or id); needs the passphrase.")
 @click.option("--all", "every", is_flag=True, help="The points of all systems; needs the passphrase.")
 @click.option("--superseded", is_flag=True, help="Also those that a newer root of the same session replaced.")
+@click.option("--delete", metavar="POINT", help="Delete this point, which waits in the spool and was never uploaded.")
+@click.option("--yes", is_flag=True, help="With --delete: do not ask.")
 @place_options
 @frame.pass_context
 def command(
@@ -36,6 +39,8 @@ def command(
     system: str | None,
     every: bool,
     superseded: bool,
+    delete: str | None,
+    yes: bool,
     vault: str | None,
     spool: Path | None,
     cache: Path | None,
@@ -51,6 +56,14 @@ def command(
     if system is not None and every:
         raise ConfigError("give either --system NAME or --all")
     request = Request(vault=vault, spool=spool, cache=cache, passphrase_file=passphrase_file, key_file=key_file)
+    if delete is not None:
+        if request.detached or system is not None or every:
+            raise click.UsageError("--delete takes a point of this system: leave other systems and places out")
+        from adapters.cli.deleting import delete as delete_point
+
+        return delete_point(context, delete, yes=yes)
+    if yes:
+        raise click.UsageError("--yes goes with --delete POINT")
     return context.run_async(partial(_points, context, request, system, every, superseded))
 
 

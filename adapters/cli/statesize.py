@@ -23,23 +23,25 @@ def bytes_per_block(config: Config) -> int:
     from engine.state import ENTRY
 
     index = (Layout(entries=2, packs=0, covers=0).table - Layout(entries=0, packs=0, covers=0).table) // 2
-    stores = 1 if config.active_cache is None else 2
+    stores = 1 + (config.active_cache is not None) + (config.spool is not None)
     parts = PART_ENTRY.itemsize + ORIGINS.itemsize if config.vault.delta else 0
     return ENTRY.itemsize + stores * index + parts
 
 
-def room_missing(folder: Path, existing: Path, bytes_max: int) -> int:
+def room_missing(folder: Path, existing: Path, bytes_max: int, spool: Path | None = None) -> int:
     """Return how many bytes the disk of `existing` lacks for local state in `folder` to grow to `bytes_max`.
 
-    What lies there already counts as room. Raises: OSError.
+    What lies there already counts as room, but for a `spool` in it. Raises: OSError.
     """
-    return max(0, bytes_max - _held(folder) - shutil.disk_usage(existing).free)
+    return max(0, bytes_max - _held(folder, spool) - shutil.disk_usage(existing).free)
 
 
-def _held(folder: Path) -> int:
+def _held(folder: Path, without: Path | None) -> int:
     """Return the bytes that files under `folder` take on its disk; 0 if it is not there or not to be looked at."""
     held = 0
-    for path, _, names in os.walk(folder):
+    for path, folders, names in os.walk(folder):
+        if without is not None:
+            folders[:] = [name for name in folders if Path(path, name) != without]
         for name in names:
             try:
                 status = os.lstat(os.path.join(path, name))

@@ -1,4 +1,4 @@
-"""`forebay status`: the last sessions and how things stand; reads local state only, and answers at once."""
+"""`forebay status`: the last sessions and how things stand; reads what is near only, and answers at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import click
 from adapters.cli import frame
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adapters.config import Config
     from engine.state import SessionRow
 
@@ -19,10 +21,10 @@ if TYPE_CHECKING:
 @click.option("--last", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many sessions to show.")
 @frame.pass_context
 def command(context: frame.Context, last: int) -> int:
-    """Show the last sessions, the newest restore point and what is configured.
+    """Show the last sessions, the newest restore point, what waits in the spool and what is configured.
 
-    Reads local state only: whether vault and cache can be reached is what check-config tells. Exit code 1 if the last
-    session failed or was cut off.
+    Reads what lies on this machine only: whether vault and cache can be reached is what check-config tells. Exit code 1
+    if the last session failed or was cut off.
     """
     from adapters.state import identity as files
     from adapters.state.directory import StateDirectory, running_process
@@ -41,16 +43,21 @@ def command(context: frame.Context, last: int) -> int:
     if running is not None:
         cut_off = cut_off[:-1]  # the last that began
     failed = bool(cut_off) or (bool(rows) and rows[0].exit_code in (frame.FAILED, frame.USAGE))
+    spool, warnings = _spool(config, identity.system)
     document: dict[str, Any] = {
         "system": identity.name,
         "system_id": identity.system.hex(),
         "vault": config.vault.url,
+        "vault_pending": identity.vault_pending,
         "cache": _cache(config),
+        "spool": spool,
         "volumes": [volume.name for volume in config.volumes],
         "newest_point": f"{newest.order:016x}-{newest.incarnation.hex()}" if newest is not None else None,
         "running": running,
         "cut_off": cut_off,
+        "fallback": _fallback(rows),
         "sessions": [_session(row) for row in rows[:last]],
+        "warnings": warnings,
         "exit_code": frame.FAILED if failed else frame.DONE,
     }
     context.emit(document, _text(document))
@@ -61,6 +68,37 @@ def _cache(config: Config) -> dict[str, Any] | None:
     if config.cache is None:
         return None
     return {"path": str(config.cache.path), "enabled": config.cache.enabled}
+
+
+def _spool(config: Config, system: bytes) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return what is to be said of the spool, and warnings about it."""
+    from adapters.cli.backlog import backlog_of
+
+    if config.spool is None:
+        return None, []
+    try:
+        backlog = backlog_of(config.spool, system)
+    except OSError as error:
+        return _absent(config), [f"spool: {config.spool.path} cannot be read: {error.strerror or error}"]
+    if backlog is None:
+        return _absent(config), [
+            f"spool: {config.spool.path} holds no Forebay store: mount its disk, or run 'forebay init'"
+        ]
+    warning = backlog.warning(config.spool)
+    return backlog.document(config.spool), [warning] if warning else []
+
+
+def _absent(config: Config) -> dict[str, Any]:
+    assert config.spool is not None
+    return {"path": str(config.spool.path), "there": False}
+
+
+def _fallback(rows: Sequence[SessionRow]) -> str | None:
+    """Return why the newest session, if that went to the spool, did; None: it did not, or nobody said."""
+    if not rows or rows[0].route != "FALLBACK":
+        return None
+    reason = json.loads(rows[0].report).get("fallback")
+    return reason if isinstance(reason, str) else None
 
 
 def _session(row: SessionRow) -> dict[str, Any]:
@@ -87,12 +125,17 @@ def _text(document: dict[str, Any]) -> str:
 
     cache = document["cache"]
     where = "none" if cache is None else cache["path"] + ("" if cache["enabled"] else " (switched off)")
+    pending = " (still to be made: run 'forebay init' once it can be reached)" if document["vault_pending"] else ""
     lines = [
         f"System {document['system']}: {', '.join(document['volumes'])}",
-        f"  vault: {document['vault']}",
+        f"  vault: {document['vault']}{pending}",
         f"  cache: {where}",
+        *_spool_text(document["spool"]),
         f"  newest restore point: {document['newest_point'] or 'none yet'}",
     ]
+    lines += [f"  warning: {warning}" for warning in document["warnings"]]
+    if document["fallback"] is not None:
+        lines.append(f"The last session went to the spool: {document['fallback']}")
     if document["running"] is not None:
         lines.append(f"A session runs now (process {document['running']}).")
     if document["cut_off"]:
@@ -118,9 +161,30 @@ def _text(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _spool_text(spool: dict[str, Any] | None) -> list[str]:
+    from adapters.cli.progress import bytes_text
+
+    if spool is None:
+        return ["  spool: none"]
+    if not spool["there"]:
+        return [f"  spool: {spool['path']}, away"]
+    points = spool["points"]
+    waiting = "nothing waits"
+    if points:
+        waiting = f"{points} restore point{'s' if points > 1 else ''} to be uploaded"
+        if spool["oldest"] is not None:
+            waiting += f", the oldest of {datetime.fromisoformat(spool['oldest']).astimezone():%Y-%m-%d %H:%M:%S}"
+    return [
+        f"  spool: {spool['path']}, {waiting}; {bytes_text(spool['used_bytes'])} used, "
+        f"{bytes_text(spool['free_bytes'])} free"
+    ]
+
+
 def _outcome(session: dict[str, Any]) -> str:
     if session["exit_code"] == frame.DONE:
         return "done"
     if session["exit_code"] == frame.SOMETHING_MISSING:
         return "done, with problems"
+    if session["exit_code"] == frame.IN_SPOOL:
+        return "done, in the spool"
     return f"failed (exit {session['exit_code']})"

@@ -134,6 +134,11 @@ class StateDirectory:
         """Record, durably, the restore point this state ends with. Raises: SessionAborted."""
         write_struct(self.path / "newest", _NEWEST_MAGIC, newest, self._disk)
 
+    def clear_newest(self) -> None:
+        """Forget, durably, which restore point this state ends with. Raises: SessionAborted."""
+        self._disk.remove(self.path / "newest")
+        self._disk.sync_folder(self.path)
+
     def volume(self, name: str) -> VolumeMap:
         """Return the state of the volume configured as `name`, opened once.
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -93,6 +94,101 @@ def test_a_disk_without_room_for_local_state_is_warned_of_and_no_mistake(
     out = capsys.readouterr().out
     assert "warning: state_dir: the disk of" in out
     assert "8.50 KiB are missing: free them, set [vault] delta = false or name another folder" in out
+
+
+def with_spool(house: House, more: str = "") -> Path:
+    """Add a spool to the house, made and adopted by init."""
+    house.config.write_text(house.config.read_text() + f"[spool]\npath = 'state/spool'\n{more}")
+    assert main.run(["--config", str(house.config), "init"]) == 0
+    return house.folder / "state/spool"
+
+
+@pytest.fixture
+def _roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every disk room, however full the one is that the tests run on."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=90 << 30, total=100 << 30))
+
+
+def checked(house: House, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    main.run(["check-config", "--config", str(house.config), "--json"])
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+@pytest.mark.usefixtures("_roomy")
+def test_a_spool_is_looked_at_and_its_room_told(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    spool = with_spool(house, "max_size = '1 GiB'\n")
+    (spool / "data").mkdir()
+    (spool / "data/pack").write_bytes(bytes(1000))
+    document = checked(house, capsys)
+    assert (document["problems"], document["warnings"]) == ([], [])
+    told = document["spool"]
+    assert (told["path"], told["there"], told["points"], told["max_bytes"]) == (str(spool), True, 0, 1 << 30)
+    held = sum(path.stat().st_size for path in spool.rglob("*") if path.is_file())
+    assert told["used_bytes"] == held
+    assert told["free_bytes"] == (1 << 30) - held
+    # Its index costs local state 28 bytes a block, and what it holds is no room for local state.
+    assert document["state"]["bytes_max"] == 16 * (544 + 28)
+    main.run(["--config", str(house.config), "check-config"])
+    assert f"  spool: {spool}, 1.00 GiB free of at most 1.00 GiB" in capsys.readouterr().out
+
+
+def test_what_is_wrong_with_a_spool_is_told(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    house.config.write_text(house.config.read_text() + "[spool]\npath = 'state/spool'\n")
+    (problem,) = checked(house, capsys)["problems"]
+    assert problem.startswith(f"spool: folder {house.folder / 'state/spool'} is not there")
+    assert problem.endswith("or run 'forebay init' to make it")
+    assert main.run(["--config", str(house.config), "init"]) == 0
+    spool = house.folder / "state/spool"
+    (spool / "format").write_bytes(new_store("spool").encode())
+    (problem,) = checked(house, capsys)["problems"]
+    assert "another store than the one init was run for" in problem
+    assert "run 'forebay init --spool' to adopt it" in problem
+    (spool / "format").write_bytes(new_store("cache").encode())
+    assert "is a cache, not a spool" in checked(house, capsys)["problems"][0]
+    (spool / "format").unlink()
+    assert checked(house, capsys)["spool"] == {"path": str(spool), "there": False}
+
+
+@pytest.mark.usefixtures("_roomy")
+def test_a_spool_that_others_may_look_into_is_warned_of(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    spool = with_spool(house)
+    assert checked(house, capsys)["warnings"] == []
+    spool.chmod(0o755)
+    document = checked(house, capsys)
+    assert document["warnings"] == [f"spool: other users of this machine may look into {spool}: run chmod 700 on it"]
+    assert document["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("used", "disk_free", "share"),
+    [(206, 60, "80%"), (206, 19, "81%"), (10, 19, "81%"), (300, 100, "117%"), (250, 1, "99%")],
+)
+def test_a_spool_that_fills_up_is_warned_of(
+    house: House, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    used: int, disk_free: int, share: str,
+) -> None:  # fmt: skip
+    spool = with_spool(house, "max_size = '256 MiB'\n")
+    with (spool / "pack").open("wb") as file:
+        file.truncate(used << 20)
+    monkeypatch.setattr(
+        "adapters.cli.backlog.shutil.disk_usage", lambda _: SimpleNamespace(free=disk_free << 20, total=100 << 20)
+    )
+    (warning,) = checked(house, capsys)["warnings"][-1:]
+    assert f"spool: {spool} is {share} full" in warning
+    by_disk = disk_free < 20
+    assert ("raise [spool] max_size" in warning, "free some of its disk" in warning) == (not by_disk, by_disk)
+    assert "sessions fail while the vault is away" in warning
+
+
+def test_a_spool_in_the_state_directory_is_no_room_for_state(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool/pack").write_bytes(b"\1" * 20_000)
+    free = shutil.disk_usage(tmp_path).free
+    wanted = free + 10_000
+    assert room_missing(tmp_path, tmp_path, wanted) == 0
+    assert room_missing(tmp_path, tmp_path, wanted + (1 << 30), tmp_path / "spool") >= 1 << 30
 
 
 def test_what_local_state_takes_already_counts_as_room(tmp_path: Path) -> None:

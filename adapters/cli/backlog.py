@@ -1,0 +1,106 @@
+"""What waits in the spool, and how much room is left for more: told by names and sizes, without a key or a loop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from adapters.config import Spool
+
+WARN_FROM: Final = 0.8  # of max_size, or of the disk
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The points that wait in a spool, and its sizes in bytes.
+
+    `oldest_ms`: when the oldest was made, by its order; `free`: what may still be written; `full`: the share of
+    `max_size` that is used or, where the disk ends before, of the disk.
+    """
+
+    points: int
+    oldest_ms: int | None
+    used: int
+    free: int
+    full: float
+    limited: bool  # by `max_size`, not by the disk
+
+    def document(self, spool: Spool) -> dict[str, Any]:
+        """Return what `status --json` and `check-config --json` say of the spool."""
+        return {
+            "path": str(spool.path),
+            "there": True,
+            "points": self.points,
+            "oldest": _iso(self.oldest_ms),
+            "used_bytes": self.used,
+            "max_bytes": spool.max_size_bytes,
+            "free_bytes": self.free,
+        }
+
+    def warning(self, spool: Spool) -> str | None:
+        """Return a sentence if the spool may soon be full, else None."""
+        if self.full < WARN_FROM:
+            return None
+        from adapters.cli.progress import bytes_text
+
+        what = "raise [spool] max_size" if self.limited else "free some of its disk"
+        waiting = "upload the points that wait in it, or " if self.points else ""
+        return (
+            f"spool: {spool.path} is {self.full:.0%} full, {bytes_text(self.free)} are left: {waiting}{what}; once it "
+            "is full, sessions fail while the vault is away"
+        )
+
+
+def backlog_of(spool: Spool, system: bytes) -> Backlog | None:
+    """Return what waits in `spool` of the system with this 16-byte id; None: no spool is there. Raises: OSError."""
+    from engine.names import FORMAT, PointId
+
+    if not (spool.path / FORMAT).exists():
+        return None
+    roots = {found[1] for name in _names(spool.path, "root", system) if (found := PointId.parse_root(name))}
+    notes = [note for name in _names(spool.path, "note", system) if (note := PointId.parse_note(name))]
+    points = roots - {point for _, point, kind in notes if kind == "removed"}
+    used, disk = _bytes_below(spool.path), shutil.disk_usage(spool.path)
+    free, full, limited = disk.free, 1 - disk.free / disk.total if disk.total else 0.0, False
+    if spool.max_size_bytes is not None:
+        left, share = max(0, spool.max_size_bytes - used), used / spool.max_size_bytes
+        limited = left <= disk.free or share >= full
+        free, full = min(free, left), share if limited else full
+    return Backlog(len(points), min(points).order if points else None, used, free, full, limited)
+
+
+def _iso(ms: int | None) -> str | None:
+    """Return milliseconds since 1970 UTC as RFC 3339; None for a time no calendar has."""
+    from datetime import UTC, datetime
+
+    try:
+        return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def _names(path: Path, kind: str, system: bytes) -> list[str]:
+    """Return the names of the objects of a kind and a system."""
+    prefix = f"{kind}/{system.hex()}"
+    try:
+        return [f"{prefix}/{name}" for name in os.listdir(path / prefix)]
+    except FileNotFoundError:
+        return []
+
+
+def _bytes_below(path: Path) -> int:
+    total = 0
+    folders = [str(path)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total
