@@ -14,7 +14,10 @@ from adapters.config.units import show_size
 
 # What lies in a state directory (adapters/state/directory.py), besides the identity file.
 STATE_NAMES: Final = frozenset(
-    ("lock", "lock.pid", "incarnation", "newest", "journal", "sessions", "history.sqlite", "volumes", "index")
+    (
+        *("lock", "lock.pid", "incarnation", "newest", "journal", "sessions"),
+        *("history.sqlite", "history.sqlite-journal", "volumes", "index"),
+    )
 )
 
 
