@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from adapters.config import Spool
 
 WARN_FROM: Final = 0.8  # of max_size, or of the disk
+_PACK_FOLDERS: Final = ("data", "page")
+_SIZE_DIGITS_MAX: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +96,18 @@ def _names(path: Path, kind: str, system: bytes) -> list[str]:
 
 
 def _bytes_below(path: Path) -> int:
+    """Return the bytes of all files below a spool; a pack's are in its name, which saves asking for each of them."""
     total = 0
-    folders = [str(path)]
+    folders = [(str(path), False)]
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        folder, packs = folders.pop()
+        with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
+                size = entry.name.rpartition("-")[2]
+                if packs and size.isdecimal() and len(size) <= _SIZE_DIGITS_MAX:
+                    total += int(size)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append((entry.path, packs or entry.name in _PACK_FOLDERS))
                 else:
                     total += entry.stat(follow_symlinks=False).st_size
     return total

@@ -43,7 +43,8 @@ def filled(spool: Path, system: bytes = SYSTEM) -> Path:
     put(spool, point(1).note(system, "superseded", bytes(32)))
     put(spool, point(0).root(b"o" * 16))
     put(spool, f"root/{system.hex()}/desktop.ini")
-    put(spool, f"data/{system.hex()}/x/pack", bytes(5000))
+    put(spool, f"data/{system.hex()}/{'ab' * 32}-4000", bytes(4000))
+    put(spool, f"page/{system.hex()}/no pack", bytes(1000))
     return spool
 
 
