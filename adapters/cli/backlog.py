@@ -22,9 +22,11 @@ class Backlog:
     """The points that wait in a spool, and its sizes in bytes.
 
     `oldest_ms`: when the oldest was made, by its order; `free`: what may still be written; `full`: the share of
-    `max_size` that is used or, where the disk ends before, of the disk.
+    `max_size` that is used or, where the disk ends before, of the disk; `store`: the 16-byte id of the spool, None if
+    its format object cannot be read.
     """
 
+    store: bytes | None
     points: int
     oldest_ms: int | None
     used: int
@@ -73,7 +75,19 @@ def backlog_of(spool: Spool, system: bytes) -> Backlog | None:
         left, share = max(0, spool.max_size_bytes - used), used / spool.max_size_bytes
         limited = left <= disk.free or share >= full
         free, full = min(free, left), share if limited else full
-    return Backlog(len(points), min(points).order if points else None, used, free, full, limited)
+    return Backlog(
+        _store_id(spool.path / FORMAT), len(points), min(points).order if points else None, used, free, full, limited
+    )
+
+
+def _store_id(path: Path) -> bytes | None:
+    from engine.errors import ForebayError
+    from engine.vault.formatobject import parse_format
+
+    try:
+        return parse_format(path.read_bytes()).store
+    except ForebayError:
+        return None
 
 
 def _iso(ms: int | None) -> str | None:

@@ -64,6 +64,8 @@ def _ask(chosen: _Chosen, *, yes: bool) -> None:
 
 
 async def _choose(config: Config, text: str) -> _Chosen:
+    from engine.names import PointId
+
     identity, spool = await _open(config)
     points = await spool.points()
     matches = [point for point in points if str(point).startswith(text.lower())]
@@ -81,6 +83,9 @@ async def _choose(config: Config, text: str) -> _Chosen:
     (point,) = matches
     if await _in_vault(config, identity, str(point)) is not None:
         raise ConfigError(f"restore point {point} is in the vault already: 'forebay upload' takes it out of the spool")
+    kinds = [note[2] for note in map(PointId.parse_note, (await spool.notes()).get(point, [])) if note is not None]
+    if "held" in kinds:
+        raise ConfigError(f"restore point {point} is held: a note says that it must not be removed")
     return _Chosen(point, await _shown(spool, point))
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from adapters.config import Config
     from engine.state import SessionRow
+    from engine.vault.identity import Identity
 
 
 @click.command(epilog=frame.examples("forebay status", "forebay status --last 50 --json"))
@@ -43,7 +44,7 @@ def command(context: frame.Context, last: int) -> int:
     if running is not None:
         cut_off = cut_off[:-1]  # the last that began
     failed = bool(cut_off) or (bool(rows) and rows[0].exit_code in (frame.FAILED, frame.USAGE))
-    spool, warnings = _spool(config, identity.system)
+    spool, warnings = _spool(config, identity)
     document: dict[str, Any] = {
         "system": identity.name,
         "system_id": identity.system.hex(),
@@ -70,22 +71,30 @@ def _cache(config: Config) -> dict[str, Any] | None:
     return {"path": str(config.cache.path), "enabled": config.cache.enabled}
 
 
-def _spool(config: Config, system: bytes) -> tuple[dict[str, Any] | None, list[str]]:
+def _spool(config: Config, identity: Identity) -> tuple[dict[str, Any] | None, list[str]]:
     """Return what is to be said of the spool, and warnings about it."""
     from adapters.cli.backlog import backlog_of
 
     if config.spool is None:
         return None, []
     try:
-        backlog = backlog_of(config.spool, system)
+        backlog = backlog_of(config.spool, identity.system)
     except OSError as error:
         return _absent(config), [f"spool: {config.spool.path} cannot be read: {error.strerror or error}"]
     if backlog is None:
         return _absent(config), [
             f"spool: {config.spool.path} holds no Forebay store: mount its disk, or run 'forebay init'"
         ]
-    warning = backlog.warning(config.spool)
-    return backlog.document(config.spool), [warning] if warning else []
+    warnings = [warning] if (warning := backlog.warning(config.spool)) is not None else []
+    if backlog.store != identity.spool:
+        known = "another spool than the one it has adopted" if identity.spool else "a spool that is not adopted yet"
+        what = (
+            "put that one back, or run 'forebay init --spool' to adopt this one"
+            if identity.spool
+            else "run 'forebay init'"
+        )
+        warnings.append(f"spool: {config.spool.path} holds {known}: {what}")
+    return backlog.document(config.spool), warnings
 
 
 def _absent(config: Config) -> dict[str, Any]:

@@ -17,10 +17,12 @@ from adapters.state import identity as files
 from adapters.state.directory import StateDirectory
 from engine.names import PointId
 from engine.state import SessionRow
+from engine.vault.formatobject import new_store
 from tests.adapters.cli import hostile
 
 Capture = pytest.CaptureFixture[str]
 SYSTEM = b"s" * 16
+FORMAT = new_store("spool")
 ORDER = 1_700_000_000_000
 
 
@@ -104,7 +106,9 @@ def spooling(place: hostile.Place) -> hostile.Place:
     """Return an enrolled place whose spool holds two points."""
     path = place.folder / "state/identity"
     place.configure("[cache]", "[spool]\npath = 'spool'\n[cache]")
-    filled(place.folder / "spool", files.load(path).system)
+    spool = filled(place.folder / "spool", files.load(path).system)
+    put(spool, "format", FORMAT.encode())
+    files.save(path, msgspec.structs.replace(files.load(path), spool=FORMAT.store))
     return place
 
 
@@ -123,6 +127,26 @@ def test_status_tells_the_backlog(spooling: hostile.Place, capsys: Capture) -> N
     assert document["exit_code"] == 0
     assert "spool, 2 restore points to be uploaded, the oldest of 2023-11-1" in text
     assert "5.24 KiB used" in text
+
+
+def test_status_tells_a_spool_that_is_not_the_adopted_one(
+    spooling: hostile.Place, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.cli.backlog.shutil.disk_usage", lambda _: SimpleNamespace(free=90, total=100))
+    assert status(spooling, capsys)[0]["warnings"] == []
+    spool, identity = spooling.folder / "spool", spooling.folder / "state/identity"
+    put(spool, "format", new_store("spool").encode())
+    (warning,) = status(spooling, capsys)[0]["warnings"]
+    assert (
+        f"{spool} holds another spool than the one it has adopted: put that one back, or run 'forebay init" in warning
+    )
+    put(spool, "format", b"no format object")
+    assert len(status(spooling, capsys)[0]["warnings"]) == 1
+    files.save(identity, msgspec.structs.replace(files.load(identity), spool=None))
+    put(spool, "format", FORMAT.encode())
+    assert status(spooling, capsys)[0]["warnings"] == [
+        f"spool: {spool} holds a spool that is not adopted yet: run 'forebay init'"
+    ]
 
 
 def test_status_without_a_spool_says_so(place: hostile.Place, capsys: Capture) -> None:

@@ -229,6 +229,15 @@ def test_only_what_waits_in_the_spool_can_be_deleted(site: Site, capsys: Capture
     assert sorted(site.folder.rglob("*")) == before
 
 
+def test_a_point_that_is_held_is_not_deleted(site: Site, capsys: Capture) -> None:
+    held = site.spool / site.points[2].note(site.system.id, "held", bytes(32))
+    held.parent.mkdir(parents=True)
+    held.write_bytes(b"a note")
+    ran = run(capsys, "--config", site.config, "points", "--delete", str(site.points[2]), "--yes")
+    assert (ran.code, "is held: a note says that it must not be removed" in ran.err) == (2, True)
+    assert site.root(site.spool, site.points[2]).is_file()
+
+
 def test_with_the_vault_away_spooled_points_can_be_deleted(site: Site, capsys: Capture) -> None:
     shutil.rmtree(site.vault)
     site.cache.rename(site.folder / "gone")
