@@ -33,8 +33,8 @@ from engine.root import Root, RunDescriptor, open_root
 from engine.runs import RunReader
 from engine.signed import OBJECT_BYTES_MAX
 from engine.vault.certificate import Certificates
+from engine.vault.enrolment import check_spool, flush
 from engine.vault.formatobject import read_format
-from engine.vault.founding import check_spool, flush
 from engine.vault.identity import Identity
 
 PACK_KINDS: Final = ("data", "page")

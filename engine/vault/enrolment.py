@@ -1,10 +1,12 @@
-"""What a session asks of the vault before anything else: is this system still enrolled, under the pinned key."""
+"""What a session asks of its stores before anything else: is this system still enrolled, under the pinned key, and is
+the spool the one it has adopted."""
 
 from __future__ import annotations
 
 from engine.errors import ConfigError, ObjectMissing
 from engine.ports import ObjectStore
 from engine.vault.certificate import Certificates
+from engine.vault.formatobject import FormatObject
 from engine.vault.identity import Identity
 
 
@@ -30,3 +32,22 @@ async def check_enrolment(vault: ObjectStore, identity: Identity) -> Certificate
         "machine was enrolled with: the vault shows another vault key than the pinned one, or the object was damaged "
         "or forged; check [vault] url, and do not back up to it before this is clear"
     )
+
+
+def check_spool(identity: Identity, marker: FormatObject, where: str = "") -> None:
+    """Return if `marker`, read at `where`, is that of the spool this system has adopted. Raises: ConfigError."""
+    if identity.spool is None:
+        raise ConfigError(f"system {identity.name!r} has adopted no spool yet: run 'forebay init'")
+    if marker.store != identity.spool:
+        raise ConfigError(
+            f"[spool] path{where and f' ({where})'} leads to spool {marker.store.hex()}, but system {identity.name!r} "
+            f"has adopted spool {identity.spool.hex()}: put that one back, or run 'forebay init --spool' to adopt "
+            "this one"
+        )
+
+
+async def flush(objects: ObjectStore) -> None:
+    """Return once what was put before is durable, also where the store is a `Barrier`. Raises: as `Barrier`."""
+    barrier = getattr(objects, "flush", None)
+    if barrier is not None:
+        await barrier()

@@ -25,6 +25,7 @@ from engine.names import certificate_name, parse_slot
 from engine.ports import Clock, ObjectStore
 from engine.subkeys import SECRET_BYTES
 from engine.vault.certificate import CERTIFICATE_BYTES_MAX, NAME_BYTES_MAX, Certificates, issue
+from engine.vault.enrolment import flush
 from engine.vault.formatobject import FormatObject, read_format
 from engine.vault.framing import SLOT_BYTES_MAX
 from engine.vault.identity import Identity
@@ -126,18 +127,6 @@ def check_vault(identity: Identity, marker: FormatObject) -> None:
         )
 
 
-def check_spool(identity: Identity, marker: FormatObject, where: str = "") -> None:
-    """Return if `marker`, read at `where`, is that of the spool this system has adopted. Raises: ConfigError."""
-    if identity.spool is None:
-        raise ConfigError(f"system {identity.name!r} has adopted no spool yet: run 'forebay init'")
-    if marker.store != identity.spool:
-        raise ConfigError(
-            f"[spool] path{where and f' ({where})'} leads to spool {marker.store.hex()}, but system {identity.name!r} "
-            f"has adopted spool {identity.spool.hex()}: put that one back, or run 'forebay init --spool' to adopt "
-            "this one"
-        )
-
-
 def check_pin(identity: Identity, opened: OpenedDomain) -> None:
     """Return if the slots of a domain hold the vault key this system pinned. Raises: ConfigError."""
     if identity.domain == opened.domain and identity.vault_public != opened.vault_public:
@@ -153,13 +142,6 @@ def check_name(name: str) -> str:
     if not 0 < len(normal.encode()) <= NAME_BYTES_MAX or not normal.isprintable():
         raise ConfigError(f"[system] name must have 1 to {NAME_BYTES_MAX} bytes and no control characters")
     return normal
-
-
-async def flush(objects: ObjectStore) -> None:
-    """Return once what was put before is durable, also where the store is a `Barrier`. Raises: as `Barrier`."""
-    barrier = getattr(objects, "flush", None)
-    if barrier is not None:
-        await barrier()
 
 
 def make_identity(

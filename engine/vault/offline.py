@@ -15,8 +15,9 @@ from engine.errors import ConfigError, ObjectMissing
 from engine.names import FORMAT
 from engine.ports import Clock, ObjectStore
 from engine.subkeys import SECRET_BYTES
+from engine.vault.enrolment import flush
 from engine.vault.formatobject import FormatObject, new_store, read_format
-from engine.vault.founding import check_name, flush, make_identity, publish
+from engine.vault.founding import check_name, make_identity, publish
 from engine.vault.identity import Identity
 from engine.vault.passphrase import check_strength
 from engine.vault.slots import KdfCost, found

@@ -70,6 +70,18 @@ def test_status_looks_at_local_state_without_what_a_session_needs(place: hostile
     assert among(modules, "adapters.compose", "adapters.stores", "adapters.volumes", "engine.pipeline") == []
 
 
+def test_a_spool_costs_backup_and_status_nothing_of_what_init_and_restore_need(
+    place: hostile.Place, tmp_path: Path
+) -> None:
+    spooling = hostile.copy(place, tmp_path)
+    spooling.configure("[cache]", "[spool]\npath = 'spool'\n[cache]")
+    assert main.run(["--config", str(spooling.config), "init"]) == 0
+    modules = imported(spooling, "--config", str(spooling.config), "status")
+    assert among(modules, *LOOKED_AT, "anyio._backends", "asyncio", "engine.pipeline", "engine.spool") == []
+    modules = imported(spooling, "--config", str(spooling.config), "backup")
+    assert among(modules, "engine.recovery", "engine.vault.founding", "engine.vault.slots", "adapters.cli.init") == []
+
+
 def test_points_needs_nothing_of_sessions_and_of_sealing_blocks(place: hostile.Place) -> None:
     modules = imported(place, "--config", str(place.config), "points")
     assert "engine.recovery.catalogue" in modules

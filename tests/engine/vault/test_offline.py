@@ -9,9 +9,9 @@ import pytest
 
 from engine.errors import ConfigError, StoreCorrupt, StoreRejected, StoreUnavailable
 from engine.vault.adoption import adopt_cache, adopt_spool
-from engine.vault.enrolment import check_enrolment
+from engine.vault.enrolment import check_enrolment, check_spool
 from engine.vault.formatobject import FormatObject, new_store, parse_format
-from engine.vault.founding import check_spool, enrol
+from engine.vault.founding import enrol
 from engine.vault.identity import Identity
 from engine.vault.offline import create_pending, finish_pending, found_offline
 from engine.vault.slots import open_slots
