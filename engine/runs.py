@@ -18,7 +18,7 @@ import anyio.to_thread
 import msgspec
 import numpy as np
 
-from engine.block import ID_BYTES, PLACE, REF_BYTES, Places, Refs
+from engine.block import ID_BYTES, PLACE, REF_BYTES, Mask, Places, Refs
 from engine.errors import StoreCorrupt
 from engine.names import PackName
 from engine.packtable import PackRows, PackTable, fault_in, rows_from_bytes, rows_of, sorted_rows
@@ -39,7 +39,16 @@ from engine.pagestore import PageHandle, PageReader, PageWriter
 from engine.root import RunDescriptor, is_absolute
 from engine.runbuild import LeafCutter, RunChunk, TreeBuilder
 
-__all__ = ["RunChunk", "RunReader", "Window", "envelope_info", "key_address", "overlay", "write_run"]
+__all__ = [
+    "RunChunk",
+    "RunReader",
+    "Window",
+    "envelope_info",
+    "key_address",
+    "overlay",
+    "overlay_what_opens",
+    "write_run",
+]
 
 BATCH_LEAVES: Final = 16  # written, or read ahead, at once: about 1 MiB
 ENVELOPE_LABEL: Final = b"forebay run v1\0"
@@ -320,13 +329,46 @@ async def overlay(readers: Sequence[RunReader], first: int, stop: int) -> Window
 
     Raises: StoreCorrupt, StoreUnavailable, StoreRejected.
     """
-    refs, places = np.zeros((stop - first, REF_BYTES), np.uint8), np.zeros(stop - first, PLACE)
+    window = _blank(first, stop)
     for reader in readers:
-        async with aclosing(reader.keyed(first, stop)) as leaves:
-            async for leaf, leaf_refs in leaves:
-                for start, count in zip(leaf.zero_starts.tolist(), leaf.zero_counts.tolist(), strict=True):
-                    refs[start - first : start - first + count] = 0
-                    places[start - first : start - first + count] = np.zeros((), PLACE)
-                at = (leaf.blocks - np.uint64(first)).astype(np.intp)
-                refs[at], places[at] = leaf_refs, leaf.places
-    return Window(first, refs, places)
+        await _lay_over(window, reader, stop)
+    return window
+
+
+async def overlay_what_opens(
+    readers: Sequence[RunReader], first: int, stop: int
+) -> tuple[Window, Mask, list[StoreCorrupt]]:
+    """Return what `overlay` would, which blocks nobody knows (zero there), and why: those a damaged run may name.
+
+    A block that a later run names is known again. Raises: StoreUnavailable, StoreRejected.
+    """
+    window, unknown = _blank(first, stop), np.zeros(stop - first, np.bool_)
+    failed: list[StoreCorrupt] = []
+    for reader in readers:
+        try:
+            await _lay_over(window, reader, stop, unknown)
+        except StoreCorrupt as error:
+            failed.append(error)
+            unknown[:] = True
+    window.refs[unknown], window.places[unknown] = 0, np.zeros((), PLACE)
+    return window, unknown, failed
+
+
+def _blank(first: int, stop: int) -> Window:
+    return Window(first, np.zeros((stop - first, REF_BYTES), np.uint8), np.zeros(stop - first, PLACE))
+
+
+async def _lay_over(window: Window, reader: RunReader, stop: int, unknown: Mask | None = None) -> None:
+    """Lay what a run names over a window that ends at `stop`; what it names is unknown no more."""
+    first, refs, places = window.first, window.refs, window.places
+    async with aclosing(reader.keyed(first, stop)) as leaves:
+        async for leaf, leaf_refs in leaves:
+            for start, count in zip(leaf.zero_starts.tolist(), leaf.zero_counts.tolist(), strict=True):
+                zeros = slice(start - first, start - first + count)
+                refs[zeros], places[zeros] = 0, np.zeros((), PLACE)
+                if unknown is not None:
+                    unknown[zeros] = False
+            at = (leaf.blocks - np.uint64(first)).astype(np.intp)
+            refs[at], places[at] = leaf_refs, leaf.places
+            if unknown is not None:
+                unknown[at] = False

@@ -39,7 +39,7 @@ from engine.recovery.pages import PlacesReader
 from engine.recovery.places import CACHE, SPOOL, VAULT, sole_error
 from engine.recovery.writer import Writer
 from engine.root import VolumePoint
-from engine.runs import RunReader, Window, overlay
+from engine.runs import RunReader, Window, overlay, overlay_what_opens
 
 log = structlog.get_logger("restore")
 
@@ -108,11 +108,12 @@ class _Holes:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Blocks [first, first + count): their state, or None where the block map cannot be read."""
+    """Blocks [first, first + count): their state, and which of them the block map, as far as it opens, tells not."""
 
     first: int
     count: int
-    window: Window | None
+    window: Window
+    unknown: Mask | None = None
 
 
 class Restore:
@@ -252,18 +253,18 @@ class Restore:
                     middle = middle if middle > first else first + LEAST_BLOCKS
                     ranges += [(middle, stop), (first, middle)]
                     continue
-                self._source.places.problems.add(str(error))
-                yield _Piece(first, stop - first, None)
+                window, unknown, failed = await overlay_what_opens(readers, first, stop)
+                for each in failed or [error]:
+                    self._source.places.problems.add(str(each))
+                yield _Piece(first, stop - first, window, unknown)
 
     async def _restore(self, piece: _Piece) -> None:
-        if piece.window is None:
-            await anyio.to_thread.run_sync(self._zero, piece.first, piece.first + piece.count)
-            self._holes.add(piece.first, piece.count)
-            return
         refs = piece.window.refs
         wanted = np.flatnonzero(refs.view("<u8").any(axis=1))
         await anyio.to_thread.run_sync(self._zero_between, piece.first, piece.count, wanted)
+        unknown = np.flatnonzero(piece.unknown) if piece.unknown is not None else np.zeros(0, np.intp)
         if not len(wanted):
+            await self._note_holes(piece, unknown)
             return
         unique, first_at, standing = _distinct(refs, wanted)
         failed = np.zeros(len(unique), np.bool_)
@@ -276,8 +277,8 @@ class Restore:
         missing = await self._source.give(unique, piece.window.places[first_at], self._resolve, take)
         failed[missing] = True
         await anyio.to_thread.run_sync(self._writer.drain)
-        rows = sorted(row for at in np.flatnonzero(failed).tolist() for row in standing.rows(at))
-        await self._note_holes(piece, np.array(rows, np.intp))
+        rows = [row for at in np.flatnonzero(failed).tolist() for row in standing.rows(at)]
+        await self._note_holes(piece, np.union1d(np.array(rows, np.intp), unknown))
 
     def _write(self, blocks: Sequence[tuple[int, int]], contents: Sequence[Bytes]) -> list[int]:
         """Have (block, position in `contents`) pairs, ascending, written; return those that fit no block."""

@@ -199,6 +199,18 @@ async def test_without_the_vault_what_cache_and_spool_lack_is_named() -> None:
     assert any("vault" in problem and "away" in problem for problem in done.report.problems)
 
 
+async def test_without_vault_and_cache_the_spool_gives_what_its_own_runs_name() -> None:
+    it = await scene(cache=False)
+    await it.backup(volume(6, None, 5, 7))
+    it.world.vault.objects.away = True
+    # Blocks 0, 2 and 3 were written by spooled runs, block 1 became zero in the last: the map of older runs is away.
+    done = await restore(it.world, str(it.points[3]))
+    assert (done.content, done.report.holes) == (volume(6, None, 5, 7), [(1, 1)])
+    done = await restore(it.world, str(it.points[4]))
+    assert (done.content, done.report.exit_code, done.report.holes) == (it.contents[4], 0, [])
+    assert any("a page of the block map cannot be read" in problem for problem in done.report.problems)
+
+
 async def test_a_full_point_in_the_spool_needs_nothing_else() -> None:
     it = Scene(World(cache=False, spool=True))
     it.world.fallback = True
