@@ -1,8 +1,9 @@
 """The backlog: the restore points of one system that lie in its spool, and how they leave it (DESIGN.md §3.3).
 
-A point leaves in an order in which every step may be the last one the machine ever does: its root first, so that
-nothing ever names what is gone, then the packs no other spooled point lists. What an interruption leaves behind is
-found by `sweep`. There are no locks here: whoever changes the backlog holds the one of the state directory.
+A point leaves in an order in which every step may be the last one the machine ever does, so that nothing ever names
+what is gone: its root first, then the packs no other spooled point lists, index fragments before them. What an
+interruption leaves behind is found by `sweep`. There are no locks here: whoever changes the backlog holds the one of
+the state directory.
 
 Which packs a point needs is what the tables of its runs list. A run whose pages are not in the spool was written to
 the vault, before the vault was lost, and nothing of it lies here. A run of the spool whose table cannot be read might
@@ -248,15 +249,16 @@ class Spool:
         return await self._drop(listed - needed) if needed is not None else 0
 
     async def _drop(self, packs: Collection[PackName]) -> int:
-        """Delete these packs, and the index fragments that list none that is left."""
+        """Delete the index fragments that list none but these packs, then the packs: an index must not name ghosts."""
         present = await self.packs()
         going = present.keys() & packs
-        for pack in going:
-            await self.objects.delete(present[pack])
         left = present.keys() - going
         for name, listed in (await self.fragments()).items() if going else ():
             if left.isdisjoint(listed):
                 await self.objects.delete(str(name))
+        await flush(self.objects)
+        for pack in going:
+            await self.objects.delete(present[pack])
         await flush(self.objects)
         return sum(pack.size for pack in going)
 

@@ -16,7 +16,7 @@ from engine.errors import FormatTooNew, ObjectMissing, StateCorrupt, StoreCorrup
 from engine.names import PointId
 from engine.root import Root
 from engine.spool import Spool
-from engine.state import Newest, StateStore
+from engine.state import Intent, Newest, StateStore
 
 _HASH_UNKNOWN = bytes(32)
 
@@ -38,7 +38,7 @@ async def delete_point(
     lost = await anyio.to_thread.run_sync(_stands_at, state, volumes, spool.identity.system, point)
     if lost:
         newest = await _before(spool, point)
-        await anyio.to_thread.run_sync(_forget, state, volumes, newest)
+        await anyio.to_thread.run_sync(_forget, state, volumes, newest, point.root(spool.identity.system))
     return Deletion(await spool.delete(point, now_ms, text), lost)
 
 
@@ -53,15 +53,24 @@ def _stands_at(state: StateStore, volumes: Sequence[str], system: bytes, point: 
     return any(one is not None and PointId(one.order, one.incarnation) == point for one in (newest, *heads))
 
 
-def _forget(state: StateStore, volumes: Sequence[str], newest: Newest | None) -> None:
+def _forget(state: StateStore, volumes: Sequence[str], newest: Newest | None, root: str) -> None:
     # Maps of volumes that are configured no more are of another incarnation from here on: they are never used again.
     state.renew_incarnation()
     for name in volumes:
         state.volume(name).forget()
+    if (intent := _intent(state)) is None or intent.root == root:
+        state.clear_intent()
     if newest is None:
         state.clear_newest()
     else:
         state.set_newest(newest)
+
+
+def _intent(state: StateStore) -> Intent | None:
+    try:
+        return state.intent()
+    except StateCorrupt:
+        return None
 
 
 async def _before(spool: Spool, point: PointId) -> Newest | None:

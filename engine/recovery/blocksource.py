@@ -116,9 +116,10 @@ class _Giving:
             found = await anyio.to_thread.run_sync(lambda: cache.index.lookup(ids_of(self._refs)))
             there = np.flatnonzero(found["length"])
             await self._round(CACHE, there, found[there], cache.index.pack_name)
-        await self._supply.list_spool()
-        spooled = np.flatnonzero(self.open & self._in_spool())
-        await self._round(SPOOL, spooled, self._hints[spooled], self._resolve)
+        if self._supply.store(SPOOL) is not None:
+            await self._supply.list_spool()
+            spooled = np.flatnonzero(self.open & self._in_spool())
+            await self._round(SPOOL, spooled, self._hints[spooled], self._resolve)
         await self._round(VAULT, np.flatnonzero(self.open), self._hints[self.open], self._resolve)
         if self.open.any():
             await self._by_id()

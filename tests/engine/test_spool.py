@@ -161,9 +161,31 @@ async def test_a_deletion_that_was_cut_off_anywhere_is_finished_by_the_next_swee
     if begun:
         await (await whole.open()).delete(whole.points[3], NOW_MS)
         assert await spool.points() == backlog.points[1:3]
-    assert len(backlog.names("data/")) == len(whole.names("data/"))
-    assert len(backlog.names("page/")) == len(whole.names("page/"))
-    assert len(backlog.names("root/")) == len(whole.names("root/"))
+    for kind in ("data/", "page/", "root/", "index/"):
+        assert len(backlog.names(kind)) == len(whole.names(kind)), kind
+    await backlog.restores(0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("operation", "call"), [*(("flush", call) for call in (1, 2)), *(("delete", call) for call in range(1, 6))]
+)
+async def test_a_point_that_leaves_is_whole_or_gone_wherever_that_is_cut_off(operation: Operation, call: int) -> None:
+    backlog, whole = await Backlog().fill(), await Backlog().fill()
+    await backlog.world.note(backlog.system, backlog.points[3], NoteBody(kind="superseded", time=1))
+    plan = FaultPlan().fail(operation, call, 99)
+    faulty = await Spool.open(FaultyStore(backlog.store, plan), backlog.system.identity(backlog.world))
+    with pytest.raises(StoreUnavailable):
+        await faulty.remove(backlog.points[3])
+    spool = await backlog.open()
+    listed = await spool.points()
+    assert (backlog.points[3] in listed) == ((operation, call) == ("delete", 1))
+    if backlog.points[3] in listed:
+        await backlog.restores(3)
+        await spool.remove(backlog.points[3])
+    await spool.sweep()
+    await (await whole.open()).remove(whole.points[3])
+    for kind in ("data/", "page/", "root/", "index/"):
+        assert len(backlog.names(kind)) == len(whole.names(kind)), kind
     await backlog.restores(0, 1, 2)
 
 

@@ -12,7 +12,8 @@ import pytest
 from adapters.state import identity as files
 from adapters.state.directory import StateDirectory
 from engine.block import BLOCK_BYTES
-from engine.state import Newest
+from engine.names import PointId
+from engine.state import Intent, Newest
 from engine.vault.formatobject import new_store
 from tests.adapters.cli.recovery_site import Site, build, run
 
@@ -227,6 +228,38 @@ def test_only_what_waits_in_the_spool_can_be_deleted(site: Site, capsys: Capture
     assert "has no [spool]: only points that wait in the spool can be deleted" in refused(site.points[2])
     site.write_config()
     assert sorted(site.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_local_state_that_was_on_its_way_to_the_point_is_lost_too(site: Site, capsys: Capture, damaged: bool) -> None:
+    second, third = site.points[1:]
+    with StateDirectory.open(site.folder / "state") as state:
+        newest = state.newest()
+        assert newest is not None
+        # The session was cut off after it put the root, and local state stands at the point before.
+        state.set_newest(msgspec.structs.replace(newest, order=second.order, incarnation=second.incarnation))
+        root = third.root(site.system.id)
+        state.write_intent(Intent(root=root, root_hash=newest.root_hash, vault=newest.vault, heads={}))
+    if damaged:
+        site.damage(site.folder / "state/journal", 20)
+    ran = run(capsys, "--config", site.config, "points", "--delete", str(third), "--yes", "--json")
+    assert (ran.code, ran.document["state_lost"]) == (0, True)
+    with StateDirectory.open(site.folder / "state", lock=False) as state:
+        assert state.intent() is None
+        newest = state.newest()
+        assert newest is not None
+        assert newest.order == second.order
+
+
+def test_an_intent_for_another_point_is_left_to_the_next_session(site: Site, capsys: Capture) -> None:
+    root = PointId(site.points[2].order + 1, bytes(8)).root(site.system.id)
+    with StateDirectory.open(site.folder / "state") as state:
+        state.write_intent(Intent(root=root, root_hash=bytes(32), vault=bytes(16), heads={}))
+    assert run(capsys, "--config", site.config, "points", "--delete", str(site.points[2]), "--yes").code == 0
+    with StateDirectory.open(site.folder / "state", lock=False) as state:
+        intent = state.intent()
+    assert intent is not None
+    assert intent.root == root
 
 
 def test_a_point_that_is_held_is_not_deleted(site: Site, capsys: Capture) -> None:
