@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import anyio
 
@@ -19,8 +21,10 @@ from adapters.trackers.hints import HintsTracker
 from adapters.version import VERSION
 from adapters.volumes.open import open_volume, volume_bytes
 from engine.errors import ConfigError, StoreError
+from engine.pipeline.bounded import BoundedStore
 from engine.pipeline.retry import FailedTry, RetryingStore
-from engine.pipeline.session import CacheSetup, Session, SessionSetup
+from engine.pipeline.session import Session
+from engine.pipeline.setup import CacheSetup, SessionSetup, SpoolSetup
 from engine.pipeline.volume import VolumeSource
 from engine.policy import CacheErrorPolicy, LanePolicy, QueuePolicy, ReconnectPolicy, RetryPolicy, SlowPolicy
 from engine.ports import ChangeTracker, Clock
@@ -30,6 +34,10 @@ from engine.vault.identity import Identity
 WORKERS_MAX = 8
 # Of packs in flight, for each of two lanes: with 128 MiB each a first backup to slow disks peaked at 434 MiB.
 SHARED_IN_FLIGHT_BYTES = 96 << 20
+
+
+# The spool is the last resort: what fails there twice fails the session.
+SPOOL_RETRIES = RetryPolicy(retries_max=2)
 
 
 def chosen_volumes(config: Config, names: Sequence[str]) -> list[Volume]:
@@ -74,6 +82,14 @@ async def build_session(
         stores.append(near)
         objects = RetryingStore(near, errors.retry(), clock, random.Random(), partial(_log_retry, "cache"))
         cache = CacheSetup(objects, errors, SlowPolicy(settings.on_slow, settings.skip_after_s))
+    spool = None
+    if config.spool is not None:
+        local = FolderStore(config.spool.path, owner, "flush")
+        stores.append(local)
+        kept = RetryingStore(local, SPOOL_RETRIES, clock, random.Random(), partial(_log_retry, "spool"))
+        where, free = str(config.spool.path), partial(_free_bytes, config.spool.path)
+        bounded = BoundedStore(kept, where, config.spool.max_size_bytes, free)
+        spool = SpoolSetup(bounded, where, resume=config.vault.on_loss == "resume")
     async with anyio.create_task_group() as group:
         for store in stores:
             group.start_soon(_swept, store)
@@ -85,6 +101,7 @@ async def build_session(
             clock=clock,
             vault=vault,
             cache=cache,
+            spool=spool,
             volumes=[source_of(volume) for volume in volumes],
             version=VERSION,
             codec=Codec[config.vault.compression.upper()],
@@ -106,6 +123,10 @@ def _lane(config: Config) -> LanePolicy:
     if config.active_cache is None:
         return LanePolicy(pack_bytes)
     return LanePolicy(pack_bytes, max(SHARED_IN_FLIGHT_BYTES, 2 * pack_bytes))
+
+
+def _free_bytes(path: Path) -> int:
+    return shutil.disk_usage(path).free
 
 
 async def _swept(store: FolderStore) -> None:

@@ -3,6 +3,9 @@
 A pack that was put is remembered in the ack log, so that the next session knows it even if this one dies before
 it lists it in an index fragment. Where puts are durable only after a flush, packs that no flush followed are read
 back and hashed before a later session relies on them.
+
+In a store that packs leave again, the spool, what the index lists counts only while a listing has it. Beside a store
+may lie packs of another one that are relied on all the same: those of the vault beside the spool.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ import numpy as np
 from blake3 import blake3
 
 from engine.acks import PackAck, decode_log, encode_durable
-from engine.block import Bytes
+from engine.block import Bytes, Mask
+from engine.columns import Column64
+from engine.distinct import distinct
 from engine.errors import ObjectMissing, StoreRejected
 from engine.fragment import encode_fragment, open_fragment
 from engine.index import PackIndex
@@ -26,9 +31,12 @@ from engine.names import FragmentName, PackName
 from engine.opener import Opener, Resolve
 from engine.pack import FinishedPack, Signer
 from engine.packread import PackReads
+from engine.packtable import KINDS
 from engine.ports import AckLog, MirrorFiles, ObjectStore
 from engine.refresh import INDEX_BYTES_MAX, Members, Refresh
 from engine.subkeys import DomainKeys
+from engine.view import View
+from engine.viewset import Beside
 
 UNLISTED_ENTRIES_MAX: Final = 1 << 18  # acknowledged records without a fragment; at more, one is written
 READ_BACK_BYTES_MAX: Final = 1 << 30  # of packs an interrupted session did not flush; the rest is sent again
@@ -40,8 +48,8 @@ class PackStore:
 
     `writer` 16 bytes: this system; `incarnation` 8 bytes: of its state directory. `store_name` is what users call
     the store. `index_max` bounds the bytes of other systems' fragments held locally. `durable_puts`: the object
-    store makes every put durable by itself. Methods raise StoreUnavailable and StoreRejected where they ask the
-    store, and SessionAborted where the state directory's disk is full.
+    store makes every put durable by itself; `passing`: packs leave it again. Methods raise StoreUnavailable and
+    StoreRejected where they ask the store, and SessionAborted where the state directory's disk is full.
     """
 
     def __init__(
@@ -60,13 +68,16 @@ class PackStore:
         *,
         index_max: int = INDEX_BYTES_MAX,
         durable_puts: bool = False,
+        passing: bool = False,
     ) -> None:
         self.objects, self.index = objects, index
         self.writer, self.incarnation = writer, incarnation
         self.store_name, self.store_id = store_name, store_id
         self._mirror = Mirror(mirror, keys, writer)
         self._acks, self._keys, self._verifier, self._signer = acks, keys, verifier, signer
-        self._index_max, self._durable_puts = index_max, durable_puts
+        self._index_max, self._durable_puts, self._passing = index_max, durable_puts, passing
+        self._there: set[int] | None = None  # keys of the packs in a passing store; None: they are not looked at
+        self._beside: Beside | None = None
         self._reads = PackReads(objects, index)
         self._opener = Opener(index, self._reads.read, keys)
         # One refresh or fragment at a time; the thread lock keeps log, list and index in step.
@@ -96,12 +107,27 @@ class PackStore:
                 if (name.writer, name.incarnation) == (self.writer, self.incarnation)
             ]
             self._sequence = max(mine, default=self._sequence)
-            own, foreign = self._mirror.views()
-            await anyio.to_thread.run_sync(self.index.install, own, foreign)
+            if self._passing:
+                self._there = await self._listed_packs()
+            await anyio.to_thread.run_sync(self._install)
             if not self._recalled:
                 await self._recall()
                 self._recalled = True
             return refresh.problems
+
+    async def rely_beside(self, beside: Beside) -> None:
+        """Rely on the packs of another store besides."""
+        async with self._busy:
+            self._beside = beside
+            await anyio.to_thread.run_sync(self._install)
+
+    def lies_beside(self, keys: Column64) -> Mask:
+        """Tell of which of these packs nothing is asked of this store: they lie beside it."""
+        return np.isin(keys, self._beside.keys) if self._beside is not None else np.zeros(len(keys), np.bool_)
+
+    def own_views(self) -> list[View]:
+        """Return the views of what this store's index lists of this system."""
+        return self._mirror.views()[0]
 
     async def put_pack(self, finished: FinishedPack) -> None:
         """Put a pack and list it in the index; acknowledged once this has returned, durable after `flush`."""
@@ -182,6 +208,8 @@ class PackStore:
                 durable.append(ack)
         # A fragment may list its writer's packs only; a state directory may outlive an identity.
         mine = [ack for ack in durable if ack.name.writer == self.writer]
+        if self._there is not None:
+            mine = [ack for ack in mine if ack.name.key in self._there]
         keys = np.array([ack.name.key for ack in mine], np.uint64)
         listed = np.any([np.zeros(len(keys), np.bool_), *(view.lists_packs(keys) for view in own)], axis=0)
         kept = [ack for ack, known in zip(mine, listed.tolist(), strict=True) if not known]
@@ -215,7 +243,29 @@ class PackStore:
             self._acks.append(ack.encode())
             self._unlisted.append(ack)
             self._unlisted_entries += len(ack.ids)
+            if self._there is not None:
+                self._there.add(ack.name.key)
             self.index.add_pack(ack)
+
+    def _install(self) -> None:
+        """Have the index look into what the mirror holds, and into what lies beside."""
+        own, foreign = self._mirror.views()
+        beside = self._beside or Beside(np.empty(0, np.uint64))
+        if self._there is not None:
+            kept = distinct(np.fromiter(self._there, np.uint64, len(self._there)), beside.keys)
+            for view in (*own, *foreign):
+                listed = view.keys[view.listed()]
+                view.bar_packs(listed[~np.isin(listed, kept)])
+        self.index.install([*own, *beside.own], [*foreign, *beside.foreign])
+
+    async def _listed_packs(self) -> set[int]:
+        there: set[int] = set()
+        for kind in KINDS:
+            async for info in self.objects.list(f"{kind}/"):
+                name = PackName.parse(info.name)
+                if name is not None and name.size == info.size:
+                    there.add(name.key)
+        return there
 
     def _mark_durable(self, first: PackName, count: int) -> None:
         with self._ack_lock:
@@ -232,7 +282,7 @@ class PackStore:
         with self._ack_lock:
             rest = self._unlisted[len(packs) :]
             self._rewrite_log(rest, 0)
-            self.index.install(*self._mirror.views())
+            self._install()
 
     def _take_up(self, packs: list[PackAck]) -> None:
         with self._ack_lock:

@@ -108,6 +108,17 @@ class ViewSet(msgspec.Struct, frozen=True, eq=False):
         return msgspec.structs.replace(self, fresh=tuple(fresh))
 
 
+class Beside(msgspec.Struct, frozen=True, eq=False):
+    """Packs that lie beside a store and may be relied on all the same.
+
+    `keys`: theirs, ascending; `own`, `foreign`: views in which everything else is barred.
+    """
+
+    keys: Column64
+    own: tuple[View, ...] = ()
+    foreign: tuple[View, ...] = ()
+
+
 def bar_ambiguous(own: Sequence[View], foreign: Sequence[View]) -> None:
     """Rely on no foreign pack whose key is that of another pack.
 

@@ -28,6 +28,7 @@ from engine.pack import FinishedPack, PackBuilder
 from engine.pagestore import PageReader, PageWriter
 from engine.pipeline.newrun import RunMaker
 from engine.pipeline.pagecopies import PageCopies
+from engine.pipeline.pagesources import PageSources
 from engine.pipeline.parent import Parent
 from engine.pipeline.reliance import Reliance
 from engine.pipeline.resolve import EVERY_PAGE, missing_from
@@ -61,7 +62,9 @@ class CacheSide(msgspec.Struct):
 class Committer(msgspec.Struct):
     """Writes the restore point of one session; `put_root` may be called again after a round that sent blocks again.
 
-    `share_pages`: name pages that own packs of former sessions hold instead of writing them again.
+    `vault` is where the point goes to, the vault or the spool in its stead; `vault_id` (16 bytes) the vault's either
+    way. `share_pages`: name pages that own packs of former sessions hold instead of writing them again. `pages`: where
+    pages of older runs are read, if not in `vault` alone.
     """
 
     identity: Identity
@@ -76,7 +79,9 @@ class Committer(msgspec.Struct):
     pack_bytes: int
     now_ms: int
     reliance: Reliance
+    vault_id: bytes
     share_pages: bool
+    pages: PageSources | None = None
     metadata_bytes: int = 0
     _volumes: list[VolumePoint] = []
     _page_packs: list[PackName] = []  # of the runs written, older ones of shared leaves too
@@ -111,10 +116,10 @@ class Committer(msgspec.Struct):
             signer=self.identity.signer,
         )
         await anyio.to_thread.run_sync(self._open_intent, point, root, volumes)
+        self.parent.newest = point  # also if nobody ever knows whether this put got through: the name is used
         await self.vault.objects.put(point.root(self.identity.system), root)
         await self.vault.packs.flush()
         self.metadata_bytes += len(root)
-        self.parent.newest = point
         self.parent.previous = PreviousRoot(
             order=point.order, incarnation=point.incarnation, hash=blake3(root).digest()
         )
@@ -196,8 +201,8 @@ class Committer(msgspec.Struct):
         return name if name is not None and name.writer == self.identity.system else None
 
     def _page_reader(self) -> PageReader:
-        packs = self.vault.packs
-        return PageReader(packs.read_records, packs.index.pack_name, packs.record_by_id, self.identity.keys.pages)
+        packs, found = self.vault.packs, self.pages or self.vault.packs
+        return PageReader(found.read_records, packs.index.pack_name, found.record_by_id, self.identity.keys.pages)
 
     def _page_pack(self) -> PackBuilder:
         return PackBuilder(
@@ -247,7 +252,7 @@ class Committer(msgspec.Struct):
             order=point.order,
             incarnation=point.incarnation,
             root_hash=digest,
-            vault=self.vault.store_id,
+            vault=self.vault_id,
             cache=self.cache.side.store_id if self.cache.side else known,
             domain=self.identity.domain,
             volume_bytes=run.reader.size_bytes,

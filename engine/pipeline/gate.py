@@ -6,7 +6,8 @@ Rules (DESIGN.md §3.2):
 - Within the window one prober asks whether the vault is back, with backoff and jitter. Back: everybody who waited
   makes their call again, which every operation of a store allows. Not back at its end, or no window at all: all of
   them, and all who come later, get `VaultLost`.
-- A vault that comes back and refuses ends the window at once.
+- A vault that comes back and refuses ends the window at once. A call that is refused otherwise raises `VaultRefused`:
+  waiting does not help.
 - Windows count per loss, and their sum per session is bounded: a vault that comes and goes does not hold a session
   up for ever.
 - A listing that breaks off waits like the rest and is begun again; rows its reader had are not given twice. What is
@@ -41,6 +42,10 @@ class VaultLost(StoreUnavailable):
     """The vault was lost and did not come back in time: this session uses it no more."""
 
 
+class VaultRefused(StoreRejected):
+    """The vault answers and refuses: this session uses it no more, and only the user can change that."""
+
+
 class Outage(msgspec.Struct, frozen=True):
     """A vault that is waited for: since and until when (ms since 1970 UTC), and what the loss was."""
 
@@ -52,7 +57,8 @@ class Outage(msgspec.Struct, frozen=True):
 class ReconnectGate:
     """The gate of one session. `probe` asks whether the vault is there, one try; `route` hears what follows.
 
-    `spool`: there is one to fall back to. `outage` may be watched: it is set while the vault is waited for.
+    `spool`: there is one to fall back to; set it before the first loss. `outage` may be watched: it is set while the
+    vault is waited for.
     """
 
     def __init__(
@@ -66,7 +72,8 @@ class ReconnectGate:
         spool: bool = False,
     ) -> None:
         self._probe, self._policy, self._clock, self._jitter = probe, policy, clock, jitter
-        self._route, self._spool = route, spool
+        self._route, self.spool = route, spool
+        self._window: anyio.CancelScope | None = None
         self._waited_s = 0.0  # in windows that have ended
         self._reconnecting = anyio.Lock()
         self._losses = 0  # ended: by each of them everybody who had failed before it was told
@@ -77,6 +84,13 @@ class ReconnectGate:
     def losses(self) -> int:
         """How many losses are over: to be read before a call, and given to `lost` if it fails."""
         return self._losses
+
+    def shut(self, reason: StoreError) -> None:
+        """Let nobody through any more, whoever waits included: the session uses the vault no longer."""
+        if self._gone is None:
+            self._gone = VaultLost(str(reason))
+        if self._window is not None:
+            self._window.cancel()
 
     async def passable(self) -> None:
         """Return once the vault may be asked. Raises: VaultLost."""
@@ -104,19 +118,24 @@ class ReconnectGate:
         window_s = min(self._policy.window_s, self._policy.total_s - self._waited_s)
         began_s, now_ms = self._clock.monotonic(), self._clock.now_ms()
         if self._route.route == "VAULT":
-            self._route.on(Event.LOST, Means(window=window_s > 0, spool=self._spool))
+            self._route.on(Event.LOST, Means(window=window_s > 0, spool=self.spool))
         elif window_s <= 0:  # one who waited was cancelled, and this is the next in line
-            self._route.on(Event.CLOSED, Means(window=False, spool=self._spool))
+            self._route.on(Event.CLOSED, Means(window=False, spool=self.spool))
         if window_s <= 0:
             self._end(error, f"the vault was lost: {error}")
             return
         self.outage = Outage(now_ms, now_ms + round(window_s * 1000), str(error))
-        log.warning("vault_lost", component="vault", error=str(error), window_s=window_s, then=self._then)
+        log.warning("vault_lost", component="vault", error=str(error), window_s=window_s, then=self.then)
+        event, answer = Event.CLOSED, None
         try:
-            event, answer = await self._try_until(began_s + window_s)
+            with anyio.CancelScope() as self._window:
+                event, answer = await self._try_until(began_s + window_s)
         finally:
+            self._window = None
             self._waited_s += self._clock.monotonic() - began_s
-        self._route.on(event, Means(window=False, spool=self._spool))
+        if self._gone is not None:
+            return  # it was shut meanwhile
+        self._route.on(event, Means(window=False, spool=self.spool))
         if event is Event.REFUSED:
             self._end(error, f"the vault was lost, and refuses since it is back: {answer}")
         elif event is Event.CLOSED:
@@ -143,13 +162,14 @@ class ReconnectGate:
                 return Event.BACK, None
 
     @property
-    def _then(self) -> str:
-        return "the session goes on into the spool" if self._spool else "the session fails"
+    def then(self) -> str:
+        """What happens if the vault does not come back in time."""
+        return "the session goes on into the spool" if self.spool else "the session fails"
 
     def _end(self, error: StoreUnavailable, sentence: str) -> None:
         self._gone = VaultLost(sentence)
         self._gone.__cause__ = error
-        log.error("vault_given_up", component="vault", error=sentence, then=self._then)
+        log.error("vault_given_up", component="vault", error=sentence, then=self.then)
 
 
 class GatedStore:
@@ -203,6 +223,8 @@ class GatedStore:
                             given.add(key)
                         yield info
                 return
+            except StoreRejected as error:
+                raise VaultRefused(str(error)) from error
             except StoreUnavailable as error:
                 await self._gate.lost(error, losses)
                 if forgot:
@@ -214,5 +236,7 @@ class GatedStore:
             losses = self._gate.losses
             try:
                 return await call()
+            except StoreRejected as error:
+                raise VaultRefused(str(error)) from error
             except StoreUnavailable as error:
                 await self._gate.lost(error, losses)

@@ -24,8 +24,9 @@ from engine.packtable import PackRows, PackTable
 from engine.packtable import rows_of as pack_rows
 from engine.page import Blocks, IdLeaf
 from engine.pagestore import PageReader, PageWriter
+from engine.pipeline.pagesources import PagesAway
 from engine.pipeline.resolve import CHUNK_PAGES, EVERY_PAGE, staged_chunks
-from engine.root import RunDescriptor
+from engine.root import RUNS_MAX, RunDescriptor
 from engine.runbuild import RunChunk
 from engine.runmerge import Covered, NamesBlocks, covered, plan_merge
 from engine.runs import RunReader, write_run
@@ -59,6 +60,10 @@ class RunMaker(msgspec.Struct):
             return [*parent, await self._write(staged.chunks(base=not parent), [], base=not parent)]
         try:
             return await self._with_merge(parent, staged, *merge)
+        except PagesAway:
+            # They are merged once they can be read again; until then a point has a run more.
+            if len(parent) < RUNS_MAX:
+                return [*parent, await self._write(staged.chunks(base=False), [], base=False)]
         except StoreCorrupt as error:
             self.problems.append(f"{error}; restore points before this one need it, this one and later ones do not")
         tables: list[PackTable] = []

@@ -53,10 +53,35 @@ class Parent(msgspec.Struct):
         return max(clock_ms, self.order_min, self.newest.order + 1 if self.newest else 0)
 
 
-async def settle_intent(state: StateStore, system: bytes, vault: ObjectStore, vault_id: bytes, parent: Parent) -> None:
+class Stores(msgspec.Struct, frozen=True):
+    """Where roots of a system may lie: `vault` is None while it is away, `spool` and `cache` are None without one.
+
+    `vault_id`, `spool_id`: 16 bytes each. The cache holds copies: what it lacks proves nothing.
+    """
+
+    vault_id: bytes
+    vault: ObjectStore | None
+    spool_id: bytes | None = None
+    spool: ObjectStore | None = None
+    cache: ObjectStore | None = None
+
+    def holding(self, store: bytes) -> ObjectStore | None:
+        """Return the store with this id, None if it is away or another one."""
+        return {self.spool_id: self.spool, self.vault_id: self.vault}.get(store)
+
+    def searched(self) -> list[ObjectStore]:
+        """Return the stores whose roots count. The cache is asked in the vault's stead only."""
+        first = self.vault if self.vault is not None else self.cache
+        return [store for store in (first, self.spool) if store is not None]
+
+
+async def settle_intent(state: StateStore, system: bytes, stores: Stores, parent: Parent) -> None:
     """Finish or drop the commit an earlier session may have been interrupted in.
 
-    Raises: StoreUnavailable, StoreRejected (the vault could not be asked; the intent stays open).
+    Where the store its root went to cannot be asked, the commit counts as not having happened: should the root be
+    there after all, it is a restore point more, and the next one comes after it.
+
+    Raises: StoreUnavailable, StoreRejected (a store that is there could not be asked; the intent stays open).
     """
     try:
         intent = state.intent()
@@ -68,8 +93,13 @@ async def settle_intent(state: StateStore, system: bytes, vault: ObjectStore, va
         return
     if intent is None:
         return
-    ours = intent.vault == vault_id and intent.root.startswith(f"root/{system.hex()}/")
-    committed = ours and await _root_hash(vault, intent.root) == intent.root_hash
+    named = PointId.parse_root(intent.root)
+    ours = named is not None and named[0] == system
+    store = stores.holding(intent.vault) if ours else None
+    store = store or (stores.cache if ours else None)  # which gets its copy after the root
+    committed = store is not None and await _root_hash(store, intent.root) == intent.root_hash
+    if named is not None and ours and not committed:
+        parent.order_min = max(parent.order_min, named[1].order + 1)
     if committed:
         state.set_newest(intent.newest())
     for name, head in intent.heads.items():
@@ -104,15 +134,14 @@ async def find_parent(
     names: Iterable[str],
     identity: Identity,
     certificates: Certificates,
-    vault: ObjectStore,
-    vault_id: bytes,
+    stores: Stores,
 ) -> Parent:
-    """Settle what is open, compare local state with the vault, and return what the session starts from.
+    """Settle what is open, compare local state with the stores, and return what the session starts from.
 
     Raises: StoreUnavailable, StoreRejected, StoreCorrupt (too many roots that do not open).
     """
     parent = Parent()
-    await settle_intent(state, identity.system, vault, vault_id, parent)
+    await settle_intent(state, identity.system, stores, parent)
     volumes = {name: state.volume(name) for name in names}
     for volume in volumes.values():
         volume.discard_staged()
@@ -123,13 +152,20 @@ async def find_parent(
             parent.problems.append(f"{error}; volume {name!r} is read and compared whole")
             volume.forget()
             continue
-        if head is not None and (head.vault, head.domain) != (vault_id, identity.domain):
+        if head is not None and (head.vault, head.domain) != (stores.vault_id, identity.domain):
             volume.forget()
             parent.problems.append(
                 f"volume {name!r}: local state belongs to another vault or domain; the volume is read whole"
             )
-    roots = _Roots(vault, identity, certificates)
-    await _compare(parent, _newest(state, identity.system, parent, vault_id), roots)
+    roots = _Roots(stores, identity, certificates)
+    ours = _newest(state, identity.system, parent, stores)
+    if ours is None and not parent.lost and any(volume.head is not None for volume in volumes.values()):
+        parent.lost = True
+        parent.problems.append(
+            "local state ends with a restore point in a spool that is not the one of this session; everything is read "
+            "and compared again"
+        )
+    await _compare(parent, ours, roots)
     if parent.lost:
         state.renew_incarnation()
     for volume in volumes.values():
@@ -140,7 +176,7 @@ async def find_parent(
     return parent
 
 
-def _newest(state: StateStore, system: bytes, parent: Parent, vault_id: bytes) -> Newest | None:
+def _newest(state: StateStore, system: bytes, parent: Parent, stores: Stores) -> Newest | None:
     try:
         newest = state.newest()
     except StateCorrupt as error:
@@ -151,13 +187,13 @@ def _newest(state: StateStore, system: bytes, parent: Parent, vault_id: bytes) -
         parent.problems.append("local state is another system's: it is not used, everything is read and compared")
         parent.lost = True
         return None
-    return newest if newest is not None and newest.vault == vault_id else None
+    return newest if newest is not None and newest.vault in (stores.vault_id, stores.spool_id) else None
 
 
 class _Roots(msgspec.Struct, frozen=True):
-    """The roots of the system in the vault."""
+    """The roots of the system, wherever they lie."""
 
-    vault: ObjectStore
+    stores: Stores
     identity: Identity
     certificates: Certificates
 
@@ -169,9 +205,8 @@ class _Roots(msgspec.Struct, frozen=True):
         tried = await self._greatest()
         for point in tried[:ROOTS_TRIED_MAX]:
             name = point.root(self.identity.system)
-            try:
-                data = bytes(await self.vault.get(name, 0, ROOT_BYTES_MAX))
-            except ObjectMissing:
+            data = await self._read(name)
+            if data is None:
                 continue
             if point == mine or self._counts(name, point, data, parent):
                 return point, blake3(data).digest()
@@ -185,15 +220,24 @@ class _Roots(msgspec.Struct, frozen=True):
             )
         return None
 
+    async def _read(self, name: str) -> bytes | None:
+        for store in self.stores.searched():
+            try:
+                return bytes(await store.get(name, 0, ROOT_BYTES_MAX))
+            except ObjectMissing:
+                continue
+        return None
+
     async def _greatest(self) -> list[PointId]:
         """Return the greatest points, one more than are tried if there are so many, the greatest first."""
-        points: list[PointId] = []
-        async for info in self.vault.list(f"root/{self.identity.system.hex()}/"):
-            found = PointId.parse_root(info.name)
-            if found is not None:
-                points.append(found[1])
-            if len(points) > 16 * ROOTS_TRIED_MAX:
-                points = nlargest(ROOTS_TRIED_MAX + 1, points)
+        points: set[PointId] = set()
+        for store in self.stores.searched():
+            async for info in store.list(f"root/{self.identity.system.hex()}/"):
+                found = PointId.parse_root(info.name)
+                if found is not None:
+                    points.add(found[1])
+                if len(points) > 16 * ROOTS_TRIED_MAX:
+                    points = set(nlargest(ROOTS_TRIED_MAX + 1, points))
         return nlargest(ROOTS_TRIED_MAX + 1, points)
 
     def _counts(self, name: str, point: PointId, data: bytes, parent: Parent) -> bool:
@@ -219,25 +263,32 @@ async def _compare(parent: Parent, ours: Newest | None, roots: _Roots) -> None:
     if found is not None:
         newest, digest = found
         parent.previous = PreviousRoot(order=newest.order, incarnation=newest.incarnation, hash=digest)
-        if ours is not None and newest == mine and digest != ours.root_hash:
+    if ours is None or mine is None:
+        return
+    known = PreviousRoot(order=ours.order, incarnation=ours.incarnation, hash=ours.root_hash)
+    if found is not None and newest == mine:
+        if found[1] != ours.root_hash:
             parent.problems.append(
-                f"object {newest.root(roots.identity.system)} in the vault is not what was written there: "
+                f"object {mine.root(roots.identity.system)} is not what was written there: "
                 "the restore point is damaged; the session goes on from local state"
             )
-            parent.previous = PreviousRoot(order=ours.order, incarnation=ours.incarnation, hash=ours.root_hash)
-    if mine is not None and newest != mine:
+            parent.previous = known
+    elif newest is not None and newest > mine:
         parent.lost = True
-        if newest is None or newest < mine:
-            parent.problems.append(
-                f"the vault has lost restore point {mine}; everything is read and compared again, "
-                "and what the vault lacks is sent again"
-            )
-        else:
-            parent.problems.append(
-                f"local state ends at restore point {mine}, but the vault already has {newest}: this machine was "
-                "cloned or its state restored from a copy, or a session was cut off between writing two points; local "
-                "state counts as lost, everything is read again"
-            )
+        parent.problems.append(
+            f"local state ends at restore point {mine}, but there already is {newest}: this machine was "
+            "cloned or its state restored from a copy, or a session was cut off between writing two points; local "
+            "state counts as lost, everything is read again"
+        )
+    elif roots.stores.holding(ours.vault) is None:
+        parent.previous = known  # the vault is away: nothing says that it has lost the point
+    else:
+        parent.lost = True
+        where = "vault" if ours.vault == roots.stores.vault_id else "spool"
+        parent.problems.append(
+            f"the {where} has lost restore point {mine}; everything is read and compared again, "
+            f"and what the {where} lacks is sent again"
+        )
 
 
 async def _root_hash(vault: ObjectStore, name: str) -> bytes | None:

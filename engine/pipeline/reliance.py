@@ -42,12 +42,16 @@ OTHERS_TRUSTED_ROUNDS: Final = 3
 
 
 class Reliance(msgspec.Struct):
-    """The checks of one session over one vault."""
+    """The checks of one session over the store its point goes to.
+
+    `beside`: the id of the vault where the store stands in for it: what was found bad there is not relied on either.
+    """
 
     store: PackStore
     history: History
     blocks_subkey: bytes
     chance: random.Random
+    beside: bytes | None = None
     trust_history: bool = True
     problems: list[str] = []
     _known_bad: set[int] = set()  # by earlier sessions, and some volume is not healed of it yet
@@ -65,6 +69,8 @@ class Reliance(msgspec.Struct):
         """
         try:
             known = self.history.bad_packs(self.store.store_id)
+            if self.beside is not None and self.beside != self.store.store_id:
+                known = {**self.history.bad_packs(self.beside), **known}
         except StateCorrupt as error:
             self.problems.append(f"{error}; packs that turned out to be bad may be relied on again")
             return
@@ -194,7 +200,8 @@ class Reliance(msgspec.Struct):
             self.store.index.distrust_others()
 
     def _names(self, keys: npt.NDArray[np.uint64], written: frozenset[int]) -> list[PackName]:
-        names = self.store.index.pack_names(keys)
+        """Return the packs to be checked: what lies beside the store is relied on for the last point's sake."""
+        names = self.store.index.pack_names(keys[~self.store.lies_beside(keys)])
         return [name for name in names if name is not None and name.key not in written]
 
     def _unchecked(self, keys: npt.NDArray[np.uint64], written: frozenset[int]) -> dict[int, PackName]:

@@ -28,6 +28,7 @@ class Event(Enum):
     REFUSED = "it answers, and refuses"
     BACK = "it answers again"
     CLOSED = "the time to wait for it is over"
+    BACKLOG = "earlier points wait in the spool, and points are uploaded in order"
     FAILED = "the session ends for another reason"
 
 
@@ -46,6 +47,7 @@ class Means(msgspec.Struct, frozen=True):
 _NEXT: Final[dict[tuple[Route, Event], tuple[Route, ...]]] = {
     ("VAULT", Event.LOST): ("RECONNECTING", "FALLBACK", "ABORTED"),
     ("VAULT", Event.REFUSED): ("FALLBACK", "ABORTED"),
+    ("VAULT", Event.BACKLOG): ("FALLBACK",),
     ("VAULT", Event.FAILED): ("ABORTED",),
     ("RECONNECTING", Event.BACK): ("VAULT",),
     ("RECONNECTING", Event.REFUSED): ("FALLBACK", "ABORTED"),
@@ -57,10 +59,11 @@ _NEXT: Final[dict[tuple[Route, Event], tuple[Route, ...]]] = {
 
 def next_route(route: Route, event: Event, means: Means) -> Route:
     """Return where `event` leads from `route`. Raises: IllegalEvent."""
-    if (route, event) not in _NEXT:
-        raise IllegalEvent(f"{event} on route {route}")
     possible = {"RECONNECTING": means.window, "FALLBACK": means.spool}
-    return next(candidate for candidate in _NEXT[route, event] if possible.get(candidate, True))
+    for candidate in _NEXT.get((route, event), ()):
+        if possible.get(candidate, True):
+            return candidate
+    raise IllegalEvent(f"{event} on route {route}")
 
 
 class RouteKeeper:

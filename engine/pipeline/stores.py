@@ -7,6 +7,7 @@ import msgspec
 from engine.errors import StoreRejected
 from engine.index import PackIndex
 from engine.packstore import PackStore
+from engine.pipeline.gate import VaultRefused
 from engine.ports import ObjectStore
 from engine.state import StateStore
 from engine.vault.certificate import Certificates
@@ -34,7 +35,8 @@ class Side(msgspec.Struct):
         """
         found = await read_format(self.objects, self.kind, "write")
         if found.store != self.format.store:
-            raise StoreRejected(f"the {self.kind} was replaced by another store while the session ran; start it again")
+            refused = VaultRefused if self.kind == "vault" else StoreRejected
+            raise refused(f"the {self.kind} was replaced by another store while the session ran; start it again")
 
 
 async def open_side(
@@ -47,11 +49,13 @@ async def open_side(
     own_only: bool,
     distrust: bool,
     durable_puts: bool,
+    passing: bool = False,
 ) -> tuple[Side, list[str]]:
     """Open the store that `found` is the format object of; return it and the problems found in it.
 
     `certificates` are those of the vault, for the cache too: they say who is enrolled. `distrust`:
-    throw the local mirror away first; `durable_puts`: the store is no `Barrier`. Raises: StoreError, StateCorrupt.
+    throw the local mirror away first; `durable_puts`: the store is no `Barrier`; `passing`: packs leave it again.
+    Raises: StoreError, StateCorrupt.
     """
     mirror = state.mirror(found.store)
     if distrust:
@@ -71,6 +75,7 @@ async def open_side(
         found.kind,
         found.store,
         durable_puts=durable_puts,
+        passing=passing,
     )
     problems = certificates.problems + await packs.refresh()
     return Side(found.kind, found, objects, packs), problems

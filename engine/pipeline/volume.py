@@ -12,16 +12,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import numpy as np
 
 from engine.block import BLOCK_BYTES, blocks_in
+from engine.columns import Column64
 from engine.deltawriter import DeltaWriter
 from engine.errors import SessionAborted
+from engine.names import PackName
 from engine.pipeline.candidates import CandidatePlan, Work, candidates
-from engine.pipeline.producer import Batch, Producer
+from engine.pipeline.producer import Batch, Claims, Producer
 from engine.pipeline.report import VolumeReport
 from engine.pipeline.shaping import Shaper
 from engine.pipeline.stores import Side
@@ -50,6 +52,14 @@ class VolumeSource(msgspec.Struct, frozen=True):
     skip_unreadable: bool = False
 
 
+class VaultIndex(Claims, Protocol):
+    """What volumes ask of where vault-bound blocks go."""
+
+    def own_packs(self, keys: Column64, writer: bytes) -> list[PackName | None]:
+        """Return, for each key, the pack of `writer` that may be relied on, or None."""
+        ...
+
+
 class Manner(msgspec.Struct, frozen=True):
     """How a session reads its volumes: who it is, how blocks are sealed, which stores are asked what they lack.
 
@@ -58,7 +68,7 @@ class Manner(msgspec.Struct, frozen=True):
 
     identity: Identity
     codec: Codec
-    vault: Side
+    vault: VaultIndex
     cache: Side | None
     paranoid: bool = False
     delta: bool = True
@@ -194,17 +204,20 @@ def merged_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def open_run(source: VolumeSource, state: VolumeState, how: Manner) -> VolumeRun:
-    """Open a volume for a session (*sync*). Raises: SourceError, ConfigError, StateCorrupt."""
-    keys, index, cache = how.identity.keys, how.vault.packs.index, how.cache
+def open_run(source: VolumeSource, state: VolumeState, how: Manner, reader: VolumeReader | None = None) -> VolumeRun:
+    """Open a volume for a session (*sync*), or begin it again with its `reader`.
+
+    Raises: SourceError, ConfigError, StateCorrupt.
+    """
+    keys, cache = how.identity.keys, how.cache
     shaper: Shaper | None = None
     if how.delta:
-        own_packs = partial(index.own_packs, writer=how.identity.system)
+        own_packs = partial(how.vault.own_packs, writer=how.identity.system)
         seed = digest_seed(how.identity.listing_key)
         shaper = Shaper(state, DeltaWriter(how.codec), own_packs, seed, paranoid=how.paranoid)
     else:
         state.forget_parts()
-    reader = source.open()
+    reader = reader or source.open()
     try:
         head = state.head
         known = head is not None and head.missing_known and (cache is None or head.cache == cache.store_id)
@@ -213,7 +226,7 @@ def open_run(source: VolumeSource, state: VolumeState, how: Manner) -> VolumeRun
             state,
             Sealer(how.codec, keys.blocks),
             keys.blocks,
-            index,
+            how.vault,
             cache.packs.index if cache else None,
             missing_unknown=not known,
             skip_unreadable=source.skip_unreadable,

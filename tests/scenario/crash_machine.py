@@ -234,7 +234,11 @@ class Aftermath:
     def __init__(self, machine: CrashMachine) -> None:
         self.machine = machine
         self.vault, self.cache = objects(machine.vault), self._cached()
-        self.known = {name for name in self.vault if name.startswith("data/")}
+        self.known = self.packs()
+
+    def packs(self) -> set[str]:
+        """Return the data packs the vault held when it was last looked at."""
+        return {name for name in self.vault if name.startswith("data/")}
 
     def _cached(self) -> dict[str, bytes]:
         cache = self.machine.cache

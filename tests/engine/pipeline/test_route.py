@@ -30,6 +30,7 @@ EXPECTED: dict[tuple[Route, Event, bool, bool], Route] = {
     ("RECONNECTING", Event.CLOSED, False, True): "FALLBACK",
     ("RECONNECTING", Event.CLOSED, True, False): "ABORTED",
     ("RECONNECTING", Event.CLOSED, True, True): "FALLBACK",
+    **{("VAULT", Event.BACKLOG, window, True): "FALLBACK" for window in (False, True)},
     **{("RECONNECTING", Event.BACK, means.window, means.spool): "VAULT" for means in MEANS},
     **{
         (route, Event.FAILED, means.window, means.spool): "ABORTED"

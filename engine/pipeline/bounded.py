@@ -1,0 +1,123 @@
+"""The bound of the spool: a stage above its object store that keeps count of what lies in it (DESIGN.md §3.1, §3.3).
+
+What would exceed `max_size`, or what the disk has no room for, waits while somebody makes room, if somebody can; where
+nothing is left to free, the put is refused. Nobody else writes to the store, or deletes from it, meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, TypeAlias
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from engine.block import Bytes
+from engine.errors import ObjectMissing, StoreRejected
+from engine.ports import ObjectInfo, ObjectStore
+
+log = structlog.get_logger("spool")
+
+WARN_SHARE: Final = 0.8
+RESERVE_BYTES: Final = 64 << 20  # of the disk, left for those who share it: it mostly is the machine's own
+
+# Frees what can be freed; False: there was nothing to free.
+MakeRoom: TypeAlias = Callable[[], Awaitable[bool]]
+
+
+class SpoolFull(StoreRejected):
+    """The spool may hold, or its disk can take, no more."""
+
+
+class BoundedStore:
+    """An ObjectStore and Barrier over `inner`; `max_bytes` None: bounded by its disk alone.
+
+    `where` names the spool in sentences; `free_bytes` asks how much its disk has left (*sync*). `make_room` may be set
+    once somebody can.
+    """
+
+    def __init__(self, inner: ObjectStore, where: str, max_bytes: int | None, free_bytes: Callable[[], int]) -> None:
+        self._inner, self._where = inner, where
+        self._max_bytes, self._free_bytes = max_bytes, free_bytes
+        self._used: int | None = None
+        self._busy = anyio.Lock()
+        self._making_room = anyio.Lock()
+        self._warned = False
+        self.make_room: MakeRoom | None = None
+
+    async def used_bytes(self) -> int:
+        """Return how much lies in the store. Raises: StoreUnavailable, StoreRejected."""
+        async with self._busy:
+            if self._used is None:
+                self._used = sum([info.size async for info in self._inner.list("")])
+            return self._used
+
+    async def left_bytes(self) -> int:
+        """Return how much more may be put. Raises: StoreUnavailable, StoreRejected."""
+        used, free = await self.used_bytes(), await anyio.to_thread.run_sync(self._free_bytes)
+        left = max(0, free - RESERVE_BYTES)
+        if self._max_bytes is not None:
+            left = min(left, max(0, self._max_bytes - used))
+        if not self._warned and used > WARN_SHARE * (used + left):
+            self._warned = True
+            log.warning("spool_fills_up", component="spool", path=self._where, used_bytes=used, left_bytes=left)
+        return left
+
+    async def put(self, name: str, data: Bytes) -> None:
+        """Store an object, see ObjectStore. Raises: SpoolFull besides."""
+        await self._have_room(len(data))
+        await self._inner.put(name, data)
+        async with self._busy:
+            if self._used is not None:
+                self._used += len(data)
+
+    async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
+        """Return a range of an object, see ObjectStore."""
+        return await self._inner.get(name, offset, length)
+
+    async def stat(self, name: str) -> int:
+        """Return an object's size in bytes, see ObjectStore."""
+        return await self._inner.stat(name)
+
+    async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
+        """Stream a listing, see ObjectStore."""
+        async for info in self._inner.list(prefix, after):
+            yield info
+
+    async def delete(self, name: str) -> None:
+        """Remove an object, see ObjectStore."""
+        try:
+            size = await self._inner.stat(name)
+        except ObjectMissing:
+            return
+        await self._inner.delete(name)
+        async with self._busy:
+            if self._used is not None:
+                self._used -= size
+
+    async def probe(self) -> None:
+        """Return if the store is there, see ObjectStore."""
+        await self._inner.probe()
+
+    async def flush(self) -> None:
+        """Return once everything put before is durable, see Barrier."""
+        barrier: Callable[[], Awaitable[None]] | None = getattr(self._inner, "flush", None)
+        if barrier is not None:
+            await barrier()
+
+    async def _have_room(self, size: int) -> None:
+        while await self.left_bytes() < size:
+            async with self._making_room:
+                if await self.left_bytes() >= size:
+                    return
+                if self.make_room is None or not await self.make_room():
+                    raise SpoolFull(self._full())
+
+    def _full(self) -> str:
+        bound = "its disk is full" if self._max_bytes is None else f"[spool] max_size is {self._max_bytes >> 20} MiB"
+        return (
+            f"the spool {self._where} is full ({bound}): make the vault reachable so that what waits in it is "
+            "uploaded, give it more room, or delete points with 'forebay points --delete'; the restore points in it "
+            "are untouched"
+        )

@@ -1,0 +1,195 @@
+"""How a session opens: which stores are there, what it starts from, and where its point will go.
+
+Rules (DESIGN.md §3.1):
+- Points wait in the spool: FALLBACK, also while the vault is there: points are uploaded in order.
+- The vault cannot be reached: FALLBACK, at once. It answers and refuses, or is another one: FALLBACK, and an error that
+  names what to change. Without a spool both end the session.
+- A spool that is configured and cannot be used is a problem of its own; with the vault there, the session goes on.
+"""
+
+from __future__ import annotations
+
+import anyio.to_thread
+import msgspec
+import structlog
+
+from engine.errors import ConfigError, StoreError, StoreRejected, StoreUnavailable
+from engine.exitcodes import SOMETHING_MISSING
+from engine.names import PointId
+from engine.pipeline.beside import lie_beside
+from engine.pipeline.gate import GatedStore
+from engine.pipeline.parent import Parent, Stores, find_parent
+from engine.pipeline.report import SessionReport
+from engine.pipeline.route import Event, Means, RouteKeeper
+from engine.pipeline.setup import SessionSetup
+from engine.pipeline.stores import Side, open_side
+from engine.ports import ObjectStore
+from engine.spool import Spool
+from engine.vault.certificate import Certificates
+from engine.vault.enrolment import check_enrolment
+from engine.vault.formatobject import FormatObject, read_format
+
+log = structlog.get_logger("session")
+
+
+class Opened(msgspec.Struct):
+    """What was found: `vault` None: not to be used; `certificates` are those of the domain, as far as known."""
+
+    vault: Side | None
+    certificates: Certificates
+    parent: Parent
+
+
+class Opening:
+    """Opens the stores of one session. `gated` is the vault behind the gate."""
+
+    def __init__(self, setup: SessionSetup, report: SessionReport, route: RouteKeeper, gated: GatedStore) -> None:
+        self._setup, self._report, self._route, self._gated = setup, report, route, gated
+        self.spool: Spool | None = None
+        self._spool_format: FormatObject | None = None
+        self.backlog: list[PointId] = []
+
+    async def open_spool(self) -> None:
+        """Find out whether there is a spool to fall back to, and what waits in it."""
+        settings = self._setup.spool
+        if settings is None:
+            return
+        identity = self._setup.identity
+        try:
+            if identity.spool is None:
+                raise ConfigError("this system has not adopted it: run 'forebay init'")
+            self._spool_format = await read_format(settings.objects, "spool", "write")
+            self.spool = await Spool.open(settings.objects, identity, settings.where)
+            self.backlog = await self.spool.points()
+        except (StoreError, ConfigError) as error:
+            self.spool = None
+            sentence = f"the spool {settings.where} cannot be used: {error}; there is nothing to fall back to"
+            self._report.problems.append(sentence)
+            self._report.exit_code = SOMETHING_MISSING
+            log.error("spool_failed", component="spool", error=str(error))
+
+    async def open(self) -> Opened:
+        """Open what there is to begin with. Raises: ForebayError."""
+        setup = self._setup
+        found: FormatObject | None = None
+        certificates: Certificates | None = None
+        # Where the session is in the fallback already, it looks for what the vault knows no more.
+        if self._route.route != "FALLBACK":
+            try:
+                # One try: a vault that is away is said so at once, not after all retries.
+                await setup.vault.probe()
+                found = await read_format(self._gated, "vault", "write")
+                self._same_vault(found.store)
+                certificates = await check_enrolment(self._gated, setup.identity)
+            except (StoreError, ConfigError) as error:
+                if self.spool is None:
+                    raise
+                found = None
+                self.fall_back(error)
+        if certificates is None or found is None:
+            found, certificates = None, await self._known_certificates()
+        names = [source.name for source in setup.volumes]
+        spool = setup.spool.objects if setup.spool is not None and self.spool is not None else None
+        stores = Stores(
+            setup.identity.vault,
+            self._gated if found is not None else None,
+            setup.identity.spool,
+            spool,
+            await self._cache_there() if found is None else None,
+        )
+        # Before the index is opened: a cloned state gets its new incarnation here, and fragments carry it.
+        parent = await find_parent(setup.state, names, setup.identity, certificates, stores)
+        self._report.problems += parent.problems
+        if found is None:
+            return Opened(None, certificates, parent)
+        if self.backlog:
+            self._route.on(Event.BACKLOG, Means(window=False, spool=True))
+        # In the fallback what the vault has is of use, and losing it costs nothing: no gate, no waiting.
+        objects = self._gated if self._route.route == "VAULT" else setup.vault
+        vault = await self.side(found, objects, certificates, durable_puts=True)
+        return Opened(vault, certificates, parent)
+
+    def fall_back(self, error: StoreError | ConfigError) -> None:
+        """Take note that the vault is used no more, and why; the route leads to the spool from here on."""
+        away = isinstance(error, StoreUnavailable)
+        if self._route.route in ("VAULT", "RECONNECTING"):
+            self._route.on(Event.LOST if away else Event.REFUSED, Means(window=False, spool=True))
+        if away:
+            self._report.problems.append(f"{error}; the session went on into the spool")
+            log.warning("vault_away", component="vault", error=str(error))
+        else:
+            sentence = f"the vault refuses: {error}; the session went on into the spool, put this right for its upload"
+            self._report.problems.append(sentence)
+            log.error("vault_refused", component="vault", error=str(error))
+
+    async def side(
+        self, found: FormatObject, objects: ObjectStore, certificates: Certificates, *, durable_puts: bool
+    ) -> Side:
+        """Open a pack store; what is wrong in it goes into the report. Raises: StoreError, StateCorrupt."""
+        setup = self._setup
+        side, problems = await open_side(
+            found,
+            objects,
+            setup.identity,
+            setup.state,
+            certificates,
+            own_only=setup.own_only,
+            distrust=setup.full,
+            durable_puts=durable_puts,
+            passing=found.kind == "spool",
+        )
+        self._report.problems += problems
+        return side
+
+    async def spool_side(self, certificates: Certificates, sent: frozenset[int] = frozenset()) -> Side:
+        """Open the spool's pack store, and what may be relied on beside it; `sent`: by this session, to the vault.
+
+        Raises: StoreError, StateCorrupt.
+        """
+        setup = self._setup
+        assert self._spool_format is not None
+        assert setup.spool is not None
+        side = await self.side(self._spool_format, setup.spool.objects, certificates, durable_puts=False)
+        volumes = [setup.state.volume(source.name) for source in setup.volumes] if not setup.full else []
+        beside = await anyio.to_thread.run_sync(
+            lie_beside,
+            setup.state,
+            setup.identity.vault,
+            setup.identity.keys,
+            setup.identity.system,
+            volumes,
+            side.packs.own_views(),
+            sent,
+        )
+        await side.packs.rely_beside(beside)
+        return side
+
+    def _same_vault(self, store: bytes) -> None:
+        if store != self._setup.identity.vault:
+            raise StoreRejected(
+                "the vault is not the one this system was enrolled in; check [vault] url, "
+                "or move the identity file away (and keep it) and run 'forebay init' to enrol in this one"
+            )
+
+    async def _known_certificates(self) -> Certificates:
+        """Return what is known of the domain's systems while the vault is away: what the cache has, and this one."""
+        identity = self._setup.identity
+        own = identity.certified()
+        if self._setup.cache is not None:
+            try:
+                known = await Certificates.load(self._setup.cache.objects, identity.domain, identity.vault_public)
+                return Certificates(identity.domain, identity.vault_public, [*known.all(), own], known.problems)
+            except StoreError:
+                pass  # the cache's own opening tells what is wrong with it
+        return Certificates(identity.domain, identity.vault_public, [own], [])
+
+    async def _cache_there(self) -> ObjectStore | None:
+        """Return the cache if it is this system's, for its copies of roots."""
+        setup = self._setup
+        if setup.cache is None:
+            return None
+        try:
+            found = await read_format(setup.cache.objects, "cache", "write")
+        except StoreError:
+            return None  # as above
+        return setup.cache.objects if found.store == setup.identity.cache else None

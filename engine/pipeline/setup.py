@@ -1,0 +1,58 @@
+"""What a session is made of: the composition root fills it in, the stages take what they need of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from engine.pipeline.bounded import BoundedStore
+from engine.pipeline.volume import VolumeSource
+from engine.policy import CacheErrorPolicy, LanePolicy, QueuePolicy, ReconnectPolicy, SlowPolicy
+from engine.ports import Clock, ObjectStore
+from engine.seal import Codec
+from engine.state import History, StateStore
+from engine.vault.identity import Identity
+
+
+class CacheSetup(msgspec.Struct, frozen=True):
+    """The cache of a session: the object store behind its retry stage, and what its errors and slowness cost."""
+
+    objects: ObjectStore
+    errors: CacheErrorPolicy
+    slow: SlowPolicy
+
+
+class SpoolSetup(msgspec.Struct, frozen=True):
+    """The spool of a session: the object store behind its stages; `where` is its path, for sentences.
+
+    `resume`: a session that loses its vault goes on with what the vault lacks, instead of starting again.
+    """
+
+    objects: BoundedStore
+    where: str
+    resume: bool = False
+
+
+class SessionSetup(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a session is made of. `vault` is the object store behind its retry stage."""
+
+    identity: Identity
+    state: StateStore
+    history: History
+    clock: Clock
+    vault: ObjectStore
+    cache: CacheSetup | None
+    volumes: Sequence[VolumeSource]
+    version: str
+    spool: SpoolSetup | None = None
+    codec: Codec = Codec.ZSTD
+    paranoid: bool = False
+    delta: bool = True
+    own_only: bool = False
+    full: bool = False
+    queue: QueuePolicy = msgspec.field(default_factory=QueuePolicy)
+    lane: LanePolicy = msgspec.field(default_factory=LanePolicy)
+    reconnect: ReconnectPolicy = msgspec.field(default_factory=ReconnectPolicy)
+    workers: int = 2
+    seed: int | None = None
