@@ -6,15 +6,18 @@ import os
 import random
 import shutil
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 import anyio
 
 from adapters.clock import SystemClock
-from adapters.config import Config, Volume
+from adapters.config import Config, Spool, Volume
 from adapters.logs import logger
+from adapters.state import turns
 from adapters.state.directory import StateDirectory
+from adapters.state.pause import paused
 from adapters.stores.folder import FolderStore
 from adapters.trackers.compare import CompareTracker
 from adapters.trackers.hints import HintsTracker
@@ -69,6 +72,19 @@ async def build_session(
     clock: Clock | None = None,
 ) -> Session:
     """Build a session over an open, locked state directory; what an earlier one left half-written is swept."""
+    return Session(await build_setup(config, identity, state, volumes, full=full, clock=clock))
+
+
+async def build_setup(
+    config: Config,
+    identity: Identity,
+    state: StateDirectory,
+    volumes: Sequence[Volume] = (),
+    *,
+    full: bool = False,
+    clock: Clock | None = None,
+) -> SessionSetup:
+    """Return what a session, or an upload, is made of; see `build_session`."""
     clock = clock or SystemClock()
     owner = identity.system.hex()
     folder = FolderStore(config.vault.folder, owner, "put", config.vault.connect_timeout_s)
@@ -86,34 +102,47 @@ async def build_session(
     if config.spool is not None:
         local = FolderStore(config.spool.path, owner, "flush")
         stores.append(local)
-        kept = RetryingStore(local, SPOOL_RETRIES, clock, random.Random(), partial(_log_retry, "spool"))
-        where, free = str(config.spool.path), partial(_free_bytes, config.spool.path)
-        bounded = BoundedStore(kept, where, config.spool.max_size_bytes, free)
-        spool = SpoolSetup(bounded, where, resume=config.vault.on_loss == "resume")
+        spool = _spool(config.spool, local, state.path, clock, resume=config.vault.on_loss == "resume")
     async with anyio.create_task_group() as group:
         for store in stores:
             group.start_soon(_swept, store)
-    return Session(
-        SessionSetup(
-            identity=identity,
-            state=state,
-            history=state.history,
-            clock=clock,
-            vault=vault,
-            cache=cache,
-            spool=spool,
-            volumes=[source_of(volume) for volume in volumes],
-            version=VERSION,
-            codec=Codec[config.vault.compression.upper()],
-            paranoid=config.vault.paranoid,
-            delta=config.vault.delta,
-            own_only=config.vault.share == "own",
-            full=full,
-            queue=QueuePolicy(config.queue.size_bytes),
-            lane=_lane(config),
-            reconnect=ReconnectPolicy(config.vault.reconnect_window_s, config.vault.reconnect_total_s),
-            workers=min(os.cpu_count() or 1, WORKERS_MAX),
-        )
+    return SessionSetup(
+        identity=identity,
+        state=state,
+        history=state.history,
+        clock=clock,
+        vault=vault,
+        cache=cache,
+        spool=spool,
+        volumes=[source_of(volume) for volume in volumes],
+        version=VERSION,
+        codec=Codec[config.vault.compression.upper()],
+        paranoid=config.vault.paranoid,
+        delta=config.vault.delta,
+        own_only=config.vault.share == "own",
+        full=full,
+        queue=QueuePolicy(config.queue.size_bytes),
+        lane=_lane(config),
+        reconnect=ReconnectPolicy(config.vault.reconnect_window_s, config.vault.reconnect_total_s),
+        workers=min(os.cpu_count() or 1, WORKERS_MAX),
+    )
+
+
+def _spool(settings: Spool, local: FolderStore, state_dir: Path, clock: Clock, *, resume: bool) -> SpoolSetup:
+    kept = RetryingStore(local, SPOOL_RETRIES, clock, random.Random(), partial(_log_retry, "spool"))
+    where, free = str(settings.path), partial(_free_bytes, settings.path)
+
+    def paused_now() -> str | None:
+        return paused(state_dir, clock.now_ms())
+
+    return SpoolSetup(
+        BoundedStore(kept, where, settings.max_size_bytes, free),
+        where,
+        resume=resume,
+        no_upload=lambda: paused_now() or outside(settings.upload_window_minutes, clock.now_ms()),
+        paused=paused_now,
+        offer=partial(turns.offer, state_dir),
+        wanted=partial(turns.wanted, state_dir),
     )
 
 
@@ -123,6 +152,17 @@ def _lane(config: Config) -> LanePolicy:
     if config.active_cache is None:
         return LanePolicy(pack_bytes)
     return LanePolicy(pack_bytes, max(SHARED_IN_FLIGHT_BYTES, 2 * pack_bytes))
+
+
+def outside(window: tuple[int, int] | None, now_ms: int) -> str | None:
+    """Return, in a sentence, that it is not the time for uploads; `window`: from, to in minutes of the local day."""
+    if window is None:
+        return None
+    now = datetime.fromtimestamp(now_ms / 1000).astimezone()
+    minute, (start, end) = now.hour * 60 + now.minute, window
+    if (start <= minute < end) if start < end else (minute >= start or minute < end):
+        return None
+    return f"it is not in the upload window from {start // 60:02}:{start % 60:02} to {end // 60:02}:{end % 60:02}"
 
 
 def _free_bytes(path: Path) -> int:

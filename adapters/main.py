@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "init": "Create or join vault and cache, and enrol this system.",
     "check-config": "Say what is wrong with the configuration and the places it names.",
     "backup": "Back up the volumes now.",
+    "upload": "Upload what waits in the spool, or pause that.",
     "points": "List restore points.",
     "restore": "Write a volume of a restore point to a file or device.",
     "status": "Show the last sessions and how things stand.",

@@ -11,11 +11,12 @@ may lie packs of another one that are relied on all the same: those of the vault
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Final
 
 import anyio
 import anyio.to_thread
+import msgspec
 import numpy as np
 from blake3 import blake3
 
@@ -119,6 +120,14 @@ class PackStore:
         """Rely on the packs of another store besides."""
         async with self._busy:
             self._beside = beside
+            await anyio.to_thread.run_sync(self._install)
+
+    async def lies_beside_now(self, keys: Iterable[int]) -> None:
+        """Rely on these packs besides, which were copied out of this store into the one beside it."""
+        async with self._busy:
+            before = self._beside or Beside(np.empty(0, np.uint64))
+            known = distinct(before.keys, np.fromiter(keys, np.uint64))
+            self._beside = msgspec.structs.replace(before, keys=known)
             await anyio.to_thread.run_sync(self._install)
 
     def lies_beside(self, keys: Column64) -> Mask:

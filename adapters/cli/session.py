@@ -57,7 +57,7 @@ def _note(session: Session) -> str:
     if outage is None:
         return session.phase
     since, until = (datetime.fromtimestamp(ms / 1000).astimezone() for ms in (outage.since_ms, outage.until_ms))
-    return f"the vault is away since {since:%H:%M:%S}; waiting until {until:%H:%M:%S}, then the session fails"
+    return f"the vault is away since {since:%H:%M:%S}; waiting until {until:%H:%M:%S}, then {session.after_outage}"
 
 
 def _text(report: SessionReport) -> str:
@@ -72,9 +72,15 @@ def _text(report: SessionReport) -> str:
             f"{blocks_text(volume.changed)} changed"
         )
         parts = f" ({volume.vault_deltas} of them only changed parts)" if volume.vault_deltas else ""
-        lines.append(f"    to the vault: {blocks_text(volume.vault_blocks)}{parts}, {bytes_text(volume.vault_bytes)}")
+        where = "spool" if "FALLBACK" in [change.route for change in report.route_history] else "vault"
+        lines.append(f"    to the {where}: {blocks_text(volume.vault_blocks)}{parts}, {bytes_text(volume.vault_bytes)}")
         if report.cache is not None:
             lines.append(f"    to the cache: {blocks_text(volume.cache_blocks)}, {bytes_text(volume.cache_bytes)}")
+    if report.fallback is not None and report.point is not None:
+        lines.append(f"It went into the spool: {report.fallback}")
+    lines += [f"Uploaded: restore point {each.point}, {bytes_text(each.bytes)}" for each in report.uploaded]
+    if report.backlog:
+        lines.append(f"{report.backlog} restore point(s) wait in the spool for their upload")
     if report.problems:
         lines.append("Problems:")
         lines += [f"  - {problem}" for problem in report.problems]

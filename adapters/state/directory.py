@@ -2,6 +2,8 @@
 
 ```
 lock, lock.pid       held by one session; the kernel lets go of it when the process dies
+lock.offered         the holder only uploads, and gives way to a session; lock.wanted: one waits (turns.py)
+upload-pause         until when nothing is uploaded by itself (pause.py)
 incarnation          8 random bytes, made when the directory is first locked
 newest               the restore point the state ends with
 journal              the intent of a commit that may have happened
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 from blake3 import blake3
 
+from adapters.state import turns
 from adapters.state.atomic import read_struct, write_struct
 from adapters.state.files import Disk, write_failed
 from adapters.state.history import HistoryFile
@@ -85,6 +88,7 @@ class StateDirectory:
         disk.make_folder(path)
         held = _acquire(path)
         try:
+            turns.begin(path)
             write_pid(path)
             return cls(path, disk, held)
         except BaseException:
@@ -255,9 +259,10 @@ def _acquire(path: Path) -> filelock.BaseFileLock:
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout as error:
-        raise SessionRunning(
-            f"another session{_holder(path)} runs on the state directory {path}: wait for its end, or stop it"
-        ) from error
+        if not turns.wait_for(lock, path):
+            raise SessionRunning(
+                f"another session{_holder(path)} runs on the state directory {path}: wait for its end, or stop it"
+            ) from error
     except OSError as error:
         raise write_failed(path / "lock", error) from error
     return lock

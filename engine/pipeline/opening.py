@@ -9,12 +9,14 @@ Rules (DESIGN.md §3.1):
 
 from __future__ import annotations
 
+from typing import Final
+
 import anyio.to_thread
 import msgspec
 import structlog
 
-from engine.errors import ConfigError, StoreError, StoreRejected, StoreUnavailable
-from engine.exitcodes import SOMETHING_MISSING
+from engine.errors import ConfigError, SessionAborted, StoreError, StoreRejected, StoreUnavailable
+from engine.exitcodes import FAILED, SOMETHING_MISSING
 from engine.names import PointId
 from engine.pipeline.beside import lie_beside
 from engine.pipeline.gate import GatedStore
@@ -23,6 +25,7 @@ from engine.pipeline.report import SessionReport
 from engine.pipeline.route import Event, Means, RouteKeeper
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side, open_side
+from engine.pipeline.upload import Upload, UploadReport
 from engine.ports import ObjectStore
 from engine.spool import Spool
 from engine.vault.certificate import Certificates
@@ -30,6 +33,9 @@ from engine.vault.enrolment import check_enrolment
 from engine.vault.formatobject import FormatObject, read_format
 
 log = structlog.get_logger("session")
+
+SESSIONS_WEIGHED: Final = 5
+ROOM_FACTOR: Final = 1.2  # of what the largest of them sent
 
 
 class Opened(msgspec.Struct):
@@ -60,6 +66,7 @@ class Opening:
                 raise ConfigError("this system has not adopted it: run 'forebay init'")
             self._spool_format = await read_format(settings.objects, "spool", "write")
             self.spool = await Spool.open(settings.objects, identity, settings.where)
+            await self.spool.sweep(self._setup.state.open_sessions())
             self.backlog = await self.spool.points()
         except (StoreError, ConfigError) as error:
             self.spool = None
@@ -78,14 +85,16 @@ class Opening:
             try:
                 # One try: a vault that is away is said so at once, not after all retries.
                 await setup.vault.probe()
-                found = await read_format(self._gated, "vault", "write")
-                self._same_vault(found.store)
+                marker = await read_format(self._gated, "vault", "write")
+                self._same_vault(marker.store)
                 certificates = await check_enrolment(self._gated, setup.identity)
+                found = marker
             except (StoreError, ConfigError) as error:
                 if self.spool is None:
                     raise
-                found = None
                 self.fall_back(error)
+            if found is not None and self.backlog:
+                found = found if await self._make_room() else None
         if certificates is None or found is None:
             found, certificates = None, await self._known_certificates()
         names = [source.name for source in setup.volumes]
@@ -103,11 +112,57 @@ class Opening:
         if found is None:
             return Opened(None, certificates, parent)
         if self.backlog:
+            self._report.fallback = "earlier points wait in the spool, and points are uploaded in order"
             self._route.on(Event.BACKLOG, Means(window=False, spool=True))
         # In the fallback what the vault has is of use, and losing it costs nothing: no gate, no waiting.
         objects = self._gated if self._route.route == "VAULT" else setup.vault
         vault = await self.side(found, objects, certificates, durable_puts=True)
         return Opened(vault, certificates, parent)
+
+    async def _make_room(self) -> bool:
+        """Upload the backlog first where the spool may be too small for another point; False: the vault was lost.
+
+        Raises: SessionAborted, StateCorrupt, StoreError.
+        """
+        settings = self._setup.spool
+        assert settings is not None
+        assert self.spool is not None
+        needed, left = await anyio.to_thread.run_sync(self._usual_bytes), await settings.objects.left_bytes()
+        if left >= needed:
+            return True
+        if (paused := settings.paused()) is not None:
+            raise SessionAborted(
+                f"the spool {settings.where} has {left >> 20} MiB left, and a session may need {needed >> 20} MiB; "
+                f"what waits in it cannot make room: {paused}"
+            )
+        log.info("backlog_first", component="spool", left_bytes=left, needed_bytes=needed, points=len(self.backlog))
+        upload = Upload(self._setup)
+        try:
+            await upload.open()
+            await upload.all()
+        except StoreUnavailable as error:
+            self.fall_back(error)
+            return False
+        finally:
+            self.hear(upload.report)
+            self.backlog = await self.spool.points()
+        return True
+
+    def hear(self, upload: UploadReport) -> None:
+        """Take what an upload did into the session's report."""
+        self._report.uploaded += upload.uploaded
+        self._report.problems += upload.problems
+        if any(each.holes for each in upload.uploaded):
+            self._report.exit_code = FAILED
+
+    def _usual_bytes(self) -> int:
+        """Return what a session may need in the spool, by the largest of the last ones (*sync*)."""
+        largest = 0
+        for row in self._setup.history.last(SESSIONS_WEIGHED):
+            report = msgspec.json.decode(row.report, type=SessionReport)
+            sent = sum(volume.vault_bytes for volume in report.volumes.values()) + report.metadata_bytes
+            largest = max(largest, sent)
+        return round(largest * ROOM_FACTOR)
 
     def fall_back(self, error: StoreError | ConfigError) -> None:
         """Take note that the vault is used no more, and why; the route leads to the spool from here on."""
@@ -115,10 +170,12 @@ class Opening:
         if self._route.route in ("VAULT", "RECONNECTING"):
             self._route.on(Event.LOST if away else Event.REFUSED, Means(window=False, spool=True))
         if away:
+            self._report.fallback = str(error)
             self._report.problems.append(f"{error}; the session went on into the spool")
             log.warning("vault_away", component="vault", error=str(error))
         else:
             sentence = f"the vault refuses: {error}; the session went on into the spool, put this right for its upload"
+            self._report.fallback = f"the vault refuses: {error}"
             self._report.problems.append(sentence)
             log.error("vault_refused", component="vault", error=str(error))
 

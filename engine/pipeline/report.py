@@ -49,12 +49,23 @@ class VolumeReport(Counts, kw_only=True):
     seconds: float = 0.0
 
 
+class Uploaded(msgspec.Struct, frozen=True):
+    """A point that was published: what travelled for it, and per volume the ranges of blocks it lacks, if any."""
+
+    point: str
+    packs: int
+    bytes: int
+    holes: dict[str, list[tuple[int, int]]] = {}
+
+
 class SessionReport(msgspec.Struct, kw_only=True):
     """The document of `backup --json`.
 
     `point`: the new restore point, None if there is none; `route`: the last one; `problems`: sentences, also about
     what did not keep the session from succeeding; `cache`: "ok", "given up", "away" or None without one;
-    `metadata_bytes`: what the vault got besides data packs.
+    `metadata_bytes`: what the vault got besides data packs; `fallback`: why the session went into the spool, and what
+    to change if the vault refused; `uploaded`: points of the backlog that reached the vault at its end; `backlog`: how
+    many wait in the spool now.
     """
 
     session: str
@@ -68,6 +79,9 @@ class SessionReport(msgspec.Struct, kw_only=True):
     seconds: float = 0.0
     cache: str | None = None
     metadata_bytes: int = 0
+    fallback: str | None = None
+    uploaded: list[Uploaded] = []
+    backlog: int = 0
     volumes: dict[str, VolumeReport] = {}
 
     def change_route(self, route: Route, at_ms: int) -> None:

@@ -11,13 +11,23 @@ from __future__ import annotations
 
 import random
 import secrets
+from functools import partial
 
 import anyio.to_thread
 import msgspec
 import structlog
 
-from engine.errors import ForebayError, SessionAborted, StateCorrupt, StoreError, StoreRejected
+from engine.errors import (
+    ConfigError,
+    ForebayError,
+    SessionAborted,
+    StateCorrupt,
+    StoreError,
+    StoreRejected,
+    StoreUnavailable,
+)
 from engine.exitcodes import DONE, IN_SPOOL, SOMETHING_MISSING, of_error
+from engine.pipeline.bounded import SpoolFull
 from engine.pipeline.commit import CacheSide
 from engine.pipeline.delivery import Delivery
 from engine.pipeline.gate import GatedStore, Outage, ReconnectGate, VaultLost, VaultRefused
@@ -28,6 +38,7 @@ from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side
 from engine.pipeline.target import Target
 from engine.pipeline.transmit import Transmitter, first_cause
+from engine.pipeline.upload import Upload, Within
 from engine.pipeline.volume import Manner, VolumeRun, VolumeSource, open_run
 from engine.ports import VolumeReader
 from engine.state import SessionRow
@@ -54,6 +65,7 @@ class Session:
         self._route = RouteKeeper("VAULT", self._route_changed)
         self._gate = ReconnectGate(setup.vault.probe, setup.reconnect, setup.clock, self._chance, self._route)
         self._vault = GatedStore(setup.vault, self._gate)
+        self._making_room: Upload | None = None
         self._opening = Opening(setup, self.report, self._route, self._vault)
 
     @property
@@ -76,8 +88,6 @@ class Session:
             await self._opening.open_spool()
             self._gate.spool = self._opening.spool is not None
             await self._attempt()
-            if self._route.route == "FALLBACK" and self.report.exit_code == DONE:
-                self.report.exit_code = IN_SPOOL
         except* ForebayError as group:
             error = first_cause(group)
             self.report.error = str(error)
@@ -85,12 +95,74 @@ class Session:
             if self._route.route != "ABORTED":
                 self._route.on(Event.FAILED, Means(window=False, spool=False))
             log.error("session_failed", error=str(error))
+            if isinstance(error, SpoolFull):
+                await self._clear_spool()
         finally:
             for reader in self._readers.values():
                 reader.close()
+        await self._upload_backlog()
         self.report.seconds = round(self.setup.clock.monotonic() - started, 3)
         await anyio.to_thread.run_sync(self._record)
         return self.report
+
+    async def _clear_spool(self) -> None:
+        """Give back what a session took of a spool that was too small for it; finished points are untouched."""
+        try:
+            if self._opening.spool is not None:
+                await self._opening.spool.sweep(())
+        except StoreError as error:
+            self.report.problems.append(f"spool: {error}")
+
+    async def _upload_backlog(self) -> None:
+        """Upload what waits in the spool, if the vault is there and nothing speaks against it; settle the exit code."""
+        spool, settings = self._opening.spool, self.setup.spool
+        if spool is None or settings is None:
+            return
+        self.phase = "uploading the backlog"
+        report, left = self.report, -1
+        upload = Upload(self.setup, lambda: settings.wanted() or settings.no_upload() is not None)
+        try:
+            left = len(await spool.points())
+            settings.offer()
+            if left and (why := settings.no_upload()) is not None:
+                log.info("backlog_waits", component="spool", points=left, reason=why)
+            elif left:
+                await upload.open()
+                await upload.all()
+        except StoreUnavailable as error:
+            log.info("backlog_waits", component="spool", points=left, reason=str(error))
+        except (StoreError, ConfigError, StateCorrupt, SessionAborted) as error:
+            report.problems.append(f"the backlog was not uploaded: {error}")
+            log.error("upload_failed", component="spool", error=str(error))
+        self._opening.hear(upload.report)
+        if self._making_room is not None:
+            self._opening.hear(self._making_room.report)
+        published = {each.point for each in report.uploaded}
+        report.backlog = max(0, left - len(upload.report.uploaded))
+        if self._route.route == "FALLBACK" and report.exit_code == DONE and report.point not in published:
+            report.exit_code = IN_SPOOL
+
+    async def _room(self, opened: Opened, spool: Side) -> bool:
+        """Upload the oldest point in the spool, so that it makes room; False: none was."""
+        settings = self.setup.spool
+        assert settings is not None
+        if (why := settings.paused()) is not None:
+            self.report.problems.append(f"the spool is full, and nothing in it can be uploaded: {why}")
+            return False
+        if self._making_room is None:
+            upload = Upload(self.setup)
+            try:
+                await upload.open(Within(spool, opened.vault, self._cache.side))
+            except (StoreError, ConfigError) as error:
+                log.info("no_room_made", component="spool", error=str(error))
+                return False
+            self._making_room = upload
+        done = len(self._making_room.report.uploaded)
+        try:
+            await self._making_room.oldest()
+        except StoreError as error:
+            log.info("no_room_made", component="spool", error=str(error))
+        return len(self._making_room.report.uploaded) > done
 
     def _route_changed(self, route: Route) -> None:
         if route != "FALLBACK":
@@ -167,7 +239,7 @@ class Session:
     async def _target(self, opened: Opened) -> Target:
         """Return where vault-bound blocks go. Raises: StoreError, StateCorrupt."""
         if self._route.route == "FALLBACK":
-            return Target(await self._opening.spool_side(opened.certificates))
+            return Target(await self._open_spool(opened))
         self._opened_as_vault()
         assert opened.vault is not None
         spool = self.setup.spool
@@ -176,9 +248,15 @@ class Session:
 
         async def switch(error: StoreError, sent: frozenset[int]) -> Side:
             self._use_spool(error)
-            return await self._opening.spool_side(opened.certificates, sent)
+            return await self._open_spool(msgspec.structs.replace(opened, vault=None), sent)
 
         return Target(opened.vault, switch)
+
+    async def _open_spool(self, opened: Opened, sent: frozenset[int] = frozenset()) -> Side:
+        assert self.setup.spool is not None
+        side = await self._opening.spool_side(opened.certificates, sent)
+        self.setup.spool.objects.make_room = partial(self._room, opened, side)
+        return side
 
     def _use_spool(self, error: StoreError) -> None:
         self._opening.fall_back(error)

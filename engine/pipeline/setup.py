@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -27,11 +27,18 @@ class SpoolSetup(msgspec.Struct, frozen=True):
     """The spool of a session: the object store behind its stages; `where` is its path, for sentences.
 
     `resume`: a session that loses its vault goes on with what the vault lacks, instead of starting again.
+    `no_upload` says, in a sentence, why the backlog is not to be uploaded now, None: it may be; `paused` likewise, but
+    for pauses alone: what is short of room does not wait for the upload window. From `offer` on the session only
+    uploads, and gives way; `wanted` tells whether somebody waits for the state directory.
     """
 
     objects: BoundedStore
     where: str
     resume: bool = False
+    no_upload: Callable[[], str | None] = lambda: None
+    paused: Callable[[], str | None] = lambda: None
+    offer: Callable[[], None] = lambda: None
+    wanted: Callable[[], bool] = lambda: False
 
 
 class SessionSetup(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,327 @@
+"""The upload of the backlog: spooled points go to the vault, oldest first, one at a time (DESIGN.md §3.3).
+
+    packs the point lists and the spool has → index fragment → all it lists is there, by listing; what is gone is filled
+    in from the cache → notes → root, byte for byte → local state knows → the point leaves the spool
+
+Every step may be the last one the machine ever does: packs that were acknowledged are known to the ack log of the vault
+and not sent again, a root that was put is put again with the same bytes. One bad point never blocks the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, TypeAlias
+
+import anyio.to_thread
+import msgspec
+import structlog
+
+from engine.block import Bytes
+from engine.errors import (
+    ConfigError,
+    ObjectMissing,
+    StateCorrupt,
+    StoreCorrupt,
+    StoreError,
+)
+from engine.names import PackName, PointId
+from engine.note import NoteBody, seal_note
+from engine.pack import FinishedPack, check_pack
+from engine.pipeline.filling import Filling
+from engine.pipeline.report import Uploaded
+from engine.pipeline.setup import SessionSetup
+from engine.pipeline.stores import Side, open_side
+from engine.root import Root, open_root
+from engine.spool import PointPacks, Spool
+from engine.vault.certificate import Certificates
+from engine.vault.enrolment import check_enrolment
+from engine.vault.formatobject import FormatObject, read_format
+from engine.workers import run_workers
+
+log = structlog.get_logger("upload")
+
+IN_FLIGHT_BYTES: Final = 128 << 20
+PUTS_MAX: Final = 8
+
+# Asked between packs; True: somebody else needs the state directory, or the user wants a pause.
+Stop: TypeAlias = Callable[[], bool]
+
+
+class UploadReport(msgspec.Struct, kw_only=True):
+    """What an upload did. `left`: points that are still in the spool; `stopped`: it gave way before it was done."""
+
+    uploaded: list[Uploaded] = []
+    left: int = 0
+    stopped: bool = False
+    error: str | None = None
+    problems: list[str] = []
+    seconds: float = 0.0
+    exit_code: int = 0
+
+
+class Within(msgspec.Struct, frozen=True):
+    """What a session has open while it has an upload make room; `vault`, `cache` None: it has not."""
+
+    spool: Side
+    vault: Side | None = None
+    cache: Side | None = None
+
+
+class Upload:
+    """Uploads the backlog of one system; hold the lock of its state directory.
+
+    `report` may be watched. `stop` is asked between packs.
+    """
+
+    def __init__(self, setup: SessionSetup, stop: Stop = lambda: False) -> None:
+        assert setup.spool is not None
+        self._setup, self._stop = setup, stop
+        self._objects = setup.spool.objects
+        self.report = UploadReport()
+        self.sent_bytes = 0
+        self._vault: Side | None = None
+        self._spool_side: Side | None = None
+        self._spool: Spool | None = None
+        self._certificates: Certificates | None = None
+        self._cache: Side | None = None
+
+    async def open(self, within: Within | None = None) -> Spool:
+        """Open vault, spool and cache, or take those a session has open. Return the backlog.
+
+        Raises: StoreError, ConfigError (the vault shows other keys), StateCorrupt.
+        """
+        setup = self._setup
+        await setup.vault.probe()
+        found = await read_format(setup.vault, "vault", "write")
+        if found.store != setup.identity.vault:
+            raise ConfigError("the vault is not the one this system was enrolled in; check [vault] url")
+        self._certificates = await check_enrolment(setup.vault, setup.identity)
+        self._vault = within.vault if within is not None and within.vault is not None else await self._side(found)
+        if within is not None:
+            self._spool_side, self._cache = within.spool, within.cache
+        else:
+            self._spool_side = await self._side(await read_format(self._objects, "spool", "write"))
+            self._cache = await self._cache_side()
+        also = [setup.vault] + ([setup.cache.objects] if setup.cache is not None else [])
+        assert setup.spool is not None
+        self._spool = await Spool.open(self._objects, setup.identity, setup.spool.where, also=also)
+        return self._spool
+
+    async def all(self) -> None:
+        """Upload every point. Raises: StoreError, StateCorrupt, SessionAborted."""
+        while await self.oldest():
+            pass
+        if not self.report.stopped:
+            await self._loose_notes()
+
+    async def oldest(self) -> bool:
+        """Upload the oldest point; False: there is none, or it was to stop. Raises: as `all`."""
+        spool = self._opened()[2]
+        points = await spool.points()
+        self.report.left = len(points)
+        if not points or self._stopping():
+            return False
+        await self._publish(points[0])
+        self.report.left -= 0 if self.report.stopped else 1
+        return not self.report.stopped
+
+    async def _publish(self, point: PointId) -> None:
+        vault, _, spool = self._opened()
+        root, data = await self._root(spool, point)
+        if root is None:
+            return
+        packs = await spool.packs_of(point)
+        count, size = await self._send(packs)
+        if self.report.stopped:
+            return
+        await vault.packs.publish_index()
+        await vault.packs.flush()
+        holes = await self._complete(point, root, packs)
+        await self._put_notes((await spool.notes()).get(point, ()))
+        await vault.objects.put(point.root(self._setup.identity.system), data)
+        await vault.packs.flush()
+        await anyio.to_thread.run_sync(self._in_vault, point)
+        # Whoever writes to the spool now finds there what is about to leave it: it lies in the vault from here on.
+        await self._relied_on_in_vault(packs.listed)
+        await spool.remove(point)
+        self.report.uploaded.append(Uploaded(str(point), count, size, holes))
+        log.info("point_uploaded", point=str(point), packs=count, bytes=size, incomplete=bool(holes))
+
+    async def _root(self, spool: Spool, point: PointId) -> tuple[Root | None, bytes]:
+        """Return a spooled root and its bytes; one that opens nowhere leaves the backlog, and is told."""
+        try:
+            return await spool.root(point)
+        except (StoreCorrupt, ObjectMissing) as error:
+            damaged = error
+        copy = await self._cached(point.root(self._setup.identity.system))
+        if copy is not None:
+            try:
+                name = point.root(self._setup.identity.system)
+                return open_root(name, copy, self._setup.identity.listing_key, self._known().verify_number), copy
+            except StoreCorrupt:
+                pass
+        self.report.problems.append(f"{damaged}; restore point {point} is lost, nobody can open it any more")
+        await spool.delete(point, self._setup.clock.now_ms(), "its root was damaged in the spool")
+        return None, b""
+
+    async def _send(self, packs: PointPacks) -> tuple[int, int]:
+        """Put the point's packs that the vault lacks; return how many, and their bytes."""
+        vault, _, spool = self._opened()
+        held = await spool.packs()
+        mine = sorted(held.keys() & packs.listed, key=lambda name: (name.kind, name.hash))
+        # An index that lists a pack was made after the pack was acknowledged; the listing tells if it is still there.
+        absent = await vault.packs.present(mine)
+        rest = iter([name for name in mine if name in absent or name not in vault.packs.index.packs_of_key(name.key)])
+        sent: list[int] = []
+
+        async def work() -> None:
+            for name in rest:
+                if self._stopping():
+                    return
+                finished = await self._read(name)
+                if finished is not None:
+                    await vault.packs.put_pack(finished)
+                    sent.append(name.size)
+                    self.sent_bytes += name.size
+
+        largest = max((name.size for name in mine), default=1)
+        await run_workers(work, max(1, min(PUTS_MAX, IN_FLIGHT_BYTES // largest)))
+        return len(sent), sum(sent)
+
+    async def _read(self, name: PackName) -> FinishedPack | None:
+        """Return a pack of the spool, every byte of it checked; None, and a problem, if it is damaged."""
+        _, spooled, _ = self._opened()
+        try:
+            data = await self._objects.get(str(name), 0, name.size)
+            return await anyio.to_thread.run_sync(self._checked, name, data, spooled)
+        except (StoreCorrupt, ObjectMissing) as error:
+            self.report.problems.append(f"spool: {error}")
+            return None
+
+    def _checked(self, name: PackName, data: Bytes, spooled: Side) -> FinishedPack:
+        entries = check_pack(name, data, self._setup.identity.keys, self._known())
+        bare = FinishedPack(name, data, entries.ids, entries.offsets, entries.lengths)
+        if not entries.sources:
+            return bare
+        index = spooled.packs.index
+        which, keys, _ = index.delta_sources(entries.ids, bare.places())
+        named = zip(which.tolist(), index.pack_names(keys), strict=True)
+        sources = tuple((entry, source) for entry, source in named if source is not None)
+        return FinishedPack(name, data, entries.ids, entries.offsets, entries.lengths, sources)
+
+    async def _complete(self, point: PointId, root: Root, packs: PointPacks) -> dict[str, list[tuple[int, int]]]:
+        """See that all the point lists is in the vault; fill in what is gone, and say in a note what cannot be."""
+        vault, spooled, _ = self._opened()
+        absent = await vault.packs.present(packs.listed)
+        if not absent and not packs.unread:
+            return {}
+        filling = Filling(self._setup, vault, spooled, self._cache, self._known())
+        holes, problems = await filling.fill(root, absent)
+        self.report.problems += [f"restore point {point}: {problem}" for problem in problems]
+        if absent:
+            await anyio.to_thread.run_sync(self._remember_bad, [name.key for name in absent])
+        if holes:
+            lost = sum(count for ranges in holes.values() for _, count in ranges)
+            text = f"{lost} blocks that the vault lost could not be filled in from the cache"
+            self.report.problems.append(f"restore point {point} is published incomplete: {text}")
+            await self._put_note(point, holes, text)
+        return holes
+
+    async def _put_note(self, point: PointId, holes: dict[str, list[tuple[int, int]]], text: str) -> None:
+        identity = self._setup.identity
+        name, data = seal_note(
+            NoteBody(kind="incomplete", time=self._setup.clock.now_ms(), text=text, holes=holes),
+            domain=identity.domain,
+            system=identity.system,
+            point=point,
+            certificate=identity.certificate_number,
+            listing_key=identity.listing_key,
+            signer=identity.signer,
+        )
+        await self._opened()[0].objects.put(name, data)
+
+    async def _loose_notes(self) -> None:
+        """Upload the notes to points that are in the spool no more, such as those that were deleted there."""
+        vault, _, spool = self._opened()
+        names = [name for each in (await spool.notes()).values() for name in each]
+        if names:
+            await self._put_notes(names)
+            await vault.packs.flush()
+            await spool.drop_notes(names)
+
+    async def _put_notes(self, names: Collection[str]) -> None:
+        vault = self._opened()[0]
+        for name in names:
+            try:
+                await vault.objects.put(name, bytes(await self._objects.get(name)))
+            except ObjectMissing:
+                continue
+
+    def _in_vault(self, point: PointId) -> None:
+        state, identity = self._setup.state, self._setup.identity
+        newest = state.newest()
+        if newest is not None and PointId(newest.order, newest.incarnation) == point:
+            state.set_newest(msgspec.structs.replace(newest, vault=identity.vault))
+
+    async def _relied_on_in_vault(self, packs: Collection[PackName]) -> None:
+        _, spooled, _ = self._opened()
+        await spooled.packs.lies_beside_now([name.key for name in packs])
+
+    def _remember_bad(self, keys: Sequence[int]) -> None:
+        try:
+            self._setup.history.add_bad_packs(self._setup.identity.vault, keys)
+        except StateCorrupt as error:
+            self.report.problems.append(f"{error}; run 'forebay backup --full' to send what the vault lost again")
+
+    async def _cached(self, name: str) -> bytes | None:
+        if self._setup.cache is None:
+            return None
+        try:
+            return bytes(await self._setup.cache.objects.get(name))
+        except StoreError:
+            return None
+
+    async def _cache_side(self) -> Side | None:
+        """Return the cache, to fill from what the vault lost; one that cannot be used is none."""
+        setup = self._setup
+        if setup.cache is None:
+            return None
+        try:
+            found = await read_format(setup.cache.objects, "cache", "write")
+            return await self._side(found) if found.store == setup.identity.cache else None
+        except StoreError as error:
+            self.report.problems.append(f"cache: {error}; what the vault lost cannot be filled in from it")
+            return None
+
+    async def _side(self, found: FormatObject) -> Side:
+        setup = self._setup
+        cache = setup.cache.objects if setup.cache is not None else setup.vault
+        objects = {"vault": setup.vault, "spool": self._objects, "cache": cache}[found.kind]
+        side, problems = await open_side(
+            found,
+            objects,
+            setup.identity,
+            setup.state,
+            self._known(),
+            own_only=setup.own_only,
+            distrust=False,
+            durable_puts=found.kind == "vault",
+            passing=found.kind == "spool",
+        )
+        self.report.problems += problems
+        return side
+
+    def _known(self) -> Certificates:
+        assert self._certificates is not None
+        return self._certificates
+
+    def _stopping(self) -> bool:
+        if not self.report.stopped and self._stop():
+            self.report.stopped = True
+        return self.report.stopped
+
+    def _opened(self) -> tuple[Side, Side, Spool]:
+        assert self._vault is not None
+        assert self._spool_side is not None
+        assert self._spool is not None
+        return self._vault, self._spool_side, self._spool
