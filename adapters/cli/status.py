@@ -103,8 +103,8 @@ def _absent(config: Config) -> dict[str, Any]:
 
 
 def _fallback(rows: Sequence[SessionRow]) -> str | None:
-    """Return why the newest session, if that went to the spool, did; None: it did not, or nobody said."""
-    if not rows or rows[0].route != "FALLBACK":
+    """Return why the newest session went to the spool, if its point waits there; None: it does not, or nobody said."""
+    if not rows or rows[0].route != "FALLBACK" or rows[0].exit_code == frame.DONE:
         return None
     reason = json.loads(rows[0].report).get("fallback")
     return reason if isinstance(reason, str) else None
@@ -159,9 +159,10 @@ def _text(document: dict[str, Any]) -> str:
     lines.append("Last sessions, newest first:")
     for session in document["sessions"]:
         started = datetime.fromisoformat(session["started"]).astimezone()
+        far = "spool" if session["route"] == "FALLBACK" else "vault"
         lines.append(
             f"  {started:%Y-%m-%d %H:%M:%S}  {_outcome(session):<22} {time_text(session['seconds']):>10}  "
-            f"read {bytes_text(session['read_bytes'])}, vault {bytes_text(session['vault_bytes'])}, "
+            f"read {bytes_text(session['read_bytes'])}, {far} {bytes_text(session['vault_bytes'])}, "
             f"cache {bytes_text(session['cache_bytes'])}"
         )
         if session["error"]:

@@ -15,7 +15,8 @@ from adapters.config.units import show_size
 # What lies in a state directory (adapters/state/directory.py), besides the identity file.
 STATE_NAMES: Final = frozenset(
     (
-        *("lock", "lock.pid", "incarnation", "newest", "journal", "sessions"),
+        *("lock", "lock.pid", "lock.offered", "lock.wanted", "upload-pause"),
+        *("incarnation", "newest", "journal", "sessions"),
         *("history.sqlite", "history.sqlite-journal", "volumes", "index"),
     )
 )

@@ -183,8 +183,13 @@ def test_status_tells_why_the_last_session_went_to_the_spool(spooling: hostile.P
     assert (document["fallback"], document["exit_code"]) == (reason, 0)
     assert f"The last session went to the spool: {reason}" in text
     assert "done, in the spool" in text
+    assert "read 0 B, spool 0 B, cache 0 B" in text
     with StateDirectory.open(spooling.folder / "state") as state:
-        state.history.add(msgspec.structs.replace(row, session="02" * 16, ended_ms=3, route="VAULT", exit_code=0))
+        # It was uploaded at its end: nothing is left to be told.
+        state.history.add(msgspec.structs.replace(row, session="03" * 16, ended_ms=4, exit_code=0))
+    assert status(spooling, capsys)[0]["fallback"] is None
+    with StateDirectory.open(spooling.folder / "state") as state:
+        state.history.add(msgspec.structs.replace(row, session="02" * 16, ended_ms=5, route="VAULT", exit_code=0))
     assert status(spooling, capsys)[0]["fallback"] is None
 
 
