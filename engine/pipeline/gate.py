@@ -9,7 +9,8 @@ Rules (DESIGN.md §3.2):
 - A vault that comes back and refuses ends the window at once. A call that is refused otherwise raises `VaultRefused`:
   waiting does not help.
 - Windows count per loss, and their sum per session is bounded: a vault that comes and goes does not hold a session
-  up for ever.
+  up for ever. One that answers the prober and then fails the same kind of call again, with none that worked in
+  between, was never back: its window goes on from where it began.
 - A listing that breaks off waits like the rest and is begun again; rows its reader had are not given twice. What is
   remembered for that is bounded: a longer listing that breaks off raises once the vault is back.
 """
@@ -75,6 +76,8 @@ class ReconnectGate:
         self._route, self.spool = route, spool
         self._window: anyio.CancelScope | None = None
         self._waited_s = 0.0  # in windows that have ended
+        self._lost_s: float | None = None  # when the last loss began, and what has worked since it ended
+        self._worked: set[str] = set()
         self._reconnecting = anyio.Lock()
         self._losses = 0  # ended: by each of them everybody who had failed before it was told
         self._gone: StoreUnavailable | None = None
@@ -100,23 +103,31 @@ class ReconnectGate:
         if self._gone is not None:
             raise VaultLost(str(self._gone)) from self._gone
 
-    async def lost(self, error: StoreUnavailable, losses: int) -> None:
-        """Take note that a call failed that began after `losses`; return once the vault is back.
+    def worked(self, kind: str) -> None:
+        """Take note that a call of this kind ("read" or "write") did what it should."""
+        self._worked.add(kind)
+
+    async def lost(self, error: StoreUnavailable, losses: int, kind: str = "read") -> None:
+        """Take note that a call of `kind` failed that began after `losses`; return once the vault is back.
 
         Raises: VaultLost.
         """
         async with self._reconnecting:
             if self._gone is None and losses == self._losses:
                 try:
-                    await self._reconnect(error)
+                    await self._reconnect(error, kind)
                 finally:
                     self.outage = None
                 self._losses += 1
         await self.passable()
 
-    async def _reconnect(self, error: StoreUnavailable) -> None:
-        window_s = min(self._policy.window_s, self._policy.total_s - self._waited_s)
+    async def _reconnect(self, error: StoreUnavailable, kind: str) -> None:
         began_s, now_ms = self._clock.monotonic(), self._clock.now_ms()
+        if self._lost_s is None or kind in self._worked:
+            self._lost_s = began_s
+        self._worked.clear()
+        left_s = self._lost_s + self._policy.window_s - began_s
+        window_s = min(left_s, self._policy.total_s - self._waited_s)
         if self._route.route == "VAULT":
             self._route.on(Event.LOST, Means(window=window_s > 0, spool=self.spool))
         elif window_s <= 0:  # one who waited was cancelled, and this is the next in line
@@ -180,7 +191,7 @@ class GatedStore:
 
     async def put(self, name: str, data: Bytes) -> None:
         """Store an object, see ObjectStore."""
-        await self._through(lambda: self._inner.put(name, data))
+        await self._through(lambda: self._inner.put(name, data), "write")
 
     async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
         """Return a range of an object, see ObjectStore."""
@@ -192,7 +203,7 @@ class GatedStore:
 
     async def delete(self, name: str) -> None:
         """Remove an object, see ObjectStore."""
-        await self._through(lambda: self._inner.delete(name))
+        await self._through(lambda: self._inner.delete(name), "write")
 
     async def probe(self) -> None:
         """Return if the store is there, see ObjectStore; past the gate: it asks about now."""
@@ -202,7 +213,7 @@ class GatedStore:
         """Return once everything put before is durable, see Barrier."""
         flush: Callable[[], Awaitable[None]] | None = getattr(self._inner, "flush", None)
         if flush is not None:
-            await self._through(flush)
+            await self._through(flush, "write")
 
     async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
         """Stream a listing, see ObjectStore; one that broke off is begun again behind the gate."""
@@ -230,13 +241,16 @@ class GatedStore:
                 if forgot:
                     raise
 
-    async def _through(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _through(self, call: Callable[[], Awaitable[T]], kind: str = "read") -> T:
         while True:
             await self._gate.passable()
             losses = self._gate.losses
             try:
-                return await call()
+                result = await call()
             except StoreRejected as error:
                 raise VaultRefused(str(error)) from error
             except StoreUnavailable as error:
-                await self._gate.lost(error, losses)
+                await self._gate.lost(error, losses, kind)
+            else:
+                self._gate.worked(kind)
+                return result

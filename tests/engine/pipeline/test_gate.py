@@ -6,11 +6,13 @@ import random
 from collections.abc import Callable
 
 import anyio
+import anyio.lowlevel
 import pytest
 
+from engine.block import Bytes
 from engine.errors import StoreRejected, StoreUnavailable
 from engine.pipeline import gate as gate_module
-from engine.pipeline.gate import GatedStore, ReconnectGate, VaultLost
+from engine.pipeline.gate import GatedStore, ReconnectGate, VaultLost, VaultRefused
 from engine.pipeline.route import Route, RouteKeeper
 from engine.policy import ReconnectPolicy
 from engine.ports import ObjectInfo
@@ -183,6 +185,44 @@ async def test_windows_count_per_loss_and_their_sum_is_bounded() -> None:
     assert world.routes == ["RECONNECTING", "VAULT", "RECONNECTING", "VAULT", "RECONNECTING", "ABORTED"]
 
 
+async def test_a_vault_that_answers_and_takes_nothing_was_never_back() -> None:
+    world = World(ReconnectPolicy(window_s=600, total_s=7200))
+    taken = 0
+
+    class Deaf(MemoryStore):
+        async def put(self, name: str, data: Bytes) -> None:
+            nonlocal taken
+            if name == "taken":
+                taken += 1
+                return
+            await world.clock.sleep(20)
+            raise StoreUnavailable("the put was cut off")
+
+    store = GatedStore(Deaf(), world.gate)
+    with pytest.raises(VaultLost):
+        await store.put("a/1", b"x")
+    assert 600 <= world.clock.monotonic() < 660
+
+    # With progress of the same kind in between, each loss has a window of its own; reading is another kind.
+    world = World(ReconnectPolicy(window_s=600, total_s=7200))
+    deaf = Deaf()
+    store = GatedStore(deaf, world.gate)
+    ended = False
+
+    async def progress() -> None:
+        while not ended and world.clock.monotonic() < 3000:
+            await store.put("taken", b"")
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(progress)
+        with pytest.raises(VaultLost):
+            await store.put("a/1", b"x")
+        ended = True
+    assert taken
+    assert world.clock.monotonic() > 2400
+
+
 async def test_a_call_that_fails_late_does_not_open_a_second_window_for_the_same_loss() -> None:
     world = World()
     begun, release = anyio.Event(), anyio.Event()
@@ -243,9 +283,22 @@ async def test_who_waits_may_be_cancelled_and_the_next_in_line_goes_on() -> None
 async def test_a_refusal_of_one_call_passes_and_is_no_loss() -> None:
     world = World()
     await world.store.put("a", b"x")
-    with pytest.raises(StoreRejected):
+    with pytest.raises(VaultRefused):
         await world.store.put("a", b"y")
     assert world.routes == []
+
+
+async def test_a_gate_that_is_shut_lets_nobody_through_and_nobody_waits_any_longer() -> None:
+    world = World(spool=True)
+    world.away()
+    world.clock.events.append((60, lambda: world.gate.shut(StoreRejected("no right to write"))))
+    with pytest.raises(VaultLost):
+        await world.store.put("a", b"x")
+    assert world.clock.monotonic() < 120
+    world.back()
+    with pytest.raises(VaultLost, match="no right"):
+        await world.store.get("a")
+    assert world.gate.outage is None
 
 
 async def test_while_it_waits_it_says_since_when_and_until_when() -> None:
