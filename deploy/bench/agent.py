@@ -26,6 +26,7 @@ class Setup:
     cache: bool = False
     hints: bool = False
     delta: bool = True
+    spool: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Site:
         """Return the file a change tracker writes."""
         return self.folder / "hints"
 
+    @property
+    def spool(self) -> Path:
+        """Return the folder of the spool."""
+        return self.folder / "spool"
+
     def configure(self, setup: Setup) -> None:
         """Write the configuration; what is there already goes on with it."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +61,7 @@ class Site:
             *([f"hints = {quoted(self.hints)}"] if setup.hints else []),
             f'\n[vault]\nurl = {json.dumps(self.vault.as_uri())}\ncompression = "{setup.compression}"',
             *([] if setup.delta else ["delta = false"]),
+            *([f"\n[spool]\npath = {quoted(self.spool)}"] if setup.spool else []),
             *([f"\n[cache]\npath = {quoted(self.folder / 'near')}"] if setup.cache else []),
         ]
         self.config.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -152,6 +152,36 @@ def contiguous(machine: Machine, runs: int) -> Iterator[Row]:
             yield machine.backup(work="contiguous", step=step, run=run, changed=length)
 
 
+def away(machine: Machine, runs: int) -> Iterator[Row]:
+    """Make a first backup into the vault, then one into the spool with the vault away, and upload that.
+
+    Beside the upload stands a plain copy of the same objects to the same filesystem.
+    """
+    site, aside, copied = machine.site, machine.folder / "aside", machine.folder / "copied"
+    for run in range(runs):
+        keys: Row = {"work": "away", "run": run}
+        for step, spool in (("vault", False), ("spool", True)):
+            for folder in (site.folder, site.vault):
+                shutil.rmtree(folder, ignore_errors=True)
+            machine.found(Setup(spool=True))
+            if not spool:
+                yield machine.backup(**keys, step=step)
+                continue
+            site.vault.rename(aside)
+            command = site.command("backup")
+            row = machine.meter.run(command, site.environment(), machine.folder, site.volume, expect=3)
+            yield keys | {"step": step, "size": machine.size} | row
+            aside.rename(site.vault)
+        row = machine.meter.run(["cp", "-r", str(site.spool), str(copied)], {}, machine.folder, site.spool / "format")
+        yield keys | {"step": "copy"} | row
+        shutil.rmtree(copied)
+        row = machine.meter.run(site.command("upload"), site.environment(), machine.folder)
+        yield keys | {"step": "upload", "size": machine.size} | row
+    row = machine.restore("latest", work="away", step="restore")
+    yield row | {"same": same_files(machine.out, site.volume)}
+    machine.out.unlink(missing_ok=True)
+
+
 def hint(machine: Machine, generation: str, since: str | None, extents: Sequence[Extent]) -> None:
     """Leave a hints file for the next backup; `since` None: compare everything."""
     write_hints(machine.site.hints, generation, since, extents)

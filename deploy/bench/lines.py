@@ -166,6 +166,7 @@ def own_work(results: Results, limits: dict[str, float]) -> Iterator[Line]:
         found = results.figure("wall", work="latency", step=step)
         if found is not None:
             yield Line(step, title, "s", found, floor=most(bound))
+    yield from without_a_vault(results)
     for size, peak in peaks(results):
         yield Line(f"memory-{size}", f"peak memory, {size_text(size)}", "MiB", peak, floor=most(400.0))
     for row in results.select(work="index"):
@@ -193,6 +194,17 @@ def restores_of_deltas(results: Results, limits: dict[str, float]) -> Iterator[L
     against, which = best(results, next(work for work in WORKS if work.name == "restore"))
     yield Line("restore-days", "restore of ten days of deltas", "s", ours, against, which, None, limit)
     yield Line("restore-own", "  against one without deltas", "s", ours, plain, "without deltas", share(1.5), limit)
+
+
+def without_a_vault(results: Results) -> Iterator[Line]:
+    """Yield what a backup into the spool takes beside one into a folder vault, and its upload beside a plain copy."""
+    into = {step: results.figure("seconds", work="away", step=step) for step in ("vault", "spool", "upload", "copy")}
+    if into["vault"] is not None and into["spool"] is not None:
+        title = "first backup into the spool, against into the vault"
+        yield Line("fallback", title, "s", into["spool"], into["vault"], "into the vault", share(1.1))
+    if into["upload"] is not None and into["copy"] is not None:
+        title = "upload of the backlog, against a plain copy"
+        yield Line("upload", title, "s", into["upload"], into["copy"], "cp", times(0.8))
 
 
 def added_per_changed(results: Results, days: int) -> float | None:

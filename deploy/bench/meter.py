@@ -50,19 +50,27 @@ class Meter:
     log: Path
     quiet_s: float
 
-    def run(self, command: Sequence[str], env: Mapping[str, str], synced: Path, warm: Path | None = None) -> Row:
+    def run(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        synced: Path,
+        warm: Path | None = None,
+        expect: int = 0,
+    ) -> Row:
         """Run a command and return wall, user, sys, cpu, rss_mib …, and sync_s of the filesystem of `synced`.
 
-        `warm`: a file read into the page cache before. Raises: Stop if the command fails.
+        `warm`: a file read into the page cache before; `expect`: the exit code it is to have. Raises: Stop for another.
         """
         subprocess.run(["sync"], check=True)
         if warm is not None:
             self.peers.warm(shlex.quote(str(warm)))
         self.peers.wait_quiet(self.quiet_s)
         with self.log.open("ab") as log:
-            row: Row = self.peers.measure([shlex.join(command)], os.environ | env, log)
+            line = shlex.join(command) + (f"; test $? -eq {expect}" if expect else "")
+            row: Row = self.peers.measure([line], os.environ | env, log)
         if "rc" in row:
-            raise Stop(f"{shlex.join(command)} ended with exit code {row['rc']}: see {self.log}")
+            raise Stop(f"{line} ended with exit code {row['rc']}: see {self.log}")
         return row | {"sync_s": self.peers.sync(str(synced))}
 
     def until_read(self, command: Sequence[str], env: Mapping[str, str], file: Path) -> float:

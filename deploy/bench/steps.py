@@ -23,7 +23,7 @@ INDEX_ENTRIES = 160_000_000
 STEPS = ("full", "nochange", "a", "b", "c", "restore")
 # Days are cumulative, and the newest point is that after the last.
 BEFORE = {"restore": ("a", "b", "c")}
-OWN = ("days10", "days30", "latency", "contiguous", "sparse")
+OWN = ("days10", "days30", "latency", "contiguous", "sparse", "away")
 NAMES = (*(work.name for work in WORKS), *OWN, "index")
 # While tuning: the peers that have been the fastest at a step, and nobody else.
 FASTEST = {
@@ -211,6 +211,9 @@ def own_work(plan: Plan, tools: Tools, runs: int) -> Iterator[Row]:
     if "days30" in plan.own:
         with history.Machine(tools.meter, folder, base=long / "base.img") as one:
             yield from attempt("days30", history.lived(one, long, 30, 1))
+    if "away" in plan.own:
+        with history.Machine(tools.meter, folder, base=base / "base.img") as one:
+            yield from attempt("away", history.away(one, runs))
     if "sparse" in plan.own:
         with history.Machine(tools.meter, folder, sparse_bytes=history.SPARSE_BYTES) as one:
             yield from attempt("sparse", history.sparse(one))

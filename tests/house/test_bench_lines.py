@@ -53,6 +53,8 @@ def test_medians_are_compared_and_the_sync_afterwards_counts() -> None:
         ("restore-own", 1.2, True),
         ("cache", 1.25, True),
         ("contiguous", 0.24, False),
+        ("fallback", 1.05, True),
+        ("upload", 3.0 / 3.6, True),
     ],
 )
 def test_ratios_stand_the_way_round_their_floor_is_meant(name: str, ratio: float, met: bool | None) -> None:
