@@ -280,8 +280,15 @@ async def _compare(parent: Parent, ours: Newest | None, roots: _Roots) -> None:
             "cloned or its state restored from a copy, or a session was cut off between writing two points; local "
             "state counts as lost, everything is read again"
         )
-    elif roots.stores.holding(ours.vault) is None:
+    elif roots.stores.vault is None and roots.stores.holding(ours.vault) is None:
         parent.previous = known  # the vault is away: nothing says that it has lost the point
+    elif roots.stores.holding(ours.vault) is None:
+        # A point that goes to the vault must not name what only a spool has.
+        parent.lost = True
+        parent.problems.append(
+            f"local state ends at restore point {mine}, which waits in a spool that cannot be used now: everything is "
+            "read and compared again, and what the vault lacks is sent"
+        )
     else:
         parent.lost = True
         where = "vault" if ours.vault == roots.stores.vault_id else "spool"
