@@ -45,12 +45,13 @@ class PointPacks(msgspec.Struct, frozen=True):
     """The packs a point needs. `listed`: all that its runs list, those only the vault has included.
 
     `unread`: sentences about runs whose table opens nowhere. `certain`: none of those runs lies in the spool, so that
-    nothing in the spool is needed besides `listed`.
+    nothing in the spool is needed besides `listed`. `away`: why a store that may have a table could not be asked.
     """
 
     listed: frozenset[PackName]
     unread: tuple[str, ...] = ()
     certain: bool = True
+    away: StoreError | None = None
 
 
 class Spool:
@@ -204,6 +205,7 @@ class Spool:
         root, _ = await self.root(point)
         listed: set[PackName] = set()
         unread: list[str] = []
+        away: StoreError | None = None
         certain = True
         for volume in root.body.volumes:
             for run in volume.runs:
@@ -213,8 +215,9 @@ class Spool:
                     listed |= await self._listed(run)
                 except StoreError as error:
                     unread.append(f"volume {volume.name!r} of restore point {point}: {error}")
+                    away = error if isinstance(error, StoreUnavailable | StoreRejected) else away
                     certain &= not any(pack in present for pack in near)
-        return PointPacks(frozenset(listed), tuple(unread), certain)
+        return PointPacks(frozenset(listed), tuple(unread), certain, away)
 
     async def _listed(self, run: RunDescriptor) -> frozenset[PackName]:
         if run.run not in self._tables:
@@ -291,7 +294,8 @@ class _Pages(PageReader):
             try:
                 return await reader._read(name, addresses)
             except (StoreCorrupt, StoreUnavailable, StoreRejected) as error:
-                failed = failed or error
+                # That a store cannot be asked says more than that another lacks the page.
+                failed = error if failed is None or isinstance(failed, StoreCorrupt) else failed
         assert failed is not None, "a spool is a store itself"
         raise failed
 

@@ -127,7 +127,7 @@ async def _run(upload: Upload) -> None:
 
 
 def _exit_code(report: UploadReport) -> int:
-    if report.error is not None or any(each.holes for each in report.uploaded):
+    if report.error is not None or report.lost or any(each.holes for each in report.uploaded):
         return frame.FAILED
     return frame.IN_SPOOL if report.left else frame.DONE
 

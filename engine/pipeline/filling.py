@@ -17,7 +17,7 @@ import numpy as np
 
 from engine.block import DELTA_FLAG, LENGTH_MASK, Bytes, Ids, ids_from_bytes
 from engine.columns import Column64
-from engine.errors import ObjectMissing, StoreCorrupt, StoreError
+from engine.errors import StoreCorrupt, StoreError, StoreUnavailable
 from engine.names import PackName
 from engine.pack import FinishedPack, PackBuilder, check_pack
 from engine.page import IdLeaf
@@ -37,7 +37,7 @@ Ranges: TypeAlias = list[tuple[int, int]]  # (first block, count)
 class Lost(msgspec.Struct):
     """Blocks of one volume that count and lie in packs that are gone: ascending numbers, and their ids beside.
 
-    `all_of_it`: a run could not be read, so nobody knows which of its blocks count.
+    `all_of_it`: a run cannot be read, or will not be: nobody knows which of its blocks count, or nobody opens them.
     """
 
     blocks: Column64
@@ -55,6 +55,15 @@ class Lost(msgspec.Struct):
         self.blocks, self.ids = blocks[order], ids[order]
 
 
+class Filled(msgspec.Struct, frozen=True):
+    """What filling in a point came to: `holes` per volume, problems, packs that stay lost, volumes nobody can read."""
+
+    holes: dict[str, Ranges]
+    problems: list[str]
+    left: frozenset[PackName]
+    unread: frozenset[str]
+
+
 class Filling:
     """Fills in one point; `cache` None: there is nothing to fill from."""
 
@@ -65,15 +74,15 @@ class Filling:
         self._vault, self._spooled, self._cache = vault, spooled, cache
         self._session = secrets.token_bytes(16)
 
-    async def fill(self, root: Root, absent: Collection[PackName]) -> tuple[dict[str, Ranges], list[str]]:
-        """Put into the vault what it lacks of a point; return what is left, per volume, and problems.
+    async def fill(self, root: Root, absent: Collection[PackName]) -> Filled:
+        """Put into the vault what it lacks of a point; return what is left.
 
-        `absent`: packs the point lists that neither vault nor spool have. Raises: StoreError of the vault.
+        `absent`: packs the point lists that neither vault nor spool have. Raises: StoreUnavailable and StoreRejected of
+        every store, StateCorrupt.
         """
         problems = [f"object {name} is gone from the vault" for name in sorted(absent, key=str)]
-        left = {name for name in absent if not await self._copy(name)}
-        keys = np.array(sorted(name.key for name in left), np.uint64)
-        lost = {volume.name: await self._lost(volume, keys, problems) for volume in root.body.volumes}
+        left = frozenset([name for name in absent if not await self._copy(name)])
+        lost = {volume.name: await self._lost(volume, left, problems) for volume in root.body.volumes}
         wanted = {ident for each in lost.values() for ident in map(bytes, each.ids)}
         found = await self._fill_in(wanted) if wanted and self._cache is not None else set()
         await self._vault.packs.publish_index()
@@ -87,7 +96,8 @@ class Filling:
             gone = [int(block) for block, ident in zip(each.blocks, each.ids, strict=True) if bytes(ident) not in found]
             if gone:
                 holes[volume.name] = _ranges(gone)
-        return holes, problems
+        unread = frozenset([name for name, each in lost.items() if each.all_of_it])
+        return Filled(holes, problems, left, unread)
 
     async def _copy(self, name: PackName) -> bool:
         """Put a lost pack into the vault again, if the cache has the very same."""
@@ -106,16 +116,22 @@ class Filling:
         entries = check_pack(name, data, self._setup.identity.keys, self._certificates)
         return FinishedPack(name, data, entries.ids, entries.offsets, entries.lengths)
 
-    async def _lost(self, volume: VolumePoint, keys: Column64, problems: list[str]) -> Lost:
-        """Return the blocks of a volume that lie in packs of `keys`, or are deltas with a source there."""
+    async def _lost(self, volume: VolumePoint, gone: Collection[PackName], problems: list[str]) -> Lost:
+        """Return the blocks of a volume that lie in packs of `gone`, or are deltas with a source there."""
         lost = Lost(np.empty(0, np.uint64), _NO_IDS)
         sides = [side for side in (self._vault, self._spooled, self._cache) if side is not None]
-        pages = PageSources([side.packs for side in sides], whole=True)
+        pages = PageSources([side.packs for side in sides], whole=True, strict=True)
         index = self._spooled.packs.index
         reader = PageReader(pages.read_records, index.pack_name, pages.record_by_id, self._setup.identity.keys.pages)
-        for run in volume.runs:
+        keys = np.array(sorted(name.key for name in gone), np.uint64)
+        for descriptor in volume.runs:
+            run = RunReader(reader, descriptor)
             try:
-                async for leaf in RunReader(reader, run).leaves():
+                # Pages with keys cannot be opened here: what a pack of pages held, nobody can put elsewhere.
+                needed = (await run.table()).names()
+                if away := next((name for name in needed if name.kind == "page" and name in gone), None):
+                    raise StoreCorrupt(str(away), "it held pages of the block map, and no store has it")
+                async for leaf in run.leaves():
                     bad = await anyio.to_thread.run_sync(self._bad, leaf, keys)
                     lost.lay_over(leaf, bad)
             except StoreCorrupt as error:
@@ -125,9 +141,13 @@ class Filling:
 
     def _bad(self, leaf: IdLeaf, keys: Column64) -> Column64:
         bad = np.isin(leaf.places["pack"], keys)
+        known = np.zeros(len(bad), np.bool_)
         for side in (self._spooled, self._vault):
-            which, sources, _ = side.packs.index.delta_sources(leaf.ids, leaf.places)
+            which, sources, answered = side.packs.index.delta_sources(leaf.ids, leaf.places)
             bad[which[np.isin(sources, keys)]] = True
+            known |= answered
+        if keys.size:
+            bad |= ~known  # deltas, and nobody knows of what
         return np.flatnonzero(bad).astype(np.uint64)
 
     async def _fill_in(self, wanted: set[bytes]) -> set[bytes]:
@@ -177,7 +197,9 @@ class Filling:
             return None
         try:
             return bytes(await self._cache.objects.get(str(name), 0, name.size))
-        except (ObjectMissing, StoreError):
+        except StoreUnavailable:
+            raise  # it may have the pack, and what is published as a hole stays one
+        except StoreError:
             return None
 
 

@@ -152,7 +152,7 @@ class Opening:
         """Take what an upload did into the session's report."""
         self._report.uploaded += upload.uploaded
         self._report.problems += upload.problems
-        if any(each.holes for each in upload.uploaded):
+        if upload.lost or any(each.holes for each in upload.uploaded):
             self._report.exit_code = FAILED
 
     def _usual_bytes(self) -> int:

@@ -23,6 +23,7 @@ from engine.errors import (
     StateCorrupt,
     StoreCorrupt,
     StoreError,
+    StoreRejected,
 )
 from engine.names import PackName, PointId
 from engine.note import NoteBody, seal_note
@@ -48,9 +49,13 @@ Stop: TypeAlias = Callable[[], bool]
 
 
 class UploadReport(msgspec.Struct, kw_only=True):
-    """What an upload did. `left`: points that are still in the spool; `stopped`: it gave way before it was done."""
+    """What an upload did. `left`: points that are still in the spool; `stopped`: it gave way before it was done.
+
+    `lost`: points whose root nobody can open any more.
+    """
 
     uploaded: list[Uploaded] = []
+    lost: list[str] = []
     left: int = 0
     stopped: bool = False
     error: str | None = None
@@ -84,6 +89,7 @@ class Upload:
         self._spool: Spool | None = None
         self._certificates: Certificates | None = None
         self._cache: Side | None = None
+        self._in_session = False
 
     async def open(self, within: Within | None = None) -> Spool:
         """Open vault, spool and cache, or take those a session has open. Return the backlog.
@@ -102,7 +108,8 @@ class Upload:
         else:
             self._spool_side = await self._side(await read_format(self._objects, "spool", "write"))
             self._cache = await self._cache_side()
-        also = [setup.vault] + ([setup.cache.objects] if setup.cache is not None else [])
+        self._in_session = within is not None
+        also = [side.objects for side in (self._vault, self._cache) if side is not None]
         assert setup.spool is not None
         self._spool = await Spool.open(self._objects, setup.identity, setup.spool.where, also=also)
         return self._spool
@@ -131,6 +138,8 @@ class Upload:
         if root is None:
             return
         packs = await spool.packs_of(point)
+        if packs.away is not None:
+            raise packs.away
         count, size = await self._send(packs)
         if self.report.stopped:
             return
@@ -138,6 +147,7 @@ class Upload:
         await vault.packs.flush()
         holes = await self._complete(point, root, packs)
         await self._put_notes((await spool.notes()).get(point, ()))
+        await vault.recheck()
         await vault.objects.put(point.root(self._setup.identity.system), data)
         await vault.packs.flush()
         await anyio.to_thread.run_sync(self._in_vault, point)
@@ -160,7 +170,9 @@ class Upload:
                 return open_root(name, copy, self._setup.identity.listing_key, self._known().verify_number), copy
             except StoreCorrupt:
                 pass
+        await self._give_up_state(damaged)
         self.report.problems.append(f"{damaged}; restore point {point} is lost, nobody can open it any more")
+        self.report.lost.append(str(point))
         await spool.delete(point, self._setup.clock.now_ms(), "its root was damaged in the spool")
         return None, b""
 
@@ -168,7 +180,9 @@ class Upload:
         """Put the point's packs that the vault lacks; return how many, and their bytes."""
         vault, _, spool = self._opened()
         held = await spool.packs()
-        mine = sorted(held.keys() & packs.listed, key=lambda name: (name.kind, name.hash))
+        # Where not all that the point lists is known, nothing that may belong to it is left behind.
+        wanted = held.keys() if packs.unread else held.keys() & packs.listed
+        mine = sorted(wanted, key=lambda name: (name.kind, name.hash))
         # An index that lists a pack was made after the pack was acknowledged; the listing tells if it is still there.
         absent = await vault.packs.present(mine)
         rest = iter([name for name in mine if name in absent or name not in vault.packs.index.packs_of_key(name.key)])
@@ -215,17 +229,24 @@ class Upload:
         absent = await vault.packs.present(packs.listed)
         if not absent and not packs.unread:
             return {}
-        filling = Filling(self._setup, vault, spooled, self._cache, self._known())
-        holes, problems = await filling.fill(root, absent)
-        self.report.problems += [f"restore point {point}: {problem}" for problem in problems]
-        if absent:
-            await anyio.to_thread.run_sync(self._remember_bad, [name.key for name in absent])
-        if holes:
-            lost = sum(count for ranges in holes.values() for _, count in ranges)
+        filled = await Filling(self._setup, vault, spooled, self._cache, self._known()).fill(root, absent)
+        if filled.unread:
+            await self._give_up_state("the block map of a restore point in the spool is lost")
+        self.report.problems += [f"restore point {point}: {problem}" for problem in filled.problems]
+        if filled.left:
+            await anyio.to_thread.run_sync(self._remember_bad, [name.key for name in filled.left])
+        if filled.holes:
+            lost = sum(count for ranges in filled.holes.values() for _, count in ranges)
             text = f"{lost} blocks that the vault lost could not be filled in from the cache"
             self.report.problems.append(f"restore point {point} is published incomplete: {text}")
-            await self._put_note(point, holes, text)
-        return holes
+            await self._put_note(point, filled.holes, text)
+        return filled.holes
+
+    async def _give_up_state(self, reason: object) -> None:
+        """See that no map which stands at what is lost is used again. Raises: StoreRejected (one is in use)."""
+        if self._in_session:
+            raise StoreRejected(f"{reason}; this is dealt with after the session")
+        await anyio.to_thread.run_sync(self._setup.state.renew_incarnation)
 
     async def _put_note(self, point: PointId, holes: dict[str, list[tuple[int, int]]], text: str) -> None:
         identity = self._setup.identity
