@@ -64,6 +64,7 @@ class Opening:
         try:
             if identity.spool is None:
                 raise ConfigError("this system has not adopted it: run 'forebay init'")
+            await settings.objects.probe()
             self._spool_format = await read_format(settings.objects, "spool", "write")
             self.spool = await Spool.open(settings.objects, identity, settings.where)
             await self.spool.sweep(self._setup.state.open_sessions())

@@ -15,7 +15,7 @@ import pytest
 
 from adapters.config import parse_config
 from deploy.bench import agent, peer
-from deploy.bench.history import Machine, contiguous, latency, lived
+from deploy.bench.history import Machine, away, contiguous, latency, lived
 from deploy.bench.meter import AccessWatch, Meter, Stop, load_peers
 from tests.conftest import bench_scripts
 
@@ -135,6 +135,9 @@ def test_the_history_of_a_machine_is_measured_day_by_day(tmp_path: Path) -> None
         pieces = list(contiguous(machine, 1))
         assert [row["step"] for row in pieces] == ["compare", "hints"]
         assert all(row["added"] > row["changed"] == 81 * PAGE for row in pieces)
+        absent = list(away(machine, 1))
+        assert [row["step"] for row in absent] == ["vault", "spool", "copy", "upload", "restore"]
+        assert absent[-1]["same"]
     assert not (tmp_path / "machine").exists()
 
 
