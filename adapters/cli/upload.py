@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from adapters.cli import frame
-from engine.errors import ConfigError, ForebayError
+from engine.errors import ConfigError, ForebayError, SessionAborted
 
 if TYPE_CHECKING:
     from adapters.config import Config
@@ -98,7 +98,7 @@ async def _upload(context: frame.Context, config: Config) -> int:
     identity = files.load(config.system.identity_file)
     files.require_name(config.system.identity_file, identity, config.system.name)
     if (why := paused(state_dir, clock.now_ms())) is not None:
-        raise ConfigError(why)
+        raise SessionAborted(why)
     with StateDirectory.open(state_dir) as state:
         turns.offer(state_dir)
         setup = await build_setup(config, identity, state, clock=clock)
@@ -120,8 +120,9 @@ async def _upload(context: frame.Context, config: Config) -> int:
 
 async def _run(upload: Upload) -> None:
     try:
-        await upload.open()
-        await upload.all()
+        if await upload.anything():
+            await upload.open()
+            await upload.all()
     except ForebayError as error:
         upload.report.error = str(error)
 
@@ -149,6 +150,6 @@ def _text(report: UploadReport) -> str:
         lines.append(f"Stopped: {report.error}")
     if report.left:
         lines.append(f"{report.left} restore point(s) still wait in the spool")
-    else:
+    elif report.error is None:
         lines.append(f"Nothing waits in the spool; done in {time_text(report.seconds)}.")
     return "\n".join([*lines, *problem_lines(report.problems)])

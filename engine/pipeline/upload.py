@@ -91,6 +91,17 @@ class Upload:
         self._cache: Side | None = None
         self._in_session = False
 
+    async def anything(self) -> bool:
+        """Tell whether points, or notes to points that were deleted, wait in the spool; the vault is not asked.
+
+        Raises: StoreError, ConfigError (the spool is not the adopted one).
+        """
+        setup = self._setup
+        assert setup.spool is not None
+        spool = await Spool.open(self._objects, setup.identity, setup.spool.where)
+        self.report.left = len(await spool.points())
+        return self.report.left > 0 or bool(await spool.notes())
+
     async def open(self, within: Within | None = None) -> Spool:
         """Open vault, spool and cache, or take those a session has open. Return the backlog.
 

@@ -107,10 +107,16 @@ def test_the_first_backup_ever_may_go_into_the_spool(spooled: Spooled) -> None:
     spooled.away()
     report = spooled.machine.backup(expect=3)
     spooled.restores("latest", spooled.volume.read_bytes())
+    stopped = spooled.machine.run("upload", expect=1).document
+    assert (stopped["left"], stopped["uploaded"]) == (1, [])
+    assert "mount its disk" in stopped["error"]
     spooled.back()
     done = spooled.machine.run("upload")
     assert [each["point"] for each in done.document["uploaded"]] == [report["point"]]
     assert spooled.where() == {report["point"]: ["cache", "vault"]} or "vault" in spooled.where()[report["point"]]
+    spooled.away()
+    assert spooled.machine.run("upload").document["left"] == 0  # nothing waits, so nobody has to be asked
+    spooled.back()
     shutil.rmtree(spooled.spool)
     spooled.restores("latest", spooled.volume.read_bytes())
 
@@ -237,7 +243,7 @@ def test_a_pause_holds_and_ends(spooled: Spooled) -> None:
     spooled.machine.backup(expect=3)
     spooled.back()
     spooled.machine.run("upload", "--pause", "2h")
-    assert "--resume" in spooled.machine.run("upload", expect=2).stderr
+    assert "--resume" in spooled.machine.run("upload", expect=1).stderr
     spooled.change(2)
     assert spooled.machine.backup(expect=3)["backlog"] == 2
     spooled.machine.run("upload", "--resume")
