@@ -160,7 +160,11 @@ def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     collect(group)
     causes = [leaf for leaf in leaves if not isinstance(leaf, QueueAborted)]
     if not causes:
-        return leaves[0]
+        # Who aborted the queue may have been cancelled by those who noticed, before it could raise itself.
+        cause = leaves[0]
+        while isinstance(cause, QueueAborted) and isinstance(cause.error, Exception):
+            cause = cause.error
+        return cause
     unexpected = [leaf for leaf in causes if not isinstance(leaf, ForebayError)]
     if len(unexpected) > 1:
         return group

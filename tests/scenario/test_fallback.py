@@ -153,6 +153,24 @@ def test_a_vault_lost_in_mid_session(
     spooled.restores("latest", content)
 
 
+@pytest.mark.parametrize("on_loss", ["restart", "resume"])
+def test_a_vault_lost_while_everybody_waits_for_room_in_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_loss: str
+) -> None:
+    spooled = Spooled(tmp_path, on_loss=on_loss)
+    spooled.machine.extra["queue"] = 'size = "8 MiB"'
+    random_volume(spooled.volume, 4 * BLOCKS)
+    weather = Weather(spooled.machine.vault)
+    watch(weather, spooled.machine.vault, monkeypatch)
+    weather.puts_until_away["data/"] = 3
+    report = backup(spooled.machine, clock=weather)
+    assert report.exit_code == 3, report.error
+    spooled.restores("latest", spooled.volume.read_bytes(), "--only-cache")
+    weather.back()
+    assert backup(spooled.machine, clock=weather).exit_code == 0
+    spooled.restores("latest", spooled.volume.read_bytes())
+
+
 def watch(weather: Weather, vault: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put: Callable[[FolderFiles, Call, str, Bytes], None] = FolderFiles.put
 

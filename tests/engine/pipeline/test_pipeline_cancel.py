@@ -15,10 +15,11 @@ import anyio
 import pytest
 
 from engine.block import Bytes
-from engine.errors import StoreUnavailable
+from engine.errors import StoreRejected, StoreUnavailable
 from engine.pipeline.lane import Lane
 from engine.pipeline.queue import QueueAborted, TransmissionQueue
 from engine.pipeline.retry import RetryingStore
+from engine.pipeline.transmit import first_cause
 from engine.policy import MIB, CacheErrorPolicy, LanePolicy, RetryPolicy, SlowPolicy
 from tests.engine.pipeline.fakes_pipeline import (
     LoopClock,
@@ -199,3 +200,10 @@ def test_cancelling_at_every_await_leaves_no_open_slot_and_no_committed_point(pa
             assert session.drained != {"vault", "cache"} or participant == "session", where
     if participant != "producer":
         assert cancelled > steps // 2
+
+
+def test_what_ended_the_queue_is_the_cause_also_if_nobody_was_left_to_raise_it() -> None:
+    lost = StoreUnavailable("the vault was lost")
+    consequence = QueueAborted(QueueAborted(lost))
+    assert first_cause(BaseExceptionGroup("", [consequence, BaseExceptionGroup("", [QueueAborted(lost)])])) is lost
+    assert first_cause(BaseExceptionGroup("", [consequence, StoreRejected("no right")])).args == ("no right",)
