@@ -15,7 +15,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from engine.errors import ConfigError, SessionAborted, StoreError, StoreRejected, StoreUnavailable
+from engine.errors import ConfigError, SessionAborted, StateCorrupt, StoreError, StoreRejected, StoreUnavailable
 from engine.exitcodes import FAILED, SOMETHING_MISSING
 from engine.names import PointId
 from engine.pipeline.beside import lie_beside
@@ -67,7 +67,7 @@ class Opening:
             await settings.objects.probe()
             self._spool_format = await read_format(settings.objects, "spool", "write")
             self.spool = await Spool.open(settings.objects, identity, settings.where)
-            await self.spool.sweep(self._setup.state.open_sessions())
+            await self.spool.sweep(self._open_sessions())
             self.backlog = await self.spool.points()
         except (StoreError, ConfigError) as error:
             self.spool = None
@@ -75,6 +75,12 @@ class Opening:
             self._report.problems.append(sentence)
             self._report.exit_code = SOMETHING_MISSING
             log.error("spool_failed", component="spool", error=str(error))
+
+    def _open_sessions(self) -> list[bytes]:
+        try:
+            return self._setup.state.open_sessions()
+        except StateCorrupt:
+            return []  # the session that begins tells it; what an interrupted one left in the spool is sent again
 
     async def open(self) -> Opened:
         """Open what there is to begin with. Raises: ForebayError."""
@@ -84,11 +90,13 @@ class Opening:
         # Where the session is in the fallback already, it looks for what the vault knows no more.
         if self._route.route != "FALLBACK":
             try:
-                # One try: a vault that is away is said so at once, not after all retries.
+                # One try: a vault that is away is said so at once, not after all retries; nor is it waited for where
+                # points wait in the spool.
                 await setup.vault.probe()
-                marker = await read_format(self._gated, "vault", "write")
+                vault = setup.vault if self.backlog else self._gated
+                marker = await read_format(vault, "vault", "write")
                 self._same_vault(marker.store)
-                certificates = await check_enrolment(self._gated, setup.identity)
+                certificates = await check_enrolment(vault, setup.identity)
                 found = marker
             except (StoreError, ConfigError) as error:
                 if self.spool is None:
@@ -96,32 +104,40 @@ class Opening:
                 self.fall_back(error)
             if found is not None and self.backlog:
                 found = found if await self._make_room() else None
-        if certificates is None or found is None:
-            found, certificates = None, await self._known_certificates()
-        names = [source.name for source in setup.volumes]
-        spool = setup.spool.objects if setup.spool is not None and self.spool is not None else None
-        stores = Stores(
-            setup.identity.vault,
-            self._gated if found is not None else None,
-            setup.identity.spool,
-            spool,
-            await self._cache_there() if found is None else None,
-        )
-        # Before the index is opened: a cloned state gets its new incarnation here, and fragments carry it.
-        parent = await find_parent(setup.state, names, setup.identity, certificates, stores)
-        self._report.problems += parent.problems
-        if found is None:
-            return Opened(None, certificates, parent)
-        if self.backlog:
+        if found is not None and self.backlog:
             self._report.fallback = "earlier points wait in the spool, and points are uploaded in order"
             self._route.on(Event.BACKLOG, Means(window=False, spool=True))
-        # In the fallback what the vault has is of use, and losing it costs nothing: no gate, no waiting.
-        objects = self._gated if self._route.route == "VAULT" else setup.vault
-        vault = await self.side(found, objects, certificates, durable_puts=True)
-        return Opened(vault, certificates, parent)
+        if found is not None and certificates is not None:
+            if self._route.route == "VAULT":
+                return await self._opened(found, self._gated, certificates)
+            # In the fallback what the vault has is of use, and losing it costs nothing: no gate, no waiting.
+            try:
+                return await self._opened(found, setup.vault, certificates)
+            except StoreError as error:
+                self._report.problems.append(f"{error}; the session goes on without what the vault has")
+                log.warning("vault_away", component="vault", error=str(error))
+        return await self._opened(None, None, await self._known_certificates())
+
+    async def _opened(
+        self, found: FormatObject | None, vault: ObjectStore | None, certificates: Certificates
+    ) -> Opened:
+        """Find the parent and open the vault, if it is to be used. Raises: StoreError, StateCorrupt."""
+        setup, identity = self._setup, self._setup.identity
+        names = [source.name for source in setup.volumes]
+        spool = setup.spool.objects if setup.spool is not None and self.spool is not None else None
+        cache = await self._cache_there() if vault is None else None
+        # Before the index is opened: a cloned state gets its new incarnation here, and fragments carry it.
+        parent = await find_parent(
+            setup.state, names, identity, certificates, Stores(identity.vault, vault, identity.spool, spool, cache)
+        )
+        side = None
+        if found is not None and vault is not None:
+            side = await self.side(found, vault, certificates, durable_puts=True)
+        self._report.problems += parent.problems
+        return Opened(side, certificates, parent)
 
     async def _make_room(self) -> bool:
-        """Upload the backlog first where the spool may be too small for another point; False: the vault was lost.
+        """Upload the backlog first where the spool may be too small for another point; False: the vault cannot be used.
 
         Raises: SessionAborted, StateCorrupt, StoreError.
         """
@@ -141,7 +157,7 @@ class Opening:
         try:
             await upload.open()
             await upload.all()
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StoreRejected) as error:
             self.fall_back(error)
             return False
         finally:
@@ -159,8 +175,15 @@ class Opening:
     def _usual_bytes(self) -> int:
         """Return what a session may need in the spool, by the largest of the last ones (*sync*)."""
         largest = 0
-        for row in self._setup.history.last(SESSIONS_WEIGHED):
-            report = msgspec.json.decode(row.report, type=SessionReport)
+        try:
+            rows = self._setup.history.last(SESSIONS_WEIGHED)
+        except StateCorrupt:
+            return 0  # whoever writes this session into it repairs it
+        for row in rows:
+            try:
+                report = msgspec.json.decode(row.report, type=SessionReport)
+            except msgspec.MsgspecError:
+                continue  # of another version
             sent = sum(volume.vault_bytes for volume in report.volumes.values()) + report.metadata_bytes
             largest = max(largest, sent)
         return round(largest * ROOM_FACTOR)

@@ -5,8 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import anyio
+import msgspec
 import pytest
 
+from adapters.compose import build_setup, chosen_volumes
+from adapters.config import load_config
+from adapters.state import identity as files
+from adapters.state.directory import StateDirectory
+from engine.errors import StoreRejected
+from engine.pipeline.report import SessionReport
+from engine.pipeline.session import Session
+from tests.fakes import FaultPlan, FaultyStore
+from tests.scenario.machine import Machine
 from tests.scenario.test_fallback import Spooled
 
 
@@ -53,4 +64,59 @@ def test_a_damaged_page_pack_in_the_spool_makes_no_good_point_in_the_vault(spool
     # Its data is in the vault all the same, and the next point leans on nothing that is lost.
     content = spooled.change(2)
     assert spooled.machine.backup()["volumes"]["data"]["vault_blocks"] <= 30
+    spooled.restores("latest", content)
+
+
+def session(machine: Machine, plan: FaultPlan) -> SessionReport:
+    """Run one session over a vault in which goes wrong what the plan says."""
+    machine.write_config()
+    config = load_config(machine.config)
+    identity = files.load(config.system.identity_file)
+
+    async def main() -> SessionReport:
+        with StateDirectory.open(config.system.state_dir) as state:
+            setup = await build_setup(config, identity, state, chosen_volumes(config, ()))
+            return await Session(msgspec.structs.replace(setup, vault=FaultyStore(setup.vault, plan))).run()
+
+    return anyio.run(main)
+
+
+def test_with_a_backlog_a_vault_that_breaks_off_at_the_opening_costs_nothing(spooled: Spooled) -> None:
+    spooled.machine.extra["vault"] = spooled.machine.extra["vault"].replace(
+        "on_loss", 'reconnect_window = "30 min"\non_loss'
+    )
+    with_points(spooled)
+    for plan in (
+        FaultPlan().fail("list", 1, 1000),
+        FaultPlan().fail("list", 1, 1000, prefix="index/", error=lambda: StoreRejected("no right by plan")),
+        FaultPlan().fail("get", 1, 1000),
+    ):
+        report = session(spooled.machine, plan)
+        assert (report.exit_code, report.error) == (3, None)
+        assert [change.route for change in report.route_history] in (["FALLBACK"], ["VAULT", "FALLBACK"])
+    spooled.restores("latest", spooled.volume.read_bytes())
+
+
+def test_a_vault_that_takes_no_upload_to_make_room_sends_the_session_into_the_spool(tmp_path: Path) -> None:
+    spooled = Spooled(tmp_path, spool='max_size = "256 MiB"', cache=False)
+    with_points(spooled)
+    used = sum(path.stat().st_size for path in spooled.spool.rglob("*") if path.is_file())
+    with (spooled.spool / "ballast").open("wb") as ballast:
+        ballast.truncate((256 << 20) - used - (10 << 20))
+    content = spooled.change(2)
+    report = session(spooled.machine, FaultPlan().fail("put", 1, 1000, error=lambda: StoreRejected("quota by plan")))
+    assert (report.exit_code, report.error, report.backlog) == (3, None, 2)
+    assert report.fallback is not None
+    assert "quota by plan" in report.fallback
+    spooled.restores("latest", content)
+
+
+@pytest.mark.parametrize("name", ["sessions", "history.sqlite"])
+def test_damaged_local_state_costs_no_session_that_has_a_spool(spooled: Spooled, name: str) -> None:
+    with_points(spooled)
+    path = spooled.machine.state / name
+    path.write_bytes(b"\xff" * 5000)
+    content = spooled.change(2)
+    report = spooled.machine.backup()
+    assert len(report["uploaded"]) == 2
     spooled.restores("latest", content)
