@@ -193,7 +193,10 @@ def restores_of_deltas(results: Results, limits: dict[str, float]) -> Iterator[L
     limit = limits.get("restore")
     against, which = best(results, next(work for work in WORKS if work.name == "restore"))
     yield Line("restore-days", "restore of ten days of deltas", "s", ours, against, which, None, limit)
-    yield Line("restore-own", "  against one without deltas", "s", ours, plain, "without deltas", share(1.5), limit)
+    newest = results.figure("seconds", peer=LZ4, step="restore")
+    if newest is not None:
+        yield Line("restore-own", "  against our newest point", "s", ours, newest, "forebay-lz4", share(1.5), limit)
+    yield Line("restore-plain", "  against one without deltas", "s", ours, plain, "without deltas", None, limit)
 
 
 def without_a_vault(results: Results) -> Iterator[Line]:
