@@ -29,6 +29,7 @@ WARM: Final = (
     "anyio._backends._asyncio",
     "adapters.cli.backup",
     "adapters.cli.check_config",
+    "adapters.cli.deleting",
     "adapters.cli.init",
     "adapters.cli.points",
     "adapters.cli.progress",
@@ -36,6 +37,7 @@ WARM: Final = (
     "adapters.cli.restore",
     "adapters.cli.session",
     "adapters.cli.status",
+    "adapters.cli.upload",
     "adapters.compose",
     "adapters.logs",
     "adapters.main",
@@ -43,6 +45,7 @@ WARM: Final = (
     "adapters.volumes.targets",
     "engine.recovery.catalogue",
     "engine.recovery.restore",
+    "engine.spooldelete",
     "engine.vault.founding",
 )
 TIMEOUT_S: Final = 120
@@ -74,7 +77,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     kill_at: int | None = None
     torn: bool = False
     kill_after_s: float | None = None
-    fault: Fault | None = None
+    faults: list[Fault] = []
     cheap: bool = True
 
 
@@ -93,7 +96,7 @@ class Counter:
         self._lock = threading.RLock()
         self._real: dict[str, Callable[..., Any]] = {}
         self.changes = 0
-        self._faults_left = request.fault.count if request.fault else 0
+        self._left = [fault.count for fault in request.faults]
 
     def install(self) -> None:
         """Put the counting functions into `os`."""
@@ -127,13 +130,14 @@ class Counter:
                 data = memoryview(arguments[1]).cast("B")
                 self._real[name](arguments[0], data[: len(data) // 2], *arguments[2:])
             _kill()
-        fault = self._request.fault
-        if fault is None or not self._faults_left or name != fault.operation:
-            return None
-        if not _place(arguments, named).startswith(fault.below):
-            return None
-        self._faults_left -= 1
-        return None if self._faults_left else fault
+        for number, fault in enumerate(self._request.faults):
+            if not self._left[number] or name != fault.operation:
+                continue
+            if _place(arguments, named).startswith(fault.below):
+                self._left[number] -= 1
+                if not self._left[number]:
+                    return fault
+        return None
 
 
 def _happen(fault: Fault) -> None:
@@ -177,7 +181,10 @@ def _child(request: Request) -> None:
         code = run(request.arguments)
         sys.stdout.flush()
         sys.stderr.flush()
-        Path(f"{request.out}.changes").write_text(str(counter.changes), encoding="ascii")
+        changes = Path(f"{request.out}.changes")
+        fresh = changes.with_suffix(".new")
+        fresh.write_text(str(counter.changes), encoding="ascii")
+        fresh.rename(changes)  # it may be killed here as well
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from tests.scenario.crash_driver import CRASHED, Answer, Fault, Request
 from tests.scenario.machine import BLOCK, Done, Machine, overwrite, random_volume
 
 KILLED = -9
+IN_THE_SPOOL = "the session went on into the spool"
 
 
 class Forge:
@@ -78,6 +79,7 @@ class CrashMachine(Machine):
         torn: bool = False,
         kill_after_s: float | None = None,
         fault: Fault | None = None,
+        faults: Sequence[Fault] = (),
     ) -> Done:
         """Run a command that may be killed or disturbed; whatever it says on stderr must be sentences."""
         self.write_config()
@@ -91,7 +93,7 @@ class CrashMachine(Machine):
                 kill_at=kill_at,
                 torn=torn,
                 kill_after_s=kill_after_s,
-                fault=fault,
+                faults=[*([fault] if fault is not None else []), *faults],
             )
         )
         stdout, stderr = out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8")
@@ -115,21 +117,37 @@ class CrashMachine(Machine):
             volumes={name: root / path.name for name, path in self.volumes.items()},
             extra=self.extra,
             volume_extra=self.volume_extra,
+            spool=root / "spool" if self.spool is not None else None,
             forge=self.forge,
         )
         for name, path in self.volumes.items():
             shutil.copyfile(path, copy.volumes[name])
-        shutil.copytree(self.state, copy.state)
-        shutil.copytree(self.vault, copy.vault)
-        if self.cache is not None and copy.cache is not None:
-            shutil.copytree(self.cache, copy.cache)
+        pairs = [(self.state, copy.state), (self.vault, copy.vault), (self.aside, copy.aside)]
+        for here, there in (*pairs, (self.cache, copy.cache), (self.spool, copy.spool)):
+            if here is not None and there is not None and here.exists():
+                shutil.copytree(here, there)
         return copy
 
-    def acknowledged(self) -> set[str]:
-        """Return the names of the vault's packs that local state knows to be there and no fragment lists yet."""
+    @property
+    def aside(self) -> Path:
+        """Where the vault's folder is while it is away."""
+        return self.vault.with_name("aside")
+
+    def away(self) -> None:
+        """Take the vault away, if it is there."""
+        if self.vault.exists():
+            self.vault.rename(self.aside)
+
+    def back(self) -> None:
+        """Bring the vault back, if it is away."""
+        if self.aside.exists():
+            self.aside.rename(self.vault)
+
+    def acknowledged(self, store: Path) -> set[str]:
+        """Return the names of a store's packs that local state knows to be there and no fragment lists yet."""
         found: set[str] = set()
         for path in sorted((self.state / "index").glob("*.acks")):
-            if path.stem == self.vault_id:
+            if path.stem == store_id(store):
                 log = AckFile(path, Disk(), writable=False)
                 durable, volatile = decode_log(log.read())
                 log.close()
@@ -139,13 +157,18 @@ class CrashMachine(Machine):
     @property
     def vault_id(self) -> str:
         """The vault's store id as state folders are named."""
-        return (self.vault / "format").read_bytes()[12:28].hex()
+        return store_id(self.vault)
 
     @property
     def owner(self) -> str:
         """The system id, as in the names of its objects."""
         (writer,) = (path.name for path in (self.vault / "root").iterdir())
         return writer
+
+
+def store_id(store: Path) -> str:
+    """Return the id of a folder store as state folders are named."""
+    return (store / "format").read_bytes()[12:28].hex()
 
 
 def objects(store: Path) -> dict[str, bytes]:
@@ -208,36 +231,60 @@ def change(machine: Machine, generator: random.Random) -> None:
                 out.truncate(generator.randrange(20, 60) * BLOCK + generator.randrange(BLOCK))
 
 
-def made(root: Path, forge: Forge, points: int = 2) -> CrashMachine:
-    """Return a machine with so many restore points, and changes on its volumes that are in none of them."""
+def made(
+    root: Path, forge: Forge, points: int = 2, spool: bool = False, extra: Mapping[str, str] | None = None
+) -> CrashMachine:
+    """Return a machine with so many restore points, and changes on its volumes that are in none of them.
+
+    `spool`: it has one; `extra`: as of `Machine`.
+    """
     root.mkdir()
     volumes = {
         "data": random_volume(root / "data.img", 130, seed=1, tail=777),
         "logs": random_volume(root / "logs.img", 30, seed=2),
     }
-    machine = CrashMachine(root / "machine", root / "vault", root / "cache", volumes=volumes, forge=forge)
+    machine = CrashMachine(
+        root / "machine",
+        root / "vault",
+        root / "cache",
+        volumes=volumes,
+        extra={**(extra or {})},
+        spool=root / "spool" if spool else None,
+        forge=forge,
+    )
     machine.init()
     generator = random.Random(points)
     for _ in range(points):
         assert machine.backup()["problems"] == []
         change(machine, generator)
-    if points:  # two packs' worth of new content, so that kills fall between them
-        with volumes["data"].open("r+b") as out:
-            out.seek(20 * BLOCK)
-            out.write(generator.randbytes(90 * BLOCK))
+    if points:
+        fill(machine, generator)
     return machine
 
 
-class Aftermath:
-    """What must be true of a machine whose session was killed or failed, then after the next session."""
+def fill(machine: CrashMachine, generator: random.Random) -> None:
+    """Write two packs' worth of new content, so that kills fall between them."""
+    with machine.volumes["data"].open("r+b") as out:
+        out.seek(20 * BLOCK)
+        out.write(generator.randbytes(90 * BLOCK))
 
-    def __init__(self, machine: CrashMachine) -> None:
+
+class Aftermath:
+    """What must be true of a machine whose session was killed or failed, then after the next session.
+
+    `store` is where sessions write to: the vault, or the spool while the vault is away. `swept`: packs may leave it,
+    those of earlier sessions that no point came to list.
+    """
+
+    def __init__(self, machine: CrashMachine, store: Path | None = None, *, swept: bool = False) -> None:
         self.machine = machine
-        self.vault, self.cache = objects(machine.vault), self._cached()
+        self.store = machine.vault if store is None else store
+        self.vault, self.cache = objects(self.store), self._cached()
         self.known = self.packs()
+        self.swept = swept
 
     def packs(self) -> set[str]:
-        """Return the data packs the vault held when it was last looked at."""
+        """Return the data packs the store held when it was last looked at."""
         return {name for name in self.vault if name.startswith("data/")}
 
     def _cached(self) -> dict[str, bytes]:
@@ -246,32 +293,40 @@ class Aftermath:
 
     def of_kill(self) -> list[str]:
         """Check the stores as the killed session left them: nothing changed, nothing half; return its points."""
-        vault, cache = objects(self.machine.vault), self._cached()
-        assert self.vault.items() <= vault.items()
+        vault, cache = objects(self.store), self._cached()
+        self._stands(vault)
         assert self.cache.items() <= cache.items()
-        check_whole(self.machine.vault, vault)
+        check_whole(self.store, vault)
         if self.machine.cache is not None:
             check_whole(self.machine.cache, cache)
-        known = self.machine.acknowledged()
+        known = self.machine.acknowledged(self.store)
         assert known <= vault.keys()
         self.known |= known
         added = vault.keys() - self.vault.keys()
         self.vault, self.cache = vault, cache
         return [name.rpartition("/")[2] for name in sorted(added) if name.startswith("root/")]
 
+    def _stands(self, vault: Mapping[str, bytes]) -> None:
+        """Check that what was in the store before still is."""
+        gone = self.vault.keys() - vault.keys()
+        assert all(self.swept and name.split("/")[0] in ("data", "page", "index") for name in gone)
+        assert {name: digest for name, digest in self.vault.items() if name not in gone}.items() <= vault.items()
+        self.known -= gone
+
     def of_next(self) -> Any:
         """Run the next session, check that it needed nothing twice and left nothing behind; return its report."""
         machine = self.machine
-        report = machine.backup()
-        assert report["problems"] == []
-        before, vault = self.vault, objects(machine.vault)
-        assert before.items() <= vault.items()
-        check_whole(machine.vault, vault)
-        sent = records(machine.vault, vault.keys() - before.keys())
-        held = records(machine.vault, self.known)
+        report = machine.backup(expect=0 if self.store == machine.vault else 3)
+        # Where it went to is all there is to say.
+        assert [each for each in report["problems"] if not each.endswith(IN_THE_SPOOL)] == []
+        before, vault = self.vault, objects(self.store)
+        self._stands(vault)
+        check_whole(self.store, vault)
+        sent = records(self.store, vault.keys() - before.keys())
+        held = records(self.store, self.known & vault.keys())
         assert not sent.keys() & held.keys(), "what was acknowledged was sent again"
         assert all(len(packs) == 1 for packs in sent.values())
-        assert leftovers(machine.vault) == []
+        assert leftovers(self.store) == []
         if machine.cache is not None:
             check_whole(machine.cache, objects(machine.cache))
             assert leftovers(machine.cache) == []

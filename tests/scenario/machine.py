@@ -42,6 +42,7 @@ class Machine:
     volumes: dict[str, Path] = field(default_factory=dict)
     extra: dict[str, str] = field(default_factory=dict)
     volume_extra: dict[str, str] = field(default_factory=dict)
+    spool: Path | None = None
 
     def __post_init__(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,8 @@ class Machine:
         ]
         if self.cache is not None:
             parts.append(table("[cache]", [f'path = "{self.cache}"'], self.extra.get("cache", "")))
+        if self.spool is not None:
+            parts.append(table("[spool]", [f'path = "{self.spool}"'], self.extra.get("spool", "")))
         if "queue" in self.extra:
             parts.append(table("[queue]", [], self.extra["queue"]))
         self.config.write_text("\n".join(parts), encoding="utf-8")
