@@ -122,6 +122,8 @@ class Session:
         report, left = self.report, -1
         upload = Upload(self.setup, lambda: settings.wanted() or settings.no_upload() is not None)
         try:
+            # Packs of sessions that were cut off, which the point made now does not list either.
+            await spool.sweep(await anyio.to_thread.run_sync(self.setup.state.open_sessions))
             left = len(await spool.points())
             settings.offer()
             if left and (why := settings.no_upload()) is not None:

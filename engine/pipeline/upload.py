@@ -94,11 +94,13 @@ class Upload:
     async def anything(self) -> bool:
         """Tell whether points, or notes to points that were deleted, wait in the spool; the vault is not asked.
 
-        Raises: StoreError, ConfigError (the spool is not the adopted one).
+        What an interruption left in the spool is swept. Raises: StoreError, StateCorrupt, ConfigError (the spool is not
+        the adopted one).
         """
         setup = self._setup
         assert setup.spool is not None
         spool = await Spool.open(self._objects, setup.identity, setup.spool.where)
+        await spool.sweep(await anyio.to_thread.run_sync(setup.state.open_sessions))
         self.report.left = len(await spool.points())
         return self.report.left > 0 or bool(await spool.notes())
 
@@ -290,8 +292,11 @@ class Upload:
                 continue
 
     def _in_vault(self, point: PointId) -> None:
+        """Have local state look for a point in the vault from now on, also if its commit was cut off (*sync*)."""
         state, identity = self._setup.state, self._setup.identity
-        newest = state.newest()
+        intent, newest = state.intent(), state.newest()
+        if intent is not None and intent.root == point.root(identity.system):
+            state.write_intent(msgspec.structs.replace(intent, vault=identity.vault))
         if newest is not None and PointId(newest.order, newest.incarnation) == point:
             state.set_newest(msgspec.structs.replace(newest, vault=identity.vault))
 
