@@ -23,7 +23,7 @@ from adapters.trackers.compare import CompareTracker
 from adapters.trackers.hints import HintsTracker
 from adapters.version import VERSION
 from adapters.volumes.open import open_volume, volume_bytes
-from engine.errors import ConfigError, StoreError
+from engine.errors import ConfigError, StoreError, StoreUnavailable
 from engine.pipeline.bounded import BoundedStore
 from engine.pipeline.retry import FailedTry, RetryingStore
 from engine.pipeline.session import Session
@@ -166,7 +166,10 @@ def outside(window: tuple[int, int] | None, now_ms: int) -> str | None:
 
 
 def _free_bytes(path: Path) -> int:
-    return shutil.disk_usage(path).free
+    try:
+        return shutil.disk_usage(path).free
+    except OSError as error:
+        raise StoreUnavailable(f"folder {path} cannot be asked how much room it has: {error.strerror}") from error
 
 
 async def _swept(store: FolderStore) -> None:

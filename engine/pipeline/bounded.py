@@ -21,6 +21,10 @@ log = structlog.get_logger("spool")
 
 WARN_SHARE: Final = 0.8
 RESERVE_BYTES: Final = 64 << 20  # of the disk, left for those who share it: it mostly is the machine's own
+# Within the bound, kept for what must not wait for room, since what makes room waits for it: fragments (at most 8 MiB
+# wait to be listed) and notes.
+UNBOUNDED_BYTES: Final = 8 << 20
+_UNBOUNDED: Final = ("index/", "note/")
 
 # Frees what can be freed; False: there was nothing to free.
 MakeRoom: TypeAlias = Callable[[], Awaitable[bool]]
@@ -41,9 +45,11 @@ class BoundedStore:
         self._inner, self._where = inner, where
         self._max_bytes, self._free_bytes = max_bytes, free_bytes
         self._used: int | None = None
+        self._pending = 0  # bytes of puts that run
         self._busy = anyio.Lock()
         self._making_room = anyio.Lock()
         self._warned = False
+        self._disk_ends = False  # before `max_bytes`, when that was last looked at
         self.make_room: MakeRoom | None = None
 
     async def used_bytes(self) -> int:
@@ -55,23 +61,31 @@ class BoundedStore:
 
     async def left_bytes(self) -> int:
         """Return how much more may be put. Raises: StoreUnavailable, StoreRejected."""
-        used, free = await self.used_bytes(), await anyio.to_thread.run_sync(self._free_bytes)
-        left = max(0, free - RESERVE_BYTES)
-        if self._max_bytes is not None:
-            left = min(left, max(0, self._max_bytes - used))
-        if not self._warned and used > WARN_SHARE * (used + left):
-            self._warned = True
-            log.warning("spool_fills_up", component="spool", path=self._where, used_bytes=used, left_bytes=left)
+        await self.used_bytes()
+        free = await anyio.to_thread.run_sync(self._free_bytes)
+        used = (self._used or 0) + self._pending
+        self._disk_ends = True
+        left = max(0, free - RESERVE_BYTES - self._pending)
+        if self._max_bytes is not None and self._max_bytes - used < left:
+            self._disk_ends = False
+            left = max(0, self._max_bytes - UNBOUNDED_BYTES - used)
         return left
 
     async def put(self, name: str, data: Bytes) -> None:
         """Store an object, see ObjectStore. Raises: SpoolFull besides."""
-        if not name.startswith("note/"):  # a few hundred bytes, which what makes room may have to write
-            await self._have_room(len(data))
-        await self._inner.put(name, data)
-        async with self._busy:
+        size = len(data)
+        if name.startswith(_UNBOUNDED):
+            self._pending += size
+        else:
+            await self._reserve(size)
+        try:
+            before = await self._size(name)
+            await self._inner.put(name, data)
             if self._used is not None:
-                self._used += len(data)
+                self._used += size - before
+        finally:
+            self._pending -= size
+        await self._warn()
 
     async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
         """Return a range of an object, see ObjectStore."""
@@ -88,14 +102,10 @@ class BoundedStore:
 
     async def delete(self, name: str) -> None:
         """Remove an object, see ObjectStore."""
-        try:
-            size = await self._inner.stat(name)
-        except ObjectMissing:
-            return
+        size = await self._size(name)
         await self._inner.delete(name)
-        async with self._busy:
-            if self._used is not None:
-                self._used -= size
+        if self._used is not None:
+            self._used -= size
 
     async def probe(self) -> None:
         """Return if the store is there, see ObjectStore."""
@@ -107,16 +117,33 @@ class BoundedStore:
         if barrier is not None:
             await barrier()
 
-    async def _have_room(self, size: int) -> None:
+    async def _size(self, name: str) -> int:
+        try:
+            return await self._inner.stat(name)
+        except ObjectMissing:
+            return 0
+
+    async def _reserve(self, size: int) -> None:
+        """Count `size` as pending once there is room for it. Raises: SpoolFull."""
         while await self.left_bytes() < size:
             async with self._making_room:
                 if await self.left_bytes() >= size:
-                    return
+                    break
                 if self.make_room is None or not await self.make_room():
                     raise SpoolFull(self._full())
+        self._pending += size  # nobody else came between the last look and this line
+
+    async def _warn(self) -> None:
+        if self._warned or self._used is None:
+            return
+        left = await self.left_bytes()
+        if not self._warned and self._used > WARN_SHARE * (self._used + left):
+            self._warned = True
+            log.warning("spool_fills_up", component="spool", path=self._where, used_bytes=self._used, left_bytes=left)
 
     def _full(self) -> str:
-        bound = "its disk is full" if self._max_bytes is None else f"[spool] max_size is {self._max_bytes >> 20} MiB"
+        disk = self._disk_ends or self._max_bytes is None
+        bound = "its disk is full" if disk else f"[spool] max_size is {(self._max_bytes or 0) >> 20} MiB"
         return (
             f"the spool {self._where} is full ({bound}): make the vault reachable so that what waits in it is "
             "uploaded, give it more room, or delete points with 'forebay points --delete'; the restore points in it "
