@@ -134,12 +134,12 @@ class BoundedStore:
         self._pending += size  # nobody else came between the last look and this line
 
     async def _warn(self) -> None:
-        if self._warned or self._used is None:
+        if self._warned:
             return
-        left = await self.left_bytes()
-        if not self._warned and self._used > WARN_SHARE * (self._used + left):
+        left, used = await self.left_bytes(), await self.used_bytes()
+        if used > WARN_SHARE * (used + left):
             self._warned = True
-            log.warning("spool_fills_up", component="spool", path=self._where, used_bytes=self._used, left_bytes=left)
+            log.warning("spool_fills_up", component="spool", path=self._where, used_bytes=used, left_bytes=left)
 
     def _full(self) -> str:
         disk = self._disk_ends or self._max_bytes is None
