@@ -272,8 +272,8 @@ def fill(machine: CrashMachine, generator: random.Random) -> None:
 class Aftermath:
     """What must be true of a machine whose session was killed or failed, then after the next session.
 
-    `store` is where sessions write to: the vault, or the spool while the vault is away. `swept`: packs may leave it,
-    those of earlier sessions that no point came to list.
+    `store` is where sessions write to: the vault, or the spool while the vault is away. From there a session sweeps
+    what no point came to list: pages, packs nobody knows of, and if `swept` those with blocks that changed again.
     """
 
     def __init__(self, machine: CrashMachine, store: Path | None = None, *, swept: bool = False) -> None:
@@ -294,7 +294,7 @@ class Aftermath:
     def of_kill(self) -> list[str]:
         """Check the stores as the killed session left them: nothing changed, nothing half; return its points."""
         vault, cache = objects(self.store), self._cached()
-        self._stands(vault)
+        self._stand(vault, sweeping=self.swept)
         assert self.cache.items() <= cache.items()
         check_whole(self.store, vault)
         if self.machine.cache is not None:
@@ -306,10 +306,11 @@ class Aftermath:
         self.vault, self.cache = vault, cache
         return [name.rpartition("/")[2] for name in sorted(added) if name.startswith("root/")]
 
-    def _stands(self, vault: Mapping[str, bytes]) -> None:
-        """Check that what was in the store before still is."""
+    def _stand(self, vault: Mapping[str, bytes], *, sweeping: bool) -> None:
+        """Check that what was in the store before still is, but for what may be swept."""
         gone = self.vault.keys() - vault.keys()
-        assert all(self.swept and name.split("/")[0] in ("data", "page", "index") for name in gone)
+        assert {name.split("/")[0] for name in gone} <= ({"data", "page", "index"} if sweeping else set())
+        assert self.swept or not gone & self.known, "what was acknowledged is gone"
         assert {name: digest for name, digest in self.vault.items() if name not in gone}.items() <= vault.items()
         self.known -= gone
 
@@ -320,7 +321,7 @@ class Aftermath:
         # Where it went to is all there is to say.
         assert [each for each in report["problems"] if not each.endswith(IN_THE_SPOOL)] == []
         before, vault = self.vault, objects(self.store)
-        self._stands(vault)
+        self._stand(vault, sweeping=self.store == machine.spool)
         check_whole(self.store, vault)
         sent = records(self.store, vault.keys() - before.keys())
         held = records(self.store, self.known & vault.keys())
