@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 
 from engine.block import LENGTH_MASK, Mask
-from engine.errors import StoreError
+from engine.errors import StoreError, StoreRejected
 from engine.names import PackName
 from engine.pack import FinishedPack, PackBuilder, PackEntries, check_pack
 from engine.packstore import PackStore
@@ -66,12 +66,17 @@ class PageCopies(msgspec.Struct, frozen=True):
             log.warning("pages_not_copied", object=str(name), error=str(error))
             return False
         lacking = self.cache.index.lookup(entries.ids)["length"] == 0
-        if lacking.any():
-            if name.writer == self.cache.writer:
-                finished = FinishedPack(name, data, entries.ids, entries.offsets, entries.lengths)
+        if not lacking.any():
+            return True
+        if name.writer == self.cache.writer:
+            try:
+                await self.cache.put_pack(FinishedPack(name, data, entries.ids, entries.offsets, entries.lengths))
+            except StoreRejected as error:
+                # A power cut or a bad disk may leave other bytes under a pack's name, and they are never replaced.
+                log.warning("pages_copied_anew", object=str(name), error=str(error))
             else:
-                finished = await anyio.to_thread.run_sync(self._own, data, entries, lacking)
-            await self.cache.put_pack(finished)
+                return True
+        await self.cache.put_pack(await anyio.to_thread.run_sync(self._own, data, entries, lacking))
         return True
 
     def _own(self, data: bytes, entries: PackEntries, lacking: Mask) -> FinishedPack:

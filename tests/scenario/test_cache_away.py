@@ -179,6 +179,23 @@ def test_a_damaged_missing_block_bitmap_only_costs_a_comparison(machine: CrashMa
     check_healed(machine)
 
 
+def test_other_bytes_under_the_name_of_a_page_pack_do_not_keep_a_cache_from_being_used(machine: CrashMachine) -> None:
+    """What a power cut leaves of packs that were not synced, and that nobody lists."""
+    cache = cache_of(machine)
+    aside = cache.rename(cache.with_name("aside"))
+    machine.backup()
+    aside.rename(cache)
+    for path in [*(cache / "index").rglob("*"), *(machine.state / "index").rglob("*")]:
+        if path.is_file():
+            path.unlink()
+    torn = [path for path in (cache / "page").rglob("*") if path.is_file()]
+    for path in torn:
+        path.write_bytes(bytes(path.stat().st_size))
+    report = machine.backup()
+    assert (report["problems"], report["cache"]) == ([], "ok")
+    assert not any(any(path.read_bytes()) for path in torn)
+
+
 def test_a_cache_without_its_folder_of_packs_gives_no_wrong_bytes(machine: CrashMachine) -> None:
     cache = cache_of(machine)
     machine.backup()
