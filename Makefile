@@ -1,5 +1,5 @@
 # Every target does its own set-up; on a fresh Debian machine with Python 3.11 or newer nothing else is needed.
-.PHONY: setup tools run test lint check bench bench-draw package clean lock
+.PHONY: setup tools run test lint check bench bench-draw simulate package clean lock
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -46,6 +46,11 @@ bench: $(READY)
 # Table and picture once more, from the figures of the last full bench.
 bench-draw: $(READY)
 	$(BENCH) --draw
+
+# Simulations of the whole agent, each from one seed (tests/simulation): SEEDS=100000 of them, FROM=1 on. Those that
+# break a promise are told step by step, and how to run them again.
+simulate: $(READY)
+	$(BIN)/python -m tests.simulation.run --seeds $(or $(SEEDS),1000) --from $(or $(FROM),1)
 
 # Wheel and source archive in dist/, and the proof that the wheel works on its own.
 package: $(READY)
