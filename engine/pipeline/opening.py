@@ -258,6 +258,7 @@ class Opening:
         own = identity.certified()
         if self._setup.cache is not None:
             try:
+                await self._setup.cache.objects.probe()  # one try, instead of all that a cache gets
                 known = await Certificates.load(self._setup.cache.objects, identity.domain, identity.vault_public)
                 return Certificates(identity.domain, identity.vault_public, [*known.all(), own], known.problems)
             except StoreError:
@@ -270,6 +271,7 @@ class Opening:
         if setup.cache is None:
             return None
         try:
+            await setup.cache.objects.probe()
             found = await read_format(setup.cache.objects, "cache", "write")
         except StoreError:
             return None  # as above

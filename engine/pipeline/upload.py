@@ -324,6 +324,7 @@ class Upload:
         if setup.cache is None:
             return None
         try:
+            await setup.cache.objects.probe()
             found = await read_format(setup.cache.objects, "cache", "write")
             return await self._side(found) if found.store == setup.identity.cache else None
         except StoreError as error:

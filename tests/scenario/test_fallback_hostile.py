@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -13,7 +14,7 @@ from adapters.compose import build_setup, chosen_volumes
 from adapters.config import load_config
 from adapters.state import identity as files
 from adapters.state.directory import StateDirectory
-from engine.errors import StoreRejected
+from engine.errors import StoreCorrupt, StoreError, StoreRejected, StoreUnavailable
 from engine.pipeline.report import SessionReport
 from engine.pipeline.session import Session
 from tests.fakes import FaultPlan, FaultyStore
@@ -67,8 +68,8 @@ def test_a_damaged_page_pack_in_the_spool_makes_no_good_point_in_the_vault(spool
     spooled.restores("latest", content)
 
 
-def session(machine: Machine, plan: FaultPlan) -> SessionReport:
-    """Run one session over a vault in which goes wrong what the plan says."""
+def session(machine: Machine, plan: FaultPlan, wanted: Callable[[], bool] = lambda: False) -> SessionReport:
+    """Run one session over a vault in which goes wrong what the plan says; `wanted`: another one waits for its end."""
     machine.write_config()
     config = load_config(machine.config)
     identity = files.load(config.system.identity_file)
@@ -76,7 +77,11 @@ def session(machine: Machine, plan: FaultPlan) -> SessionReport:
     async def main() -> SessionReport:
         with StateDirectory.open(config.system.state_dir) as state:
             setup = await build_setup(config, identity, state, chosen_volumes(config, ()))
-            return await Session(msgspec.structs.replace(setup, vault=FaultyStore(setup.vault, plan))).run()
+            assert setup.spool is not None
+            spool = msgspec.structs.replace(setup.spool, wanted=wanted)
+            return await Session(
+                msgspec.structs.replace(setup, vault=FaultyStore(setup.vault, plan), spool=spool)
+            ).run()
 
     return anyio.run(main)
 
@@ -119,4 +124,59 @@ def test_damaged_local_state_costs_no_session_that_has_a_spool(spooled: Spooled,
     content = spooled.change(2)
     report = spooled.machine.backup()
     assert len(report["uploaded"]) == 2
+    spooled.restores("latest", content)
+
+
+def test_vault_and_cache_that_are_away_cost_a_probe_each(tmp_path: Path) -> None:
+    spooled = Spooled(tmp_path)
+    spooled.machine.extra["vault"] = spooled.machine.extra["vault"].replace("retries_max = 0", "retries_max = 5")
+    spooled.machine.backup()
+    spooled.away()
+    assert spooled.machine.cache is not None
+    spooled.machine.cache.rename(tmp_path / "cache-aside")
+    content = spooled.change(1)
+    done = spooled.machine.run("backup", expect=3)
+    assert "store_call_failed" not in done.stderr
+    assert done.document["cache"] == "away"
+    spooled.back()
+    done = spooled.machine.run("upload")
+    assert "store_call_failed" not in done.stderr
+    assert any(problem.startswith("cache:") for problem in done.document["problems"])
+    spooled.restores("latest", content)
+
+
+def test_the_upload_of_a_session_gives_way_and_the_next_one_goes_on(spooled: Spooled) -> None:
+    with_points(spooled)
+    spooled.change(2)
+    report = session(spooled.machine, FaultPlan(), wanted=lambda: True)
+    assert (report.exit_code, report.uploaded, report.backlog) == (3, [], 2)
+    asked = 0
+
+    def wanted() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 4
+
+    spooled.change(3)
+    report = session(spooled.machine, FaultPlan(), wanted=wanted)
+    assert report.error is None
+    assert (report.exit_code, 0 < len(report.uploaded) < 3) == (3, True)
+    assert report.backlog == 3 - len(report.uploaded)
+    content = spooled.change(4)
+    assert spooled.machine.backup()["backlog"] == 0
+    spooled.restores("latest", content)
+
+
+@pytest.mark.parametrize("error", [StoreRejected, StoreUnavailable, lambda text: StoreCorrupt("format", text)])
+def test_an_upload_that_fails_costs_neither_point_nor_report(
+    spooled: Spooled, error: Callable[[str], StoreError]
+) -> None:
+    point, _ = with_points(spooled)
+    spooled.change(2)
+    report = session(spooled.machine, FaultPlan().fail("put", 1, 1000, error=lambda: error("by plan")))
+    assert (report.exit_code, report.backlog, report.uploaded) == (3, 2, [])
+    assert report.point is not None
+    assert report.point > point
+    content = spooled.change(4)
+    assert len(spooled.machine.backup()["uploaded"]) == 3
     spooled.restores("latest", content)
