@@ -113,6 +113,7 @@ class World:
         return self._trace.hexdigest()[:32]
 
     def _tell(self, what: str) -> None:
+        what = what.replace(str(self.folder), "")  # which is another one every time
         self.told.append(f"{self._step}: {what}")
         self._event(what)
 
