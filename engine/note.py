@@ -5,7 +5,7 @@ The name of a note ends with the beginning of its hash, so that notes are never 
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias, get_args
 
 import msgspec
 from blake3 import blake3
@@ -13,6 +13,9 @@ from blake3 import blake3
 from engine.errors import StoreCorrupt
 from engine.names import PointId
 from engine.signed import Header, Kind, Signer, Verify, decode_body
+
+if TYPE_CHECKING:
+    from engine.vault.identity import Identity
 
 KIND: Final = Kind("note", b"FBNOTE\x00\x01", b"forebay note v1\0", 0)
 
@@ -60,6 +63,19 @@ def seal_note(
     """Return (name, bytes) of the note object about `point` of `system`."""
     data = KIND.seal(Header(domain, system, point, b"", certificate), msgspec.msgpack.encode(body), listing_key, signer)
     return point.note(system, body.kind, blake3(data).digest()), data
+
+
+def own_note(body: NoteBody, point: PointId, identity: Identity) -> tuple[str, bytes]:
+    """Return (name, bytes) of a note about `point` of the system that `identity` is of."""
+    return seal_note(
+        body,
+        domain=identity.domain,
+        system=identity.system,
+        point=point,
+        certificate=identity.certificate_number,
+        listing_key=identity.listing_key,
+        signer=identity.signer,
+    )
 
 
 def open_note(name: str, data: bytes, listing_key: bytes, verify: Verify) -> Note:

@@ -23,7 +23,7 @@ from engine.errors import ObjectMissing, StoreCorrupt, StoreError, StoreRejected
 from engine.fragment import FRAGMENT_READ_MAX, open_fragment
 from engine.index import PackIndex
 from engine.names import FragmentName, PackName, PointId
-from engine.note import NoteBody, open_note, seal_note
+from engine.note import NoteBody, open_note, own_note
 from engine.pack import PACK_HEADER_BYTES, session_of
 from engine.packread import PackReads
 from engine.packtable import pack_names, rows_from_bytes
@@ -148,15 +148,7 @@ class Spool:
 
         A `removed` note stays and travels with the next upload. Once it is there the point is gone, however this ends.
         """
-        name, data = seal_note(
-            NoteBody(kind="removed", time=now_ms, text=text),
-            domain=self.identity.domain,
-            system=self.identity.system,
-            point=point,
-            certificate=self.identity.certificate_number,
-            listing_key=self.identity.listing_key,
-            signer=self.identity.signer,
-        )
+        name, data = own_note(NoteBody(kind="removed", time=now_ms, text=text), point, self.identity)
         await self.objects.put(name, data)
         await flush(self.objects)
         return await self._leave(point, ())

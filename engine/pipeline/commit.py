@@ -23,7 +23,7 @@ from engine.block import PLACE, Ids, Places, blocks_in
 from engine.distinct import distinct
 from engine.errors import SessionAborted, StoreError
 from engine.names import PackName, PointId
-from engine.note import NoteBody, NoteKind, seal_note
+from engine.note import NoteBody, NoteKind, own_note
 from engine.pack import FinishedPack, PackBuilder
 from engine.pagestore import PageReader, PageWriter
 from engine.pipeline.newrun import RunMaker
@@ -226,15 +226,7 @@ class Committer(msgspec.Struct):
         return hpke.seal(self.identity.recovery_public, key_tree, info)
 
     def _note(self, kind: NoteKind, point: PointId, text: str) -> tuple[str, bytes]:
-        return seal_note(
-            NoteBody(kind=kind, time=self.now_ms, text=text),
-            domain=self.identity.domain,
-            system=self.identity.system,
-            point=point,
-            certificate=self.identity.certificate_number,
-            listing_key=self.identity.listing_key,
-            signer=self.identity.signer,
-        )
+        return own_note(NoteBody(kind=kind, time=self.now_ms, text=text), point, self.identity)
 
     def _open_intent(self, point: PointId, root: bytes, volumes: Sequence[VolumePoint]) -> None:
         digest = blake3(root).digest()

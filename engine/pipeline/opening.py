@@ -132,7 +132,7 @@ class Opening:
         )
         side = None
         if found is not None and vault is not None:
-            side = await self.side(found, vault, certificates, durable_puts=True)
+            side = await self.side(found, vault, certificates)
         self._report.problems += parent.problems
         return Opened(side, certificates, parent)
 
@@ -203,9 +203,7 @@ class Opening:
             self._report.problems.append(sentence)
             log.error("vault_refused", component="vault", error=str(error))
 
-    async def side(
-        self, found: FormatObject, objects: ObjectStore, certificates: Certificates, *, durable_puts: bool
-    ) -> Side:
+    async def side(self, found: FormatObject, objects: ObjectStore, certificates: Certificates) -> Side:
         """Open a pack store; what is wrong in it goes into the report. Raises: StoreError, StateCorrupt."""
         setup = self._setup
         side, problems = await open_side(
@@ -216,8 +214,6 @@ class Opening:
             certificates,
             own_only=setup.own_only,
             distrust=setup.full,
-            durable_puts=durable_puts,
-            passing=found.kind == "spool",
         )
         self._report.problems += problems
         return side
@@ -230,7 +226,7 @@ class Opening:
         setup = self._setup
         assert self._spool_format is not None
         assert setup.spool is not None
-        side = await self.side(self._spool_format, setup.spool.objects, certificates, durable_puts=False)
+        side = await self.side(self._spool_format, setup.spool.objects, certificates)
         volumes = [setup.state.volume(source.name) for source in setup.volumes] if not setup.full else []
         beside = await anyio.to_thread.run_sync(
             lie_beside,

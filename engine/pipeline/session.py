@@ -277,7 +277,7 @@ class Session:
                     "it is not the cache this system has adopted: mount that one, or run 'forebay init --cache' to "
                     "adopt this one"
                 )
-            self._cache.side = await self._opening.side(found, setup.cache.objects, certificates, durable_puts=False)
+            self._cache.side = await self._opening.side(found, setup.cache.objects, certificates)
             self._cache.gives_up = setup.cache.errors.gives_up
         except StoreError as error:
             self._cache.gave_up = error

@@ -47,15 +47,12 @@ async def open_side(
     certificates: Certificates,
     *,
     own_only: bool,
-    distrust: bool,
-    durable_puts: bool,
-    passing: bool = False,
+    distrust: bool = False,
 ) -> tuple[Side, list[str]]:
     """Open the store that `found` is the format object of; return it and the problems found in it.
 
-    `certificates` are those of the vault, for the cache too: they say who is enrolled. `distrust`:
-    throw the local mirror away first; `durable_puts`: the store is no `Barrier`; `passing`: packs leave it again.
-    Raises: StoreError, StateCorrupt.
+    `certificates` are those of the vault, for the cache too: they say who is enrolled. `distrust`: throw the local
+    mirror away first. Raises: StoreError, StateCorrupt.
     """
     mirror = state.mirror(found.store)
     if distrust:
@@ -74,8 +71,9 @@ async def open_side(
         identity.signer,
         found.kind,
         found.store,
-        durable_puts=durable_puts,
-        passing=passing,
+        # A vault's puts are durable by themselves, the others flush; only from the spool do packs leave again.
+        durable_puts=found.kind == "vault",
+        passing=found.kind == "spool",
     )
     problems = certificates.problems + await packs.refresh()
     return Side(found.kind, found, objects, packs), problems

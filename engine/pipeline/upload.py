@@ -26,7 +26,7 @@ from engine.errors import (
     StoreRejected,
 )
 from engine.names import PackName, PointId
-from engine.note import NoteBody, seal_note
+from engine.note import NoteBody, own_note
 from engine.pack import FinishedPack, check_pack
 from engine.pipeline.filling import Filling
 from engine.pipeline.report import Uploaded
@@ -263,14 +263,8 @@ class Upload:
 
     async def _put_note(self, point: PointId, holes: dict[str, list[tuple[int, int]]], text: str) -> None:
         identity = self._setup.identity
-        name, data = seal_note(
-            NoteBody(kind="incomplete", time=self._setup.clock.now_ms(), text=text, holes=holes),
-            domain=identity.domain,
-            system=identity.system,
-            point=point,
-            certificate=identity.certificate_number,
-            listing_key=identity.listing_key,
-            signer=identity.signer,
+        name, data = own_note(
+            NoteBody(kind="incomplete", time=self._setup.clock.now_ms(), text=text, holes=holes), point, identity
         )
         await self._opened()[0].objects.put(name, data)
 
@@ -342,9 +336,6 @@ class Upload:
             setup.state,
             self._known(),
             own_only=setup.own_only,
-            distrust=False,
-            durable_puts=found.kind == "vault",
-            passing=found.kind == "spool",
         )
         self.report.problems += problems
         return side
