@@ -63,6 +63,7 @@ class Backlog:
 def backlog_of(spool: Spool, system: bytes) -> Backlog | None:
     """Return what waits in `spool` of the system with this 16-byte id; None: no spool is there. Raises: OSError."""
     from engine.names import FORMAT, PointId
+    from engine.spoolroom import left_on_disk
 
     if not (spool.path / FORMAT).exists():
         return None
@@ -70,10 +71,11 @@ def backlog_of(spool: Spool, system: bytes) -> Backlog | None:
     notes = [note for name in _names(spool.path, "note", system) if (note := PointId.parse_note(name))]
     points = roots - {point for _, point, kind in notes if kind == "removed"}
     used, disk = _bytes_below(spool.path), shutil.disk_usage(spool.path)
-    free, full, limited = disk.free, 1 - disk.free / disk.total if disk.total else 0.0, False
+    free, limited = left_on_disk(disk.free), False
+    full = 1 - free / disk.total if disk.total else 0.0
     if spool.max_size_bytes is not None:
         left, share = max(0, spool.max_size_bytes - used), used / spool.max_size_bytes
-        limited = left <= disk.free or share >= full
+        limited = left <= free or share >= full
         free, full = min(free, left), share if limited else full
     return Backlog(
         _store_id(spool.path / FORMAT), len(points), min(points).order if points else None, used, free, full, limited

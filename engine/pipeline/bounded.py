@@ -16,11 +16,11 @@ import structlog
 from engine.block import Bytes
 from engine.errors import ObjectMissing, StoreRejected
 from engine.ports import ObjectInfo, ObjectStore
+from engine.spoolroom import left_on_disk
 
 log = structlog.get_logger("spool")
 
 WARN_SHARE: Final = 0.8
-RESERVE_BYTES: Final = 64 << 20  # of the disk, left for those who share it: it mostly is the machine's own
 # Within the bound, kept for what must not wait for room, since what makes room waits for it: fragments (at most 8 MiB
 # wait to be listed) and notes.
 UNBOUNDED_BYTES: Final = 8 << 20
@@ -65,10 +65,9 @@ class BoundedStore:
         free = await anyio.to_thread.run_sync(self._free_bytes)
         used = (self._used or 0) + self._pending
         self._disk_ends = True
-        left = max(0, free - RESERVE_BYTES - self._pending)
-        if self._max_bytes is not None and self._max_bytes - used < left:
-            self._disk_ends = False
-            left = max(0, self._max_bytes - UNBOUNDED_BYTES - used)
+        left = left_on_disk(free - self._pending)
+        if self._max_bytes is not None and (bound := self._max_bytes - UNBOUNDED_BYTES - used) < left:
+            self._disk_ends, left = False, max(0, bound)
         return left
 
     async def put(self, name: str, data: Bytes) -> None:

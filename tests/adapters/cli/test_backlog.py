@@ -16,6 +16,7 @@ from adapters.config import Spool
 from adapters.state import identity as files
 from adapters.state.directory import StateDirectory
 from engine.names import PointId
+from engine.spoolroom import RESERVE_BYTES
 from engine.state import SessionRow
 from engine.vault.formatobject import new_store
 from tests.adapters.cli import hostile
@@ -87,7 +88,7 @@ def test_what_is_free_is_bounded_by_limit_and_disk(
 ) -> None:
     total = 100 if disk_free <= 100 else 100_000
     monkeypatch.setattr(
-        "adapters.cli.backlog.shutil.disk_usage", lambda _: SimpleNamespace(free=disk_free, total=total)
+        "adapters.cli.backlog.shutil.disk_usage", lambda _: SimpleNamespace(free=disk_free + RESERVE_BYTES, total=total)
     )
     spool = Spool(path=filled(tmp_path), max_size_bytes=limit)
     backlog = told(spool.path, max_size_bytes=limit)
@@ -132,7 +133,9 @@ def test_status_tells_the_backlog(spooling: hostile.Place, capsys: Capture) -> N
 def test_status_tells_a_spool_that_is_not_the_adopted_one(
     spooling: hostile.Place, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapters.cli.backlog.shutil.disk_usage", lambda _: SimpleNamespace(free=90, total=100))
+    monkeypatch.setattr(
+        "adapters.cli.backlog.shutil.disk_usage", lambda _: SimpleNamespace(free=RESERVE_BYTES + 90, total=100)
+    )
     assert status(spooling, capsys)[0]["warnings"] == []
     spool, identity = spooling.folder / "spool", spooling.folder / "state/identity"
     put(spool, "format", new_store("spool").encode())
@@ -159,7 +162,9 @@ def test_status_warns_of_a_spool_that_is_full_or_gone(
     spooling: hostile.Place, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("adapters.cli.backlog.shutil.disk_usage", lambda _: SimpleNamespace(free=15, total=100))
+        patch.setattr(
+            "adapters.cli.backlog.shutil.disk_usage", lambda _: SimpleNamespace(free=RESERVE_BYTES + 15, total=100)
+        )
         document, text = status(spooling, capsys)
     (warning,) = document["warnings"]
     assert "is 85% full, 15 B are left: upload the points that wait in it, or free some of its disk" in warning

@@ -7,7 +7,8 @@ import pytest
 
 from engine.block import Bytes
 from engine.errors import StoreUnavailable
-from engine.pipeline.bounded import RESERVE_BYTES, BoundedStore, SpoolFull
+from engine.pipeline.bounded import BoundedStore, SpoolFull
+from engine.spoolroom import RESERVE_BYTES
 from tests.fakes import FaultPlan, FaultyStore, MemoryStore
 
 MIB = 1 << 20
