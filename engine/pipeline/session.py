@@ -32,6 +32,7 @@ from engine.pipeline.commit import CacheSide
 from engine.pipeline.delivery import Delivery
 from engine.pipeline.gate import GatedStore, Outage, ReconnectGate, VaultLost, VaultRefused
 from engine.pipeline.opening import Opened, Opening
+from engine.pipeline.parent import Parent
 from engine.pipeline.report import SessionReport, iso_time
 from engine.pipeline.route import Event, Means, Route, RouteKeeper
 from engine.pipeline.setup import SessionSetup
@@ -66,6 +67,7 @@ class Session:
         self._gate = ReconnectGate(setup.vault.probe, setup.reconnect, setup.clock, self._chance, self._route)
         self._vault = GatedStore(setup.vault, self._gate)
         self._making_room: Upload | None = None
+        self._parent: Parent | None = None  # of the last attempt
         self._opening = Opening(setup, self.report, self._route, self._vault)
 
     @property
@@ -210,6 +212,10 @@ class Session:
         setup = self.setup
         self.phase = "opening the stores"
         opened = await self._opening.open()
+        if self._parent is not None:
+            # The vault is asked no more, and what it showed before still counts.
+            opened.parent.order_min = max(opened.parent.order_min, self._parent.next_order(0))
+        self._parent = opened.parent
         await self._open_cache(opened.certificates)
         await anyio.to_thread.run_sync(setup.state.begin_session, self.id)
         target = await self._target(opened)

@@ -171,6 +171,29 @@ def test_a_vault_lost_while_everybody_waits_for_room_in_the_queue(
     spooled.restores("latest", spooled.volume.read_bytes())
 
 
+def test_a_session_that_begins_again_comes_after_all_the_vault_showed_before_it_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spooled = Spooled(tmp_path, cache=False)
+    spooled.machine.backup()
+    shutil.copytree(spooled.machine.state, tmp_path / "copy")
+    spooled.change(3)
+    ahead = Weather(spooled.machine.vault)
+    ahead.advance(10_000_000)  # a clock that ran far ahead of the others
+    newest = backup(spooled.machine, clock=ahead).point
+    shutil.rmtree(spooled.machine.state)
+    (tmp_path / "copy").rename(spooled.machine.state)
+    content = spooled.change(5, 300)
+    weather = Weather(spooled.machine.vault)
+    watch(weather, spooled.machine.vault, monkeypatch)
+    weather.puts_until_away["data/"] = 1
+    report = backup(spooled.machine, clock=weather)
+    assert report.exit_code == 3, report.error
+    assert str(report.point) > str(newest)
+    weather.back()
+    spooled.restores("latest", content)
+
+
 def watch(weather: Weather, vault: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put: Callable[[FolderFiles, Call, str, Bytes], None] = FolderFiles.put
 
