@@ -8,6 +8,7 @@ the lock removes them, and what a killed process left behind costs the next one 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,9 @@ _LOOK_S: Final = 0.05
 
 def offer(state_dir: Path) -> None:
     """Let whoever waits know that this holder of the lock gives way. Raises: SessionAborted."""
+    # Who came as the lock changed hands has given up since; whoever waits from now on says so again.
+    with suppress(OSError):
+        (state_dir / WANTED).unlink(missing_ok=True)
     _touch(state_dir / OFFERED)
 
 

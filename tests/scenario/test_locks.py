@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.adapters.disks import tool
-from tests.scenario.crash_driver import Fault
 from tests.scenario.crash_machine import KILLED, CrashMachine, Forge, in_memory, made
-from tests.scenario.machine import Done, Machine
+from tests.scenario.halting import halted
+from tests.scenario.machine import Machine
 
 
 @pytest.fixture(scope="module")
@@ -25,34 +23,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashMachine]
 def machine(template: CrashMachine, tmp_path: Path) -> Iterator[CrashMachine]:
     with in_memory(tmp_path) as path:
         yield template.copy_to(path / "work")
-
-
-@contextmanager
-def halted(machine: CrashMachine) -> Iterator[list[Done]]:
-    """Run a session that stands still before its root until the block is left; yields where its end will be."""
-    began, go_on = machine.root / "began", machine.root / "go-on"
-    tool("mkfifo", began, go_on)
-    ended: list[Done] = []
-    fault = Fault("link", f"{machine.vault}/root/", ["sh", "-c", f"echo > '{began}'; cat '{go_on}'"])
-    with Forge() as forge:
-        # Its own forge, config and output: what runs meanwhile has the machine's.
-        holder = CrashMachine(
-            machine.root / "holder",
-            machine.vault,
-            machine.cache,
-            volumes=machine.volumes,
-            extra={"system": f'identity_file = "{machine.state}/identity"'},
-            forge=forge,
-        )
-        holder.state.symlink_to(machine.state)
-        thread = threading.Thread(target=lambda: ended.append(holder.attempt("backup", fault=fault)))
-        thread.start()
-        began.read_bytes()
-        try:
-            yield ended
-        finally:
-            go_on.write_bytes(b"")
-            thread.join()
 
 
 def test_a_second_session_says_so_and_the_first_goes_on(machine: CrashMachine) -> None:
