@@ -25,8 +25,8 @@ class PackAck(msgspec.Struct, frozen=True, eq=False):
 
     @classmethod
     def of(cls, pack: FinishedPack) -> PackAck:
-        """Return what is to be remembered of a pack that was put."""
-        return cls(pack.name, pack.ids, pack.offsets, pack.lengths, pack.sources)
+        """Return what is to be remembered of a pack that was put: copies, for views would keep all its bytes."""
+        return cls(pack.name, pack.ids.copy(), pack.offsets.copy(), pack.lengths.copy(), pack.sources)
 
     def encode(self) -> bytes:
         """Return the entry for the ack log."""

@@ -85,6 +85,7 @@ def _parsed(text: str, now_ms: int) -> Pause:
 async def _upload(context: frame.Context, config: Config) -> int:
     import anyio
 
+    from adapters.allocator import keep_freed_memory
     from adapters.cli.progress import Snapshot
     from adapters.clock import SystemClock
     from adapters.compose import build_setup
@@ -94,6 +95,7 @@ async def _upload(context: frame.Context, config: Config) -> int:
     from adapters.state.pause import paused
     from engine.pipeline.upload import Upload
 
+    keep_freed_memory()
     state_dir, clock = config.system.state_dir, SystemClock()
     identity = files.load(config.system.identity_file)
     files.require_name(config.system.identity_file, identity, config.system.name)

@@ -41,7 +41,7 @@ from engine.workers import run_workers
 
 log = structlog.get_logger("upload")
 
-IN_FLIGHT_BYTES: Final = 128 << 20
+IN_FLIGHT_BYTES: Final = 64 << 20  # of packs; a put may hold a copy of its own
 PUTS_MAX: Final = 8
 
 # Asked between packs; True: somebody else needs the state directory, or the user wants a pause.
