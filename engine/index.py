@@ -104,11 +104,6 @@ class PackIndex:
         with self._lock:
             self._claimed.difference_update(idents)
 
-    def release_all(self) -> None:
-        """End all claims: nothing is on its way any more."""
-        with self._lock:
-            self._claimed.clear()
-
     def claims(self) -> int:
         """Return how many ids are claimed."""
         return len(self._claimed)

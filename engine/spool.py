@@ -13,7 +13,6 @@ need anything: as long as a point has one, no pack is dropped.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Final
 
 import anyio.to_thread
 import msgspec
@@ -26,7 +25,7 @@ from engine.names import FragmentName, PackName, PointId
 from engine.note import NoteBody, open_note, own_note
 from engine.pack import PACK_HEADER_BYTES, session_of
 from engine.packread import PackReads
-from engine.packtable import pack_names, rows_from_bytes
+from engine.packtable import KINDS, pack_names, rows_from_bytes
 from engine.page import PageAddress
 from engine.pagestore import PageReader
 from engine.ports import ObjectStore
@@ -37,8 +36,6 @@ from engine.vault.certificate import Certificates
 from engine.vault.enrolment import check_spool, flush
 from engine.vault.formatobject import read_format
 from engine.vault.identity import Identity
-
-PACK_KINDS: Final = ("data", "page")
 
 
 class PointPacks(msgspec.Struct, frozen=True):
@@ -105,7 +102,7 @@ class Spool:
     async def packs(self) -> dict[PackName, str]:
         """Return this system's packs that lie in the spool with the right size, each with its object's name."""
         found: dict[PackName, str] = {}
-        for kind in PACK_KINDS:
+        for kind in KINDS:
             async for info in self.objects.list(f"{kind}/{self.identity.system.hex()}/"):
                 pack = PackName.parse(info.name)
                 if pack is not None and pack.size == info.size:
@@ -134,10 +131,6 @@ class Spool:
                 found.setdefault(parsed[1], []).append(info.name)
         return {point: sorted(names) for point, names in sorted(found.items())}
 
-    async def used_bytes(self) -> int:
-        """Return the bytes of all objects in the spool."""
-        return sum([info.size async for info in self.objects.list("")])
-
     async def remove(self, point: PointId) -> int:
         """Take a point that was uploaded out of the spool, its notes included; return the bytes that got free."""
         notes = (await self.notes()).get(point, [])
@@ -165,9 +158,10 @@ class Spool:
         Packs of `open_sessions` (16-byte ids) stay: the next session goes on from them.
         """
         found = await self._roots()
-        for point in await self._removed(found):
-            await self.objects.delete(point.root(self.identity.system))
-        await flush(self.objects)
+        if removed := await self._removed(found):
+            for point in removed:
+                await self.objects.delete(point.root(self.identity.system))
+            await flush(self.objects)
         needed = await self._needed()
         if needed is None:
             return 0
@@ -245,6 +239,8 @@ class Spool:
 
     async def _drop(self, packs: Collection[PackName]) -> int:
         """Delete the index fragments that list none but these packs, then the packs: an index must not name ghosts."""
+        if not packs:
+            return 0
         present = await self.packs()
         going = present.keys() & packs
         left = present.keys() - going

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+WARN_SHARE: Final = 0.8  # of what it may take: from there on it is said that it fills up
 RESERVE_BYTES: Final = 64 << 20  # left for those who share the disk: it mostly is the machine's own
 
 

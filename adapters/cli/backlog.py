@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from adapters.config import Spool
 
-WARN_FROM: Final = 0.8  # of max_size, or of the disk
 _PACK_FOLDERS: Final = ("data", "page")
 _SIZE_DIGITS_MAX: Final = 10
 
@@ -48,7 +47,9 @@ class Backlog:
 
     def warning(self, spool: Spool) -> str | None:
         """Return a sentence if the spool may soon be full, else None."""
-        if self.full < WARN_FROM:
+        from engine.spoolroom import WARN_SHARE
+
+        if self.full < WARN_SHARE:
             return None
         from adapters.cli.progress import bytes_text
 

@@ -16,11 +16,10 @@ import structlog
 from engine.block import Bytes
 from engine.errors import ObjectMissing, StoreRejected
 from engine.ports import ObjectInfo, ObjectStore
-from engine.spoolroom import left_on_disk
+from engine.spoolroom import WARN_SHARE, left_on_disk
 
 log = structlog.get_logger("spool")
 
-WARN_SHARE: Final = 0.8
 # Within the bound, kept for what must not wait for room, since what makes room waits for it: fragments (at most 8 MiB
 # wait to be listed) and notes.
 UNBOUNDED_BYTES: Final = 8 << 20

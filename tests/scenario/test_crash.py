@@ -34,18 +34,6 @@ REAL = 8
 
 
 @pytest.fixture(scope="module")
-def forge() -> Iterator[Forge]:
-    with Forge() as forge:
-        yield forge
-
-
-@pytest.fixture
-def fast_path(tmp_path: Path) -> Iterator[Path]:
-    with in_memory(tmp_path) as path:
-        yield path
-
-
-@pytest.fixture(scope="module")
 def template(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashMachine]:
     """A machine with two points, and changes that are in none."""
     with in_memory(tmp_path_factory.mktemp("crash")) as path:

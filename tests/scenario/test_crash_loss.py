@@ -33,18 +33,6 @@ INSTANTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def forge() -> Iterator[Forge]:
-    with Forge() as forge:
-        yield forge
-
-
-@pytest.fixture
-def fast_path(tmp_path: Path) -> Iterator[Path]:
-    with in_memory(tmp_path) as path:
-        yield path
-
-
 @pytest.fixture(scope="module", params=["restart", "resume"])
 def template(
     request: pytest.FixtureRequest, forge: Forge, tmp_path_factory: pytest.TempPathFactory

@@ -31,18 +31,6 @@ CHAIN = 15
 
 
 @pytest.fixture(scope="module")
-def forge() -> Iterator[Forge]:
-    with Forge() as forge:
-        yield forge
-
-
-@pytest.fixture
-def fast_path(tmp_path: Path) -> Iterator[Path]:
-    with in_memory(tmp_path) as path:
-        yield path
-
-
-@pytest.fixture(scope="module")
 def away(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backlog]:
     """A machine whose vault is away: two points in it, one in the spool, and changes that are in none."""
     with in_memory(tmp_path_factory.mktemp("away")) as path:
@@ -54,15 +42,6 @@ def fresh(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ba
     """A machine without any point, whose vault went away before its first session."""
     with in_memory(tmp_path_factory.mktemp("fresh")) as path:
         yield waiting(path / "template", forge, 0, in_vault=0)
-
-
-@pytest.fixture(scope="module")
-def two(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backlog]:
-    """A machine whose vault is there again: two points in it, two in the spool, and changes that are in none."""
-    with in_memory(tmp_path_factory.mktemp("two")) as path:
-        backlog = waiting(path / "template", forge, 2)
-        backlog.machine.back()
-        yield backlog
 
 
 def changes_of(backlog: Backlog, path: Path, *arguments: str) -> int:

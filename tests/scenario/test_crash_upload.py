@@ -7,36 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
-
-from tests.scenario.crash_backlog import Backlog, waiting
-from tests.scenario.crash_machine import KILLED, Forge, check_whole, in_memory, objects
+from tests.scenario.crash_backlog import Backlog
+from tests.scenario.crash_machine import KILLED, check_whole, objects
 
 STRIDE = int(os.environ.get("FOREBAY_CRASH_STRIDE", "23"))
-
-
-@pytest.fixture(scope="module")
-def forge() -> Iterator[Forge]:
-    with Forge() as forge:
-        yield forge
-
-
-@pytest.fixture
-def fast_path(tmp_path: Path) -> Iterator[Path]:
-    with in_memory(tmp_path) as path:
-        yield path
-
-
-@pytest.fixture(scope="module")
-def two(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backlog]:
-    """A machine whose vault is there again: two points in it, two in the spool, and changes that are in none."""
-    with in_memory(tmp_path_factory.mktemp("two")) as path:
-        backlog = waiting(path / "template", forge, 2)
-        backlog.machine.back()
-        yield backlog
 
 
 class Whole:

@@ -45,12 +45,6 @@ FILES = (
 
 
 @pytest.fixture(scope="module")
-def forge() -> Iterator[Forge]:
-    with Forge() as forge:
-        yield forge
-
-
-@pytest.fixture(scope="module")
 def quiet(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashMachine]:
     """A machine with two points and changes that are in none of them."""
     with in_memory(tmp_path_factory.mktemp("quiet")) as root:

@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from adapters import main
 from adapters.cli.statesize import room_missing
+from engine.spoolroom import RESERVE_BYTES
 from engine.vault.formatobject import new_store
 
 
@@ -162,22 +163,21 @@ def test_a_spool_that_others_may_look_into_is_warned_of(house: House, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("used", "disk_free", "share"),
+    ("used", "disk_left", "share"),
     [(206, 60, "80%"), (206, 19, "81%"), (10, 19, "81%"), (300, 100, "117%"), (250, 1, "99%")],
 )
 def test_a_spool_that_fills_up_is_warned_of(
     house: House, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    used: int, disk_free: int, share: str,
+    used: int, disk_left: int, share: str,
 ) -> None:  # fmt: skip
     spool = with_spool(house, "max_size = '256 MiB'\n")
     with (spool / "pack").open("wb") as file:
         file.truncate(used << 20)
-    monkeypatch.setattr(
-        "adapters.cli.backlog.shutil.disk_usage", lambda _: SimpleNamespace(free=disk_free << 20, total=100 << 20)
-    )
+    disk = SimpleNamespace(free=(disk_left << 20) + RESERVE_BYTES, total=100 << 20)
+    monkeypatch.setattr("adapters.cli.backlog.shutil.disk_usage", lambda _: disk)
     (warning,) = checked(house, capsys)["warnings"][-1:]
     assert f"spool: {spool} is {share} full" in warning
-    by_disk = disk_free < 20
+    by_disk = disk_left < 20
     assert ("raise [spool] max_size" in warning, "free some of its disk" in warning) == (not by_disk, by_disk)
     assert "sessions fail while the vault is away" in warning
 
