@@ -1,16 +1,20 @@
 """What holds for all tests: those that need root are named when they cannot run, and in CI nothing is skipped.
 
-Tests that call the bench scripts (marker `bench_scripts`) are left out, and counted, where those are not beside the
-checkout: they are no part of it.
+Tests that call the bench scripts (marker `bench_scripts`) or start servers with the scripts beside them (`services`) are
+left out, and counted, where those are not beside the checkout: they are no part of it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.samba import Samba
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
@@ -25,17 +29,36 @@ def bench_scripts() -> Path:
     return Path(os.environ.get("SHARED", Path(__file__).parents[2] / "shared/bench"))
 
 
+def services() -> Path:
+    """Return the folder of the scripts that start servers."""
+    return Path(os.environ.get("SERVICES", Path(__file__).parents[2] / "shared/services"))
+
+
+@pytest.fixture(scope="session")
+def samba(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Samba]:
+    """Return a Samba server that all workers share: keep to a folder of your own, and leave the server alone."""
+    from tests.samba import borrow, give_back
+
+    base = tmp_path_factory.getbasetemp()
+    common = base if worker_id == "master" else base.parent
+    try:
+        yield borrow(common, worker_id)
+    finally:
+        give_back(common, worker_id)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip the tests that need root, by name, where there is none."""
-    if not bench_scripts().is_dir():
-        absent = [item for item in items if item.get_closest_marker("bench_scripts") is not None]
+    folders = {"bench_scripts": bench_scripts(), "services": services()}
+    if missing := [marker for marker, folder in folders.items() if not folder.is_dir()]:
+        absent = [item for item in items if any(item.get_closest_marker(marker) is not None for marker in missing)]
         items[:] = [item for item in items if item not in absent]
         config.hook.pytest_deselected(items=absent)
     if is_root():
         return
     for item in items:
         if item.get_closest_marker("root") is not None:
-            item.add_marker(pytest.mark.skip(reason="needs root: loop devices, mounts"))
+            item.add_marker(pytest.mark.skip(reason="needs root: loop devices, mounts, servers"))
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from adapters.config.load import ConfigProblems, load_config, load_vault, parse_config
+from adapters.config.load import ConfigProblems, load_cache, load_config, load_vault, parse_config
 from adapters.config.model import Cache, Config, Queue, Spool, System, Vault, Volume
+from adapters.config.places import Place, Share
 from adapters.config.secret import Secret
 
 __all__ = [
     "Cache",
     "Config",
     "ConfigProblems",
+    "Place",
     "Queue",
     "Secret",
+    "Share",
     "Spool",
     "System",
     "Vault",
     "Volume",
+    "load_cache",
     "load_config",
     "load_vault",
     "parse_config",

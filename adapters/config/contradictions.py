@@ -9,7 +9,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Final
 
-from adapters.config.model import LANE_BYTES_MAX, MEMORY_BYTES_MAX, Config
+from adapters.config.model import LANE_BYTES_MAX, MEMORY_BYTES_MAX, Cache, Config, Vault
+from adapters.config.places import Share, inside, mapped_drive
 from adapters.config.units import show_size
 
 # What lies in a state directory (adapters/state/directory.py), besides the identity file.
@@ -28,19 +29,49 @@ def contradictions(config: Config) -> list[str]:
     That looks at every folder on the way to each place: at a mounted share that hangs, it hangs.
     """
     _real.cache_clear()
-    return [*_folders(config), *_spool(config), *_volumes(config), *_identity(config), *_memory(config)]
+    return [
+        *logins(config.vault, config.cache),
+        *_folders(config),
+        *_spool(config),
+        *_volumes(config),
+        *_identity(config),
+        *_memory(config),
+    ]
+
+
+def logins(vault: Vault, cache: Cache | None) -> Iterator[str]:
+    """Yield what is wrong with who logs in where: shares need a user, folders take none."""
+    for table, settings in (("[vault]", vault), ("[cache]", cache)):
+        if settings is None:
+            continue
+        if isinstance(settings.place, Share):
+            if settings.user is None:
+                yield f"{table} user is missing: {settings.place} takes a login, user and password_file"
+            continue
+        given = {"user": settings.user, "password_file": settings.password_file}
+        for key in [key for key, value in given.items() if value is not None]:
+            yield f"{table} {key} is for a share, and {settings.place} is a folder: leave it out, or write smb://"
 
 
 def _own_folders(config: Config) -> list[tuple[str, Path]]:
-    found = [("[vault] url", config.vault.folder), ("[system] state_dir", config.system.state_dir)]
-    if config.cache is not None:
-        found.insert(1, ("[cache] path", config.cache.path))
+    """Return the places on this machine that Forebay keeps its own files in, by their settings."""
+    found = [("[system] state_dir", config.system.state_dir)]
     if config.spool is not None:
-        found.insert(-1, ("[spool] path", config.spool.path))
+        found.insert(0, ("[spool] path", config.spool.path))
+    if config.cache is not None and isinstance(config.cache.place, Path):
+        found.insert(0, ("[cache] path", config.cache.place))
+    if isinstance(config.vault.place, Path):
+        found.insert(0, ("[vault] url", config.vault.place))
     return found
 
 
 def _folders(config: Config) -> Iterator[str]:
+    vault, cache = config.vault.place, config.cache.place if config.cache is not None else None
+    if isinstance(vault, Share) and isinstance(cache, Share) and (inside(vault, cache) or inside(cache, vault)):
+        yield f"[vault] url ({vault}) and [cache] path ({cache}) must not lie inside each other"
+    for name, path in _own_folders(config):
+        if (mapped := mapped_drive(path)) is not None:
+            yield f"{name} ({path}): {mapped}"
     for (name, path), (other_name, other) in combinations(_own_folders(config), 2):
         if name == "[spool] path" and other == config.system.state_dir and not _inside(other, path):
             continue  # the spool may lie in there: see `_spool`

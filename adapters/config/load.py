@@ -14,7 +14,7 @@ import msgspec
 from msgspec import NODEFAULT
 from msgspec.structs import FieldInfo
 
-from adapters.config.contradictions import contradictions
+from adapters.config.contradictions import contradictions, logins
 from adapters.config.model import (
     LATER,
     Cache,
@@ -26,6 +26,7 @@ from adapters.config.model import (
     Volume,
     folder_of,
 )
+from adapters.config.places import SmbUrl, is_smb, smb_of
 from adapters.config.units import MIB, parse_duration, parse_size, parse_window, show_duration, show_size
 from engine.errors import ConfigError
 
@@ -93,12 +94,8 @@ def load_vault(source: str) -> Vault:
 
     Raises: ConfigError.
     """
-    if "://" in source:
-        try:
-            folder_of(source, windows=os.name == "nt")
-        except ValueError as error:
-            raise ConfigError(f"vault {source!r} cannot be used: {error}") from None
-        return Vault(url=source)
+    if "://" in source or is_smb(source):
+        return _bare_vault(source)
     if not source or Path(source).is_dir():
         example = Path(os.path.abspath(source)).as_uri() if source else "file:///srv/vault"
         raise ConfigError(f"vault {source!r} is neither a URL nor a TOML file: write a folder as {example}")
@@ -114,7 +111,38 @@ def load_vault(source: str) -> Vault:
     if reader.problems:
         raise ConfigProblems(reader.problems)
     assert isinstance(vault, Vault)
+    if problems := list(logins(vault, None)):
+        raise ConfigProblems([f"{path}: {problem}" for problem in problems])
     return vault
+
+
+def _bare_vault(url: str) -> Vault:
+    """Return the vault of a URL on the command line; what takes a login takes it from the environment."""
+    try:
+        if is_smb(url):
+            smb_of(url)
+        else:
+            folder_of(url, windows=os.name == "nt")
+    except ValueError as error:
+        raise ConfigError(f"vault {url!r} cannot be used: {error}") from None
+    return Vault(url=url, user=_user("FOREBAY_VAULT_USER", url) if is_smb(url) else None)
+
+
+def load_cache(source: str) -> Cache:
+    """Return the cache that a path or an smb:// URL on the command line names. Raises: ConfigError."""
+    if not is_smb(source):
+        return Cache(path=Path(os.path.abspath(source)))
+    try:
+        return Cache(path=smb_of(source), user=_user("FOREBAY_CACHE_USER", source))
+    except ValueError as error:
+        raise ConfigError(f"cache {source!r} cannot be used: {error}") from None
+
+
+def _user(variable: str, where: str) -> str:
+    user = os.environ.get(variable)
+    if not user:
+        raise ConfigError(f"{where} needs a login: set {variable} and {variable.replace('_USER', '_PASSWORD')}")
+    return user
 
 
 def settings(struct: type[msgspec.Struct]) -> dict[str, FieldInfo]:
@@ -238,19 +266,27 @@ class _Reader:
         if kind is Path:
             return self._path(raw)
         unit = _unit_of(meta)
+        if unit == "place":
+            return self._place(raw)
         if unit and not isinstance(raw, str):
             raise ValueError("it must be text" + ("" if unit == "window" else " with a unit"))
         if unit:
             raw = _PARSERS[unit](raw)
         if field.name == "url" and isinstance(raw, str):
-            folder_of(raw, windows=os.name == "nt")
+            if is_smb(raw):
+                smb_of(raw)
+            else:
+                folder_of(raw, windows=os.name == "nt")
         return msgspec.convert(raw, field.type)
+
+    def _place(self, raw: Any) -> Path | SmbUrl:
+        if isinstance(raw, str) and is_smb(raw):
+            return smb_of(raw)
+        return self._path(raw)
 
     def _path(self, raw: Any) -> Path:
         if not isinstance(raw, str):
             raise ValueError("it must be text")
-        if raw.lower().startswith(("smb://", "s3://")):
-            raise ValueError(f"{raw.partition(':')[0]}:// is not supported by this version yet")
         if "://" in raw:
             raise ValueError("it must be a plain path, not a URL")
         if not raw or "\0" in raw:

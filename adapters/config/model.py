@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from adapters.config.places import Place, Share, SmbUrl, is_smb, smb_of
 from adapters.config.units import MIB, TIB
 
 # Packs in flight are bounded per lane, the open one included (DESIGN.md §4); the queue comes on top.
@@ -45,7 +46,22 @@ VolumeName = Annotated[
         r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z",
     ),
 ]
-VaultUrl = Annotated[str, Meta(extra={"allowed": "a file:// URL with an absolute path, such as file:///srv/vault"})]
+VaultUrl = Annotated[
+    str,
+    Meta(
+        extra={
+            "allowed": "a file:// URL with an absolute path, such as file:///srv/vault,"
+            " or smb://server[:port]/share/folder"
+        }
+    ),
+]
+NearPath = Annotated[
+    Path | SmbUrl, Meta(extra={"unit": "place", "allowed": "a path, or smb://server[:port]/share/folder"})
+]
+UserName = Annotated[
+    str,
+    _name("user or DOMAIN\\user or user@domain", r"^[^\x00-\x1f\\/]{1,128}(\\[^\x00-\x1f\\/]{1,128})?\Z"),
+]
 DayWindow = Annotated[
     tuple[int, int],
     Meta(extra={"unit": "window", "allowed": 'two different times of a day, "HH:MM-HH:MM"'}),
@@ -82,9 +98,12 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Vault(msgspec.Struct, frozen=True, kw_only=True):
-    """`[vault]`: the remote store. `folder` is what `url` names."""
+    """`[vault]`: the remote store. `place` is what `url` names."""
 
     url: VaultUrl
+    user: UserName | None = None
+    password_file: Path | None = None
+    smb_encrypt: bool = True
     connect_timeout_s: Annotated[float, _duration(1, 300)] = msgspec.field(default=15.0, name="connect_timeout")
     retries_max: Annotated[int, Meta(ge=0, le=100)] = 5
     retry_within_s: Annotated[float, _duration(1, 3600)] = msgspec.field(default=60.0, name="retry_within")
@@ -98,20 +117,32 @@ class Vault(msgspec.Struct, frozen=True, kw_only=True):
     delta: bool = True
 
     @property
-    def folder(self) -> Path:
-        """The folder the URL names, on the machine this runs on."""
+    def place(self) -> Place:
+        """What the URL names: a folder of the machine this runs on, or one in a share."""
+        if is_smb(self.url):
+            return Share(smb_of(self.url), "vault", self.user, self.password_file, self.smb_encrypt)
         return Path(folder_of(self.url, windows=os.name == "nt"))
 
 
 class Cache(msgspec.Struct, frozen=True, kw_only=True):
     """`[cache]`: the near store; left out, there is none."""
 
-    path: Path
+    path: NearPath
+    user: UserName | None = None
+    password_file: Path | None = None
+    smb_encrypt: bool = True
     enabled: bool = True
     retries_max: Annotated[int, Meta(ge=0, le=1000)] = 20
     on_error: Literal["warn", "error", "fail"] = "warn"
     on_slow: Literal["wait", "skip"] = "wait"
     skip_after_s: Annotated[float, _duration(1, 3600)] = msgspec.field(default=10.0, name="skip_after")
+
+    @property
+    def place(self) -> Place:
+        """What `path` names: a folder of this machine, or one in a share."""
+        if isinstance(self.path, SmbUrl):
+            return Share(self.path, "cache", self.user, self.password_file, self.smb_encrypt)
+        return self.path
 
 
 class Spool(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,8 +191,8 @@ LATER: Final[dict[str, frozenset[str]]] = {
     "": frozenset({"schedule", "bandwidth"}),
     "system": frozenset(),
     "volume": frozenset(),
-    "vault": frozenset({"region", "endpoint_url", "credentials_file", "user", "password_file", "lock"}),
-    "cache": frozenset({"user", "password_file", "verify", "trim"}),
+    "vault": frozenset({"region", "endpoint_url", "credentials_file", "lock"}),
+    "cache": frozenset({"verify", "trim"}),
     "spool": frozenset(),
     "queue": frozenset(),
 }
@@ -175,15 +206,17 @@ def folder_of(url: str, *, windows: bool) -> str:
     from urllib.parse import unquote, urlsplit
 
     scheme = url.partition(":")[0].lower()
-    if scheme in ("s3", "smb"):
+    if scheme == "s3":
         raise ValueError(f"{scheme}:// is not supported by this version yet")
     if not url.lower().startswith("file://"):
-        raise ValueError("it is no file:// URL")
+        raise ValueError("it is no file:// or smb:// URL")
     if "?" in url or "#" in url:
         raise ValueError("? and # must be written %3F and %23")
     parts = urlsplit(url)
     if parts.netloc.lower() not in ("", "localhost"):
-        raise ValueError(f"it names the host {parts.netloc!r}: a local path begins after three slashes")
+        raise ValueError(
+            f"it names the host {parts.netloc!r}: a local path begins after three slashes, a share is written smb://"
+        )
     path = unquote(parts.path, errors="strict")
     if "\0" in path:
         raise ValueError("it holds a zero byte")

@@ -2,7 +2,8 @@
 
 A thread in a hung file system call cannot be cancelled. So every call runs in a thread of its own pool, reports
 its progress through a `Call`, and the coroutine that waits gives up after a stated time without any: the thread
-stays behind, and should it ever wake up it finds itself abandoned and undoes what it began. The threads are
+stays behind, and should it ever wake up it finds itself abandoned and undoes what it began. (A thread that waits for
+a connection is ended by cutting that.) The threads are
 daemons because neither asyncio's nor aiofiles' default pool lets the process end while one of them hangs.
 """
 
@@ -37,10 +38,11 @@ class Abandoned(Exception):
 class Call:
     """One call in a worker thread: the thread reports progress, the waiting side may abandon it."""
 
-    __slots__ = ("_abandoned", "_last_s")
+    __slots__ = ("_abandoned", "_cut", "_is_cut", "_last_s")
 
     def __init__(self) -> None:
         self._abandoned, self._last_s = False, time.monotonic()
+        self._is_cut, self._cut = False, nothing
 
     @property
     def last_s(self) -> float:
@@ -56,6 +58,21 @@ class Call:
     def abandon(self) -> None:
         """Tell the thread, whenever it looks next, to undo what it began."""
         self._abandoned = True
+
+    def waits_on(self, cut: Callable[[], None]) -> None:
+        """Tell the waiting side how to end, from its thread, whatever this thread may hang in from now on."""
+        self._cut = cut
+        if self._is_cut:
+            cut()
+
+    def cut(self) -> None:
+        """Abandon the call, and end what its thread hangs in if that can be ended."""
+        self._abandoned = self._is_cut = True
+        self._cut()
+
+
+def nothing() -> None:
+    """Do nothing: a system call cannot be ended from outside."""
 
 
 class DaemonThreads(Executor):
@@ -141,7 +158,7 @@ class WatchedThreads:
             raise
         finally:
             if not task.done():
-                call.abandon()
+                call.cut()
                 task.cancel()  # its outcome is nobody's any more
             elif not task.cancelled():
                 task.exception()  # seen, also when the caller was cancelled: asyncio must not report it

@@ -1,0 +1,275 @@
+"""One connection to a share, and the few requests a store is made of (worker threads only).
+
+Connection, login and share are this object's own: nothing is taken from, or left in, the library's global cache. One
+thread at a time uses a link, since a server grants its credits by the connection. No request waits with a time of its
+own; whoever watches the call cuts the link (`cut`), and every wait in it ends at once with an error.
+
+No leases or oplocks are asked for, so nothing of the share is cached on this side and no listing is stale.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+from smbprotocol.connection import Connection
+from smbprotocol.exceptions import SMBConnectionClosed, SMBResponseException
+from smbprotocol.header import NtStatus
+from smbprotocol.open import (
+    SMB2CloseRequest,
+    SMB2CreateRequest,
+    SMB2FlushRequest,
+    SMB2QueryDirectoryRequest,
+    SMB2ReadRequest,
+    SMB2SetInfoRequest,
+    SMB2WriteRequest,
+)
+from smbprotocol.session import Session
+from smbprotocol.tree import TreeConnect
+
+from adapters.stores.smberrors import ABSENT, ShortWrite
+
+REQUEST_BYTES: Final = 1 << 20  # larger ones are slower: measured
+CREDIT_BYTES: Final = 1 << 16
+
+READ_ATTRIBUTES: Final = 0x0080
+READ: Final = 0x0001 | READ_ATTRIBUTES
+WRITE: Final = 0x0002 | READ_ATTRIBUTES
+DELETE: Final = 0x0001_0000
+OPEN: Final = 1
+CREATE: Final = 2
+FOLDER: Final = 0x0001  # the options of a create request
+PLAIN_FILE: Final = 0x0040
+DELETE_ON_CLOSE: Final = 0x1000
+SHARE_READ: Final = 1
+SHARE_ALL: Final = 7
+IMPERSONATION: Final = 2
+IS_FOLDER: Final = 0x10  # an attribute
+IS_LINK: Final = 0x400
+FILE_DIRECTORY_INFORMATION: Final = 1
+FILE_RENAME_INFORMATION: Final = 10
+
+_CREATED: Final = struct.Struct("<8xQ8xQ16xQI4x16s")
+_READ: Final = struct.Struct("<2xBxI")
+_QUERIED: Final = struct.Struct("<2xHI")
+_ENTRY: Final = struct.Struct("<I36xQ8xII")
+_NO_MORE: Final = (NtStatus.STATUS_NO_MORE_FILES, NtStatus.STATUS_NO_SUCH_FILE)
+
+for _name in ("smbprotocol", "spnego"):
+    # What they warn of, tracebacks included, is told as an error of ours.
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+    logging.getLogger(_name).propagate = False
+
+
+class Login(msgspec.Struct, frozen=True):
+    """Where and as whom; `encrypt`: nothing but login and negotiation goes over the line in the clear."""
+
+    server: str
+    port: int
+    share: str
+    user: str
+    encrypt: bool
+
+
+class Handle(msgspec.Struct, frozen=True):
+    """An open file or folder: its `size` in bytes, and what changes when another file takes its name."""
+
+    id: bytes
+    size: int
+    created: int
+    written: int
+    attributes: int
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A row of a folder."""
+
+    name: str
+    size: int
+    attributes: int
+
+
+class Link:
+    """A connection, logged in and connected to its share once `open` has returned.
+
+    Names are paths from the share's root with "/" between; "" is the root. All methods raise what the library and the
+    operating system raise; see `smberrors`.
+    """
+
+    def __init__(self, login: Login) -> None:
+        self._login = login
+        self._is_cut = False
+        self._connection = Connection(uuid.uuid4(), login.server, login.port, require_signing=True)
+        self._session: Any = None
+        self._tree: Any = None
+        self._prefix = ""
+
+    def open(self, password: str | None, connect_timeout_s: float) -> None:
+        """Connect, log in, and connect to the share."""
+        login = self._login
+        self._connection.connect(timeout=connect_timeout_s)
+        self._session = Session(
+            self._connection, username=login.user, password=password, require_encryption=login.encrypt
+        )
+        if self._is_cut:
+            raise ConnectionAbortedError
+        self._session.connect()
+        self._tree = TreeConnect(self._session, rf"\\{login.server}\{login.share}")
+        self._tree.connect()
+        if self._tree.is_dfs_share:
+            self._prefix = rf"{login.server}\{login.share}" + "\\"
+
+    def cut(self) -> None:
+        """Make every wait on this link end now, in whatever thread it is; for other threads to call."""
+        self._is_cut = True
+        # The library's own close waits for the thread that sends, which is the one that hangs.
+        transport = self._connection.transport
+        found = transport and transport._sock
+        if found:
+            with suppress(OSError):
+                found.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give the link up without a word to the server, which may hang."""
+        self.cut()
+        if self._connection.transport:
+            with suppress(OSError):
+                self._connection.disconnect(close=False)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether nobody has noticed yet that the link is gone."""
+        return not self._is_cut and bool(self._connection.transport and self._connection.transport.connected)
+
+    def is_garbled(self, error: BaseException) -> bool:
+        """Tell whether `error` came of an answer that made no sense to the library."""
+        return error is self._connection._t_exc
+
+    def _ask(self, message: Any) -> bytes:
+        request = self._connection.send(message, sid=self._session.session_id, tid=self._tree.tree_connect_id)
+        response = self._connection.receive(request, resolve_symlinks=False)
+        return bytes(response["data"].get_value())
+
+    def _path(self, name: str) -> str:
+        return (self._prefix + name.replace("/", "\\")).rstrip("\\")
+
+    def create(
+        self, name: str, access: int, options: int, *, disposition: int = OPEN, sharing: int = SHARE_ALL
+    ) -> Handle:
+        """Open a file or folder, or make it with the disposition CREATE."""
+        message = SMB2CreateRequest()
+        message["impersonation_level"] = IMPERSONATION
+        message["desired_access"] = access
+        message["share_access"] = sharing
+        message["create_disposition"] = disposition
+        message["create_options"] = options
+        message["buffer_path"] = self._path(name).encode("utf-16-le") or b"\0\0"
+        created, written, size, attributes, file_id = _CREATED.unpack_from(self._ask(message))
+        return Handle(file_id, size, created, written, attributes)
+
+    def close_handle(self, handle: Handle) -> None:
+        """Close a file or folder."""
+        message = SMB2CloseRequest()
+        message["file_id"] = handle.id
+        self._ask(message)
+
+    def step_bytes(self) -> int:
+        """Return how much a request may carry now: what server and credits allow, at most `REQUEST_BYTES`."""
+        window, connection = self._connection.sequence_window, self._connection
+        credit_bytes = CREDIT_BYTES * (window["high"] - window["low"] if connection.supports_multi_credit else 1)
+        most = min(connection.max_read_size, connection.max_write_size, connection.max_transact_size)
+        return max(CREDIT_BYTES, min(REQUEST_BYTES, int(most), credit_bytes))
+
+    def read(self, handle: Handle, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset`, b"" only at the end of the file."""
+        message = SMB2ReadRequest()
+        message["length"] = length
+        message["offset"] = offset
+        message["file_id"] = handle.id
+        message["padding"] = b"\x50"
+        try:
+            answer = self._ask(message)
+        except SMBResponseException as error:
+            if error.status == NtStatus.STATUS_END_OF_FILE:
+                return b""
+            raise
+        start, count = _READ.unpack_from(answer)
+        return answer[start - 64 : start - 64 + count]
+
+    def write(self, handle: Handle, offset: int, data: bytes) -> None:
+        """Write `data`, at most `step_bytes()`, at `offset`."""
+        message = SMB2WriteRequest()
+        message["length"] = len(data)
+        message["offset"] = offset
+        message["file_id"] = handle.id
+        message["buffer"] = data
+        count = int.from_bytes(self._ask(message)[4:8], "little")
+        if count != len(data):
+            raise ShortWrite(f"the server took {count} of {len(data)} bytes")
+
+    def flush(self, handle: Handle) -> None:
+        """Return once what was written, and the file's name, is durable."""
+        message = SMB2FlushRequest()
+        message["file_id"] = handle.id
+        self._ask(message)
+
+    def rename(self, handle: Handle, name: str, *, replace: bool) -> None:
+        """Give a file opened with DELETE another name; unless `replace`, one that nothing has yet."""
+        text = self._path(name).encode("utf-16-le")
+        message = SMB2SetInfoRequest()
+        message["info_type"] = 1
+        message["file_info_class"] = FILE_RENAME_INFORMATION
+        message["file_id"] = handle.id
+        message["buffer"] = struct.pack("<B15xI", replace, len(text)) + text
+        self._ask(message)
+
+    def entries(self, name: str, pattern: str) -> Iterator[Entry]:
+        """Yield what lies in a folder and fits `pattern` (`*`: all), in the server's order, as it is read."""
+        folder = self.create(name, READ, FOLDER)
+        try:
+            while True:
+                message = SMB2QueryDirectoryRequest()
+                message["file_information_class"] = FILE_DIRECTORY_INFORMATION
+                message["file_id"] = folder.id
+                message["output_buffer_length"] = self.step_bytes()
+                message["buffer"] = pattern.encode("utf-16-le")
+                try:
+                    answer = self._ask(message)
+                except SMBResponseException as error:
+                    if error.status in _NO_MORE:
+                        break
+                    raise
+                yield from _rows(answer)
+        finally:
+            with suppress(SMBResponseException, SMBConnectionClosed, OSError):
+                self.close_handle(folder)
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a file or folder."""
+        try:
+            self.close_handle(self.create(name, READ_ATTRIBUTES, 0))
+        except SMBResponseException as error:
+            if error.status in ABSENT:
+                return False
+            raise
+        return True
+
+
+def _rows(answer: bytes) -> Iterator[Entry]:
+    start, count = _QUERIED.unpack_from(answer)
+    rows = answer[start - 64 : start - 64 + count]
+    at = 0
+    while rows:
+        step, size, attributes, name_bytes = _ENTRY.unpack_from(rows, at)
+        name = rows[at + _ENTRY.size : at + _ENTRY.size + name_bytes].decode("utf-16-le", "replace")
+        if name not in (".", ".."):
+            yield Entry(name, size, attributes)
+        if not step:
+            return
+        at += step
