@@ -15,10 +15,10 @@ import anyio
 from adapters.clock import SystemClock
 from adapters.config import Config, Spool, Volume
 from adapters.logs import logger
+from adapters.openstore import PlacedStore, open_store
 from adapters.state import turns
 from adapters.state.directory import StateDirectory
 from adapters.state.pause import paused
-from adapters.stores.folder import FolderStore
 from adapters.trackers.compare import CompareTracker
 from adapters.trackers.hints import HintsTracker
 from adapters.version import VERSION
@@ -87,20 +87,20 @@ async def build_setup(
     """Return what a session, or an upload, is made of; see `build_session`."""
     clock = clock or SystemClock()
     owner = identity.system.hex()
-    folder = FolderStore(config.vault.folder, owner, "put", config.vault.connect_timeout_s)
-    stores = [folder]
+    remote = open_store(config.vault.place, owner, connect_timeout_s=config.vault.connect_timeout_s)
+    stores = [remote]
     policy = RetryPolicy(retries_max=config.vault.retries_max, retry_within_s=config.vault.retry_within_s)
-    vault = RetryingStore(folder, policy, clock, random.Random(), partial(_log_retry, "vault"))
+    vault = RetryingStore(remote, policy, clock, random.Random(), partial(_log_retry, "vault"))
     cache = None
     if (settings := config.active_cache) is not None:
         errors = CacheErrorPolicy(settings.on_error, settings.retries_max)
-        near = FolderStore(settings.path, owner, "flush")
+        near = open_store(settings.place, owner, "flush")
         stores.append(near)
         objects = RetryingStore(near, errors.retry(), clock, random.Random(), partial(_log_retry, "cache"))
         cache = CacheSetup(objects, errors, SlowPolicy(settings.on_slow, settings.skip_after_s))
     spool = None
     if config.spool is not None:
-        local = FolderStore(config.spool.path, owner, "flush")
+        local = open_store(config.spool.path, owner, "flush")
         stores.append(local)
         spool = _spool(config.spool, local, state.path, clock, resume=config.vault.on_loss == "resume")
     async with anyio.create_task_group() as group:
@@ -128,7 +128,7 @@ async def build_setup(
     )
 
 
-def _spool(settings: Spool, local: FolderStore, state_dir: Path, clock: Clock, *, resume: bool) -> SpoolSetup:
+def _spool(settings: Spool, local: PlacedStore, state_dir: Path, clock: Clock, *, resume: bool) -> SpoolSetup:
     kept = RetryingStore(local, SPOOL_RETRIES, clock, random.Random(), partial(_log_retry, "spool"))
     where, free = str(settings.path), partial(_free_bytes, settings.path)
 
@@ -172,7 +172,7 @@ def _free_bytes(path: Path) -> int:
         raise StoreUnavailable(f"folder {path} cannot be asked how much room it has: {error.strerror}") from error
 
 
-async def _swept(store: FolderStore) -> None:
+async def _swept(store: PlacedStore) -> None:
     try:
         await store.sweep()
     except StoreError:

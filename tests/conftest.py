@@ -1,7 +1,7 @@
 """What holds for all tests: those that need root are named when they cannot run, and in CI nothing is skipped.
 
-Tests that call the bench scripts (marker `bench_scripts`) or start servers with the scripts beside them (`services`) are
-left out, and counted, where those are not beside the checkout: they are no part of it.
+Tests that call the bench scripts (marker `bench_scripts`), or start servers with the scripts beside those (`services`),
+are left out, and counted, where the scripts are not beside the checkout: they are no part of it.
 """
 
 from __future__ import annotations

@@ -33,12 +33,13 @@ ENGINE_LIBRARIES = words(
 ONE_SYSTEM = words("fcntl grp msvcrt posix pty pwd resource termios tty winreg _winapi ctypes")
 ONE_SYSTEM_FILES = (
     "adapters/allocator.py",
+    "adapters/config/places.py",
     "adapters/state/files.py",
     "adapters/directio.py",
     "adapters/volumes/",
 )
 # Who may import other families of adapters: the composition root and the commands, which compose.
-COMPOSERS = ("adapters/main.py", "adapters/compose.py", "adapters/cli/")
+COMPOSERS = ("adapters/main.py", "adapters/compose.py", "adapters/openstore.py", "adapters/cli/")
 SHARED = frozenset({"version", "clock", "logs", "directio"})
 
 Module = tuple[str, str, ast.Module]

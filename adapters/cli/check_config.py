@@ -12,17 +12,18 @@ import click
 from adapters.cli import frame
 from adapters.cli.progress import bytes_text
 from adapters.cli.statesize import bytes_per_block, room_missing
-from adapters.cli.storeplaces import folders
+from adapters.cli.storeplaces import near_places, why_not_remote
 from adapters.cli.writable import nearest_existing, why_not_writable
 from engine.block import BLOCK_BYTES
 from engine.errors import ConfigError, SourceError, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
-    from adapters.config import Config, Volume
+    from adapters.config import Config, Place, Volume
     from engine.vault.formatobject import FormatObject, StoreKind
     from engine.vault.identity import Identity
 
 SAMPLE_BYTES: Final = 4096
+OWNER: Final = "check"  # stands in the names of temporary files
 
 
 @click.command(
@@ -72,7 +73,7 @@ def examine(config: Config) -> dict[str, Any]:
         "system": config.system.name,
         "volumes": [{"name": each.name, "path": each.path, "bytes": sizes[each.name]} for each in config.volumes],
         "vault": {"url": config.vault.url},
-        "cache": None if cache is None else {"path": cache.path, "enabled": cache.enabled},
+        "cache": None if cache is None else {"path": str(cache.place), "enabled": cache.enabled},
         "spool": spool,
         "state": {"path": config.system.state_dir, "bytes_max": state_bytes},
         "memory_bytes_max": config.memory_bytes,
@@ -134,33 +135,37 @@ def _volume_bytes(volume: Volume, problems: list[str]) -> int | None:
         return None
 
 
-async def _store_in(kind: StoreKind, folder: Path, config: Config) -> FormatObject:
-    """Return the marker of the store in `folder`. Raises: StoreError."""
-    from adapters.stores.folder import FolderStore
+async def _store_in(kind: StoreKind, place: Place, config: Config) -> FormatObject:
+    """Return the marker of the store in a place. Raises: StoreError."""
+    from adapters.openstore import open_store
     from engine.vault.formatobject import read_format
 
-    store = FolderStore(folder, "check", stall_timeout_s=config.vault.connect_timeout_s)
+    timeout_s = config.vault.connect_timeout_s
+    store = open_store(place, OWNER, connect_timeout_s=timeout_s, stall_timeout_s=timeout_s)
     return await read_format(store, kind, "write")
 
 
 def _check_stores(config: Config, identity: Identity | None, problems: list[str]) -> None:
-    for kind, folder in [("vault", config.vault.folder), *folders(config)]:
+    for kind, place in [("vault", config.vault.place), *near_places(config)]:
         expected = None
         if identity is not None:
             expected = {"vault": identity.vault, "cache": identity.cache, "spool": identity.spool}[kind]
         pending = identity is None or expected is None or (kind == "vault" and identity.vault_pending)
         try:
-            found = frame.run_async(partial(_store_in, kind, folder, config))
+            found = frame.run_async(partial(_store_in, kind, place, config))
         except StoreError as error:
             makes = ", or run 'forebay init' to make it" if pending and isinstance(error, StoreUnavailable) else ""
-            problems.append(_naming(folder, f"{kind}: ", error) + makes)
+            problems.append(_naming(place, f"{kind}: ", error) + makes)
             continue
         if identity is not None and found.store != expected:
             move = f"move {config.system.identity_file} away (and keep it) and run 'forebay init' to enrol in this one"
             adopt = f"run 'forebay init{'' if expected is None else f' --{kind}'}' to adopt it"
             way = move if kind == "vault" else adopt
-            problems.append(f"{kind} {folder}: another store than the one init was run for: mount that one, or {way}")
-        _check_writable(kind, folder, problems)
+            problems.append(f"{kind} {place}: another store than the one init was run for: mount that one, or {way}")
+        if isinstance(place, Path):
+            _check_writable(kind, place, problems)
+        elif (why := frame.run_async(partial(why_not_remote, place, config, OWNER))) is not None:
+            problems.append(f"{kind}: {why}")
 
 
 def _check_spool(
@@ -232,6 +237,6 @@ def _identity(config: Config, problems: list[str]) -> Identity | None:
     return identity
 
 
-def _naming(path: Path, what: str, error: Exception) -> str:
+def _naming(path: Place, what: str, error: Exception) -> str:
     """Return the error's sentence, with the path where it does not name it itself."""
     return f"{what}{error}" if str(path) in str(error) else f"{what}{path}: {error}"

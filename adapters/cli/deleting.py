@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -15,8 +14,8 @@ from adapters.cli.recovering import point_time, problem_lines
 from engine.errors import ConfigError, ObjectMissing, StoreError
 
 if TYPE_CHECKING:
-    from adapters.config import Config
-    from adapters.stores.folder import FolderStore
+    from adapters.config import Config, Place
+    from adapters.openstore import PlacedStore
     from engine.names import PointId
     from engine.spool import Spool
     from engine.vault.identity import Identity
@@ -97,20 +96,20 @@ async def _open(config: Config) -> tuple[Identity, Spool]:
     identity = files.load(config.system.identity_file)
     path = config.spool.path
     store = _store(path, config, identity)
-    return identity, await Spool.open(store, identity, str(path), also=[_store(config.vault.folder, config, identity)])
+    return identity, await Spool.open(store, identity, str(path), also=[_store(config.vault.place, config, identity)])
 
 
-def _store(folder: Path, config: Config, identity: Identity) -> FolderStore:
-    from adapters.stores.folder import FolderStore
+def _store(place: Place, config: Config, identity: Identity) -> PlacedStore:
+    from adapters.openstore import open_store
 
-    return FolderStore(folder, identity.system.hex(), connect_timeout_s=config.vault.connect_timeout_s)
+    return open_store(place, identity.system.hex(), connect_timeout_s=config.vault.connect_timeout_s)
 
 
 async def _in_vault(config: Config, identity: Identity, text: str) -> PointId | None:
     """Return the point of this system in the vault whose id begins with `text`, if the vault can be asked."""
     from engine.names import PointId
 
-    vault = _store(config.vault.folder, config, identity)
+    vault = _store(config.vault.place, config, identity)
     prefix = f"root/{identity.system.hex()}/"
     try:
         await vault.probe()
@@ -166,7 +165,7 @@ async def _tell_cache(config: Config, identity: Identity, spool: Spool, point: P
 
     if config.active_cache is None or identity.cache is None:
         return []
-    cache = _store(config.active_cache.path, config, identity)
+    cache = _store(config.active_cache.place, config, identity)
     try:
         if (await read_format(cache, "cache", "write")).store != identity.cache:
             return []

@@ -18,7 +18,6 @@ import gc
 import json
 import os
 import signal
-import stat
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -44,7 +43,6 @@ T = TypeVar("T")
 _PRECEDENCE: Final = (USAGE, RUNNING, FAILED, SOMETHING_MISSING, IN_SPOOL, DONE)
 
 STOPPED: Final = "stopped before it was done: run it again"
-PASSPHRASE_BYTES_MAX: Final = 4096
 
 
 class Context:
@@ -207,39 +205,16 @@ def read_passphrase(file: Path | None, *, confirm: bool = False) -> Secret:
 
     `confirm`: ask twice, for a passphrase that is being chosen. Raises: ConfigError.
     """
-    from adapters.config.secret import Secret
+    from adapters.config.secret import Secret, read_secret
 
     if file is not None:
-        return Secret(_passphrase_in(file))
+        return read_secret("passphrase", file)
     value = os.environ.get("FOREBAY_PASSPHRASE", "")
     if not value and sys.stdin.isatty() and sys.stderr.isatty():
         value = click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True)
     if not value:
         raise ConfigError("a passphrase is needed: give --passphrase-file FILE or set FOREBAY_PASSPHRASE")
     return Secret(value)
-
-
-def _passphrase_in(file: Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            # Group rights are left alone: systemd hands credentials over with them.
-            if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & 0o007:
-                raise ConfigError(f"passphrase file {file} is open to every user: run chmod o= on it")
-            data = stream.read(PASSPHRASE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"passphrase file {file} cannot be read: {error.strerror or error}") from None
-    if len(data) > PASSPHRASE_BYTES_MAX:
-        raise ConfigError(f"passphrase file {file} is longer than {PASSPHRASE_BYTES_MAX} bytes: is it the right file?")
-    try:
-        text = data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        raise ConfigError(f"passphrase file {file} is not UTF-8 text: is it the right file?") from None
-    if not text:
-        raise ConfigError(f"passphrase file {file} is empty")
-    if "\n" in text:
-        raise ConfigError(f"passphrase file {file} has more than one line: is it the right file?")
-    return text
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,15 @@ import click
 
 from adapters.cli import frame, inittext, keyfile
 from adapters.cli.inittext import Outcome
-from adapters.cli.storeplaces import check_marker, check_writable, folders, has_slots, look_at, make_store, open_store
+from adapters.cli.storeplaces import (
+    check_marker,
+    check_writable,
+    has_slots,
+    look_at,
+    make_store,
+    near_places,
+    open_place,
+)
 from engine.errors import ConfigError, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -77,7 +85,7 @@ def command(
     elif enrolled is not None and not replace:
         outcome = frame.run_async(partial(_again, config, enrolled))
     else:
-        founding = _survey(config, replace)
+        founding = frame.run_async(partial(_survey, config, replace))
         secret = _passphrase(passphrase_file, founding=founding, generate=generate)
         key = keyfile.read_key_file(key_file)
         outcome = frame.run_async(partial(_enrol, config, enrolled, secret, key, replace=replace, founding=founding))
@@ -107,31 +115,43 @@ def _existing_identity(config: Config, replace: bool) -> Identity | None:
     return identity
 
 
-def _survey(config: Config, replace: bool) -> bool:
+async def _survey(config: Config, replace: bool) -> bool:
     """Look at all places before anything is changed; return whether a domain is to be founded.
 
     Raises: ConfigError, StoreUnavailable, StoreRejected, StoreCorrupt, FormatTooNew.
     """
-    _survey_near(config)
-    if look_at("vault", config.vault.folder, config) == "new":
+    await _survey_near(config)
+    if await look_at("vault", config.vault.place, config) == "new":
         if replace:
             raise ConfigError(
                 f"the vault {config.vault.url} is empty, there is no system {config.system.name!r} to replace: "
                 "mount its disk, or leave --replace out"
             )
-        check_writable(config)
+        await check_writable(config)
         return True
-    frame.run_async(partial(check_marker, config.vault.folder, "vault"))
-    founding = not frame.run_async(partial(has_slots, config.vault.folder))
-    check_writable(config)
+    await check_marker(config.vault.place, "vault", config)
+    founding = not await has_slots(config.vault.place, config)
+    await check_writable(config)
     return founding
 
 
-def _survey_near(config: Config) -> None:
+async def _survey_near(config: Config) -> None:
     """Look at cache and spool. Raises: as `_survey`."""
-    for kind, folder in folders(config):
-        if look_at(kind, folder, config) == "store":
-            frame.run_async(partial(check_marker, folder, kind))
+    for kind, place in near_places(config):
+        if await look_at(kind, place, config) == "store":
+            await check_marker(place, kind, config)
+
+
+async def _survey_offline(config: Config) -> None:
+    """Look at all places while there is no vault yet. Raises: ConfigError if there is one; as `_survey`."""
+    try:
+        there = await look_at("vault", config.vault.place, config) == "store"
+    except (ConfigError, StoreError):
+        there = False  # no disk is mounted there yet, no server answers: which is what --offline is for
+    if there:
+        raise ConfigError(f"the vault {config.vault.url} is there: leave --offline out")
+    await _survey_near(config)
+    await check_writable(config, vault=False)
 
 
 def _passphrase(file: Path | None, *, founding: bool, generate: bool) -> Secret:
@@ -151,8 +171,8 @@ async def _prepare(config: Config) -> None:
     from adapters.state.files import Disk
 
     await anyio.to_thread.run_sync(Disk().make_folder, config.system.state_dir)
-    for kind, folder in folders(config):
-        await make_store(kind, folder, config)
+    for kind, place in near_places(config):
+        await make_store(kind, place, config)
 
 
 async def _enrol(
@@ -176,9 +196,9 @@ async def _enrol(
     if founding:
         # What can fail here fails before the vault is touched; a join first shows that its passphrase is right.
         await _prepare(config)
-        await make_store("vault", config.vault.folder, config)
+        await make_store("vault", config.vault.place, config)
     enrolment = await enrol(
-        open_store(config.vault.folder, config),
+        open_place(config.vault.place, config),
         config.system.name,
         secret.reveal(),
         key,
@@ -192,7 +212,7 @@ async def _enrol(
     await _prepare(config)
     await anyio.to_thread.run_sync(files.save, path, enrolment.identity)
     outcome = Outcome(enrolment.identity, enrolment, replaced=replace, problems=list(enrolment.problems))
-    for kind, _ in folders(config):
+    for kind, _ in near_places(config):
         try:
             await _adopt(config, outcome, kind)
         except ConfigError as error:  # the system is enrolled all the same
@@ -213,14 +233,7 @@ def _offline(
             f"init --offline needs a [spool] table in {config.source}: without a spool nothing could be backed up "
             "while there is no vault"
         )
-    try:
-        there = look_at("vault", config.vault.folder, config) == "store"
-    except ConfigError:
-        there = False  # no disk is mounted there yet, which is what --offline is for
-    if there:
-        raise ConfigError(f"the vault {config.vault.url} is there: leave --offline out")
-    _survey_near(config)
-    check_writable(config, vault=False)
+    frame.run_async(partial(_survey_offline, config))
     secret = _passphrase(passphrase_file, founding=True, generate=generate)
     key = keyfile.read_key_file(key_file)
     return frame.run_async(partial(_found_offline, config, secret, key))
@@ -252,7 +265,7 @@ async def _again(config: Config, identity: Identity) -> Outcome:
 
     if identity.vault_pending:
         return await _first_contact(config, identity)
-    vault = open_store(config.vault.folder, config)
+    vault = open_place(config.vault.place, config)
     try:
         check_vault(identity, await read_format(vault, "vault", "write"))
     except StoreUnavailable as error:
@@ -273,9 +286,9 @@ async def _first_contact(config: Config, identity: Identity) -> Outcome:
     from adapters.state import identity as files
     from engine.vault.offline import finish_pending, pending_format
 
-    folder = config.vault.folder
-    await make_store("vault", folder, config, pending_format(identity))
-    identity = await finish_pending(open_store(folder, config), identity)
+    place = config.vault.place
+    await make_store("vault", place, config, pending_format(identity))
+    identity = await finish_pending(open_place(place, config), identity)
     await anyio.to_thread.run_sync(files.save, config.system.identity_file, identity)
     return await _near(config, Outcome(identity, vault_made=True))
 
@@ -284,20 +297,20 @@ async def _near(config: Config, outcome: Outcome) -> Outcome:
     """Adopt cache and spool where there was none before; say what is wrong with those there were."""
     from engine.vault.formatobject import read_format
 
-    for kind, folder in folders(config):
+    for kind, place in near_places(config):
         known = _known(outcome.identity, kind)
         if known is None:
-            await make_store(kind, folder, config)
+            await make_store(kind, place, config)
             await _adopt(config, outcome, kind)
             continue
         try:
-            found = await read_format(open_store(folder, config), kind)
+            found = await read_format(open_place(place, config), kind)
         except StoreError as error:
             outcome.problems.append(f"the {kind} cannot be used: {error}" + _if_moved(kind))
             continue
         if found.store != known:
             outcome.problems.append(
-                f"the {kind} in {folder} is not the one this system adopted: put that one back, or run "
+                f"the {kind} in {place} is not the one this system adopted: put that one back, or run "
                 f"'forebay init --{kind}' to adopt this one"
             )
     return outcome
@@ -318,18 +331,21 @@ def _if_moved(kind: StoreKind) -> str:
 
 async def _only(config: Config, identity: Identity | None, kinds: list[StoreKind]) -> Outcome:
     """Adopt stores of these kinds, new or in place of others; the vault need not be there. Raises: ConfigError."""
-    settings = {"cache": config.cache, "spool": config.spool}
+    places = {
+        "cache": config.cache.place if config.cache is not None else None,
+        "spool": config.spool.path if config.spool is not None else None,
+    }
     for kind in kinds:
         if identity is None:
             raise ConfigError(f"this system is not enrolled yet: run 'forebay init' without --{kind}")
-        if settings[kind] is None:
+        if places[kind] is None:
             raise ConfigError(f"{config.source} has no [{kind}] table: add one, then run 'forebay init --{kind}' again")
     assert identity is not None
     outcome = Outcome(identity)
     for kind in kinds:
-        store = settings[kind]
-        assert store is not None
-        await make_store(kind, store.path, config)
+        place = places[kind]
+        assert place is not None
+        await make_store(kind, place, config)
         await _adopt(config, outcome, kind)
     if identity.spool not in (None, outcome.identity.spool):
         outcome.forgotten = identity.spool
@@ -347,11 +363,11 @@ async def _adopt(config: Config, outcome: Outcome, kind: StoreKind) -> None:
     known = await _own_certificates(config, before)
     if kind == "cache":
         assert config.cache is not None
-        adoption = await adopt_cache(open_store(config.cache.path, config), before, known)
+        adoption = await adopt_cache(open_place(config.cache.place, config), before, known)
         outcome.cache_foreign = adoption.foreign
     else:
         assert config.spool is not None
-        adoption = await adopt_spool(open_store(config.spool.path, config), before, known)
+        adoption = await adopt_spool(open_place(config.spool.path, config), before, known)
     outcome.identity = adoption.identity
     if adoption.identity != before:
         outcome.adopted.add(kind)
@@ -363,6 +379,6 @@ async def _own_certificates(config: Config, identity: Identity) -> Certificates 
     from engine.vault.certificate import Certificates
 
     try:
-        return await Certificates.load(open_store(config.vault.folder, config), identity.domain, identity.vault_public)
+        return await Certificates.load(open_place(config.vault.place, config), identity.domain, identity.vault_public)
     except StoreError:
         return None

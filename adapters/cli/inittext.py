@@ -44,7 +44,7 @@ def document(config: Config, outcome: Outcome, code: int) -> dict[str, Any]:
         "cache": None
         if cache is None
         else {
-            "path": cache.path,
+            "path": str(cache.place),
             "store": identity.cache,
             "adopted": "cache" in outcome.adopted,
             "other_domains": outcome.cache_foreign,
@@ -98,12 +98,13 @@ def _enrolled(config: Config, outcome: Outcome) -> str:
 
 def _stores(config: Config, outcome: Outcome) -> list[str]:
     lines = []
-    paths = {"cache": config.active_cache, "spool": config.spool}
-    for kind, settings in paths.items():
-        if settings is None:
+    cache, spool = config.active_cache, config.spool
+    places = {"cache": cache.place if cache is not None else None, "spool": spool.path if spool is not None else None}
+    for kind, place in places.items():
+        if place is None:
             continue
         if kind in outcome.adopted:
-            lines.append(f"The {kind} in {settings.path} is adopted.")
+            lines.append(f"The {kind} in {place} is adopted.")
         elif outcome.enrolment is None and not outcome.problems:
-            lines.append(f"The {kind} in {settings.path} is the one it has adopted.")
+            lines.append(f"The {kind} in {place} is the one it has adopted.")
     return lines

@@ -43,7 +43,7 @@ def command(
     yes: bool,
     vault: str | None,
     spool: Path | None,
-    cache: Path | None,
+    cache: str | None,
     passphrase_file: Path | None,
     key_file: Path | None,
 ) -> int:

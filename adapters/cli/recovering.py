@@ -21,6 +21,7 @@ from engine.errors import ConfigError, StateCorrupt, StoreRejected
 
 if TYPE_CHECKING:
     from adapters.config import Config
+    from adapters.config import Place as StorePlace
     from engine.names import PointId
     from engine.recovery.access import Access
     from engine.recovery.places import Place, Places, Problems
@@ -37,7 +38,7 @@ class Request:
     """What the options said."""
 
     vault: str | None
-    cache: Path | None
+    cache: str | None
     spool: Path | None
     only_cache: bool = False
     passphrase_file: Path | None = None
@@ -56,9 +57,8 @@ def place_options(function: Callable[..., T]) -> Callable[..., T]:
         frame.passphrase_option,
         click.option(
             "--cache",
-            type=click.Path(path_type=Path),
             metavar="PATH",
-            help="Instead of --config: read from this cache.",
+            help="Instead of --config: read from this cache, a folder or smb://server/share/folder.",
         ),
         click.option(
             "--spool",
@@ -141,19 +141,20 @@ class Opener:
 
     def _places(self, problems: Problems) -> list[Place]:
         """Return the places, nearest first. Raises: ConfigError."""
-        from adapters.config import load_vault
+        from adapters.config import load_cache, load_vault
         from engine.recovery.places import CACHE, SPOOL, VAULT
 
-        cache, spool, vault = self.request.cache, self.request.spool, None
+        cache = load_cache(self.request.cache).place if self.request.cache is not None else None
+        spool, vault = self.request.spool, None
         if self.config is not None:
-            cache = self.config.active_cache.path if self.config.active_cache is not None else None
+            cache = self.config.active_cache.place if self.config.active_cache is not None else None
             spool = self.config.spool.path if self.config.spool is not None else None
             vault = self.config.vault
             self.folders.append(self.config.system.state_dir)
         elif self.request.vault is not None:
             vault = load_vault(self.request.vault)
-        self.folders += [path for path in (cache, spool) if path is not None]
-        self.folders += [vault.folder] if vault is not None else []
+        known = (cache, spool, vault.place if vault is not None else None)
+        self.folders += [place for place in known if isinstance(place, Path)]
         if self.identity is not None and self.identity.vault_pending:
             vault = None  # none was made yet
         if self.identity is not None and self.identity.spool is None and spool is not None:
@@ -169,20 +170,20 @@ class Opener:
             if path is not None
         ]
         if vault is not None:
-            places.append(self._place(VAULT, vault.url, vault.folder, vault.connect_timeout_s))
+            places.append(self._place(VAULT, vault.url, vault.place, vault.connect_timeout_s))
         if not places:
             raise ConfigError("there is no vault yet, and no spool or cache to read from: run 'forebay init'")
         return places
 
     @staticmethod
-    def _place(name: str, where: str, folder: Path, connect_timeout_s: float) -> Place:
+    def _place(name: str, where: str, place: StorePlace, connect_timeout_s: float) -> Place:
         from adapters.clock import SystemClock
-        from adapters.stores.folder import FolderStore
+        from adapters.openstore import open_store
         from engine.pipeline.retry import RetryingStore
         from engine.policy import RetryPolicy
         from engine.recovery.places import Place
 
-        store = FolderStore(folder, OWNER, connect_timeout_s=connect_timeout_s)
+        store = open_store(place, OWNER, connect_timeout_s=connect_timeout_s)
         return Place(name, where, RetryingStore(store, RetryPolicy(), SystemClock(), random.Random()))
 
     async def _check(self, place: Place) -> None:

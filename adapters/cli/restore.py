@@ -68,7 +68,7 @@ def command(
     overwrite: bool,
     vault: str | None,
     spool: Path | None,
-    cache: Path | None,
+    cache: str | None,
     passphrase_file: Path | None,
     key_file: Path | None,
 ) -> int:

@@ -68,7 +68,7 @@ def command(context: frame.Context, last: int) -> int:
 def _cache(config: Config) -> dict[str, Any] | None:
     if config.cache is None:
         return None
-    return {"path": str(config.cache.path), "enabled": config.cache.enabled}
+    return {"path": str(config.cache.place), "enabled": config.cache.enabled}
 
 
 def _spool(config: Config, identity: Identity) -> tuple[dict[str, Any] | None, list[str]]:

@@ -1,4 +1,7 @@
-"""The places of stores as `init` finds them: a store, a place where one can be made, or neither and why."""
+"""The places of stores as `init` finds them: a store, a place where one can be made, or neither and why.
+
+A folder is looked at as it lies there; of a share its server is asked.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,37 @@ from adapters.cli.writable import nearest_existing, why_not_writable
 from engine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from adapters.config import Config
-    from adapters.stores.folder import FolderStore
+    from adapters.config import Config, Place, Share
+    from adapters.openstore import PlacedStore
     from engine.vault.formatobject import StoreKind
 
+OWNER: Final = "init"  # stands in the names of temporary files
 OWNER_ONLY: Final = 0o700
 
 
-def folders(config: Config) -> list[tuple[StoreKind, Path]]:
-    """Return the stores near this machine that the configuration has and uses, with their folders."""
-    found: list[tuple[StoreKind, Path]] = []
+def near_places(config: Config) -> list[tuple[StoreKind, Place]]:
+    """Return the stores near this machine that the configuration has and uses, with their places."""
+    found: list[tuple[StoreKind, Place]] = []
     if config.active_cache is not None:
-        found.append(("cache", config.active_cache.path))
+        found.append(("cache", config.active_cache.place))
     if config.spool is not None:
         found.append(("spool", config.spool.path))
     return found
 
 
-def look_at(kind: StoreKind, folder: Path, config: Config) -> Literal["store", "new"]:
-    """Tell a store from a place where one can be made. Raises: ConfigError."""
+async def look_at(kind: StoreKind, place: Place, config: Config) -> Literal["store", "new"]:
+    """Tell a store from a place where one can be made. Raises: ConfigError; of a share StoreError, too."""
+    if isinstance(place, Path):
+        return _look_at_folder(kind, place, config)
+    from adapters.openstore import open_remote
+
+    try:
+        return await open_remote(place, OWNER, connect_timeout_s=config.vault.connect_timeout_s).look()
+    except ConfigError as error:
+        raise ConfigError(f"{kind}: {error}") from None
+
+
+def _look_at_folder(kind: StoreKind, folder: Path, config: Config) -> Literal["store", "new"]:
     from adapters.stores.plainnames import TMP
     from engine.names import FORMAT
 
@@ -48,11 +63,15 @@ def look_at(kind: StoreKind, folder: Path, config: Config) -> Literal["store", "
     return "new"
 
 
-def check_writable(config: Config, *, vault: bool = True) -> None:
+async def check_writable(config: Config, *, vault: bool = True) -> None:
     """Return if every place can be written to, so that none is left half made. Raises: ConfigError."""
-    places: list[tuple[str, Path]] = [("vault", config.vault.folder)] if vault else []
+    places: list[tuple[str, Place]] = [("vault", config.vault.place)] if vault else []
     places += [("state_dir", config.system.state_dir), ("identity_file", config.system.identity_file.parent)]
-    for what, folder in [*places, *folders(config)]:
+    for what, folder in [*places, *near_places(config)]:
+        if not isinstance(folder, Path):
+            if (why := await why_not_remote(folder, config)) is not None:
+                raise ConfigError(f"{what}: {why}; nothing was changed")
+            continue
         try:
             existing = nearest_existing(folder)
             reason = why_not_writable(existing)
@@ -62,32 +81,36 @@ def check_writable(config: Config, *, vault: bool = True) -> None:
             raise ConfigError(f"{what}: {existing} cannot be written to ({reason}); nothing was changed")
 
 
-def open_store(folder: Path, config: Config) -> FolderStore:
-    """Return the store in a folder."""
-    from adapters.stores.folder import FolderStore
+async def why_not_remote(place: Share, config: Config, owner: str = OWNER) -> str | None:
+    """Return why nothing can be put in a share, None if it can."""
+    from adapters.openstore import open_remote
 
-    return FolderStore(folder, "init", connect_timeout_s=config.vault.connect_timeout_s)
+    return await open_remote(place, owner, connect_timeout_s=config.vault.connect_timeout_s).why_not_writable()
 
 
-async def check_marker(folder: Path, kind: StoreKind) -> None:
-    """Return if the folder holds a store of this kind that may be written to. Raises: StoreError."""
-    from adapters.stores.folder import FolderStore
+def open_place(place: Place, config: Config) -> PlacedStore:
+    """Return the store in a place."""
+    from adapters.openstore import open_store
+
+    return open_store(place, OWNER, connect_timeout_s=config.vault.connect_timeout_s)
+
+
+async def check_marker(place: Place, kind: StoreKind, config: Config) -> None:
+    """Return if the place holds a store of this kind that may be written to. Raises: StoreError."""
     from engine.vault.formatobject import read_format
 
-    await read_format(FolderStore(folder, "init"), kind, "write")
+    await read_format(open_place(place, config), kind, "write")
 
 
-async def has_slots(folder: Path) -> bool:
+async def has_slots(place: Place, config: Config) -> bool:
     """Tell whether a store has key slots: a domain. Raises: StoreError."""
-    from adapters.stores.folder import FolderStore
-
-    async for _ in FolderStore(folder, "init").list("key/"):
+    async for _ in open_place(place, config).list("key/"):
         return True
     return False
 
 
-async def make_store(kind: StoreKind, folder: Path, config: Config, marker: bytes | None = None) -> None:
-    """Make a store in a folder that holds none yet, with a random id or with this format object.
+async def make_store(kind: StoreKind, place: Place, config: Config, marker: bytes | None = None) -> None:
+    """Make a store in a place that holds none yet, with a random id or with this format object.
 
     The spool lies on the machine itself: its folder is the owner's only.
 
@@ -95,13 +118,21 @@ async def make_store(kind: StoreKind, folder: Path, config: Config, marker: byte
     """
     import anyio.to_thread
 
-    from adapters.stores.folder import FolderStore
     from engine.vault.formatobject import new_store
 
-    if look_at(kind, folder, config) == "new":
+    if await look_at(kind, place, config) != "new":
+        return
+    marker = marker or new_store(kind).encode()
+    if isinstance(place, Path):
+        from adapters.stores.folder import FolderStore
+
         if kind == "spool":
-            await anyio.to_thread.run_sync(_make_private, folder)
-        await FolderStore.create(folder, marker or new_store(kind).encode())
+            await anyio.to_thread.run_sync(_make_private, place)
+        await FolderStore.create(place, marker)
+    else:
+        from adapters.openstore import open_remote
+
+        await open_remote(place, OWNER, connect_timeout_s=config.vault.connect_timeout_s).create(marker)
 
 
 def _make_private(folder: Path) -> None:

@@ -102,7 +102,7 @@ def _checked(server: str, port: int, names: list[str]) -> SmbUrl:
             raise ValueError(f"{name!r} is no name on a share")
         if len(name.encode("utf-16-le")) > 2 * SEGMENT_CHARS_MAX:
             raise ValueError(f"a name is longer than {SEGMENT_CHARS_MAX} characters")
-    return SmbUrl(server, names[0], "/".join(names[1:]), port)
+    return SmbUrl(server.lower(), names[0], "/".join(names[1:]), port)
 
 
 def inside(inner: Share, outer: Share) -> bool:

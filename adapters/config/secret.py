@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+import os
+import stat
+from pathlib import Path
+from typing import Final, NoReturn
+
+from engine.errors import ConfigError
+
+SECRET_BYTES_MAX: Final = 4096
 
 
 class Secret:
@@ -25,3 +32,30 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a secret is not to be pickled or copied")
+
+
+def read_secret(what: str, file: Path) -> Secret:
+    """Return the one line of a secret file, which only its owner (and its group) may read; `what`: for messages.
+
+    Raises: ConfigError.
+    """
+    try:
+        with file.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            # Group rights are left alone: systemd hands credentials over with them.
+            if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & 0o007:
+                raise ConfigError(f"{what} file {file} is open to every user: run chmod o= on it")
+            data = stream.read(SECRET_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"{what} file {file} cannot be read: {error.strerror or error}") from None
+    if len(data) > SECRET_BYTES_MAX:
+        raise ConfigError(f"{what} file {file} is longer than {SECRET_BYTES_MAX} bytes: is it the right file?")
+    try:
+        text = data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{what} file {file} is not UTF-8 text: is it the right file?") from None
+    if not text:
+        raise ConfigError(f"{what} file {file} is empty")
+    if "\n" in text:
+        raise ConfigError(f"{what} file {file} has more than one line: is it the right file?")
+    return Secret(text)

@@ -49,7 +49,7 @@ def with_table(table: str, line: str) -> str:
 def test_three_settings_are_enough() -> None:
     config = parsed(MINIMAL)
     assert config.system.name == "web-01"
-    assert config.vault.folder == Path("/srv/vault")
+    assert config.vault.place == Path("/srv/vault")
     assert [(volume.name, volume.path) for volume in config.volumes] == [("data", Path("/dev/vg0/data"))]
     assert (config.cache, config.spool, config.vault.on_loss) == (None, None, "restart")
     assert config.queue.size_bytes == 64 << 20
@@ -149,7 +149,7 @@ def test_relative_paths_are_meant_from_the_folder_of_the_file() -> None:
         ("system", "state_dir = 5", "[system] state_dir = 5 cannot be used: it must be text; allowed: a path"),
         ("system", 'state_dir = "~/x"', "~ is not expanded: write the whole path"),
         ("system", 'state_dir = ""', "it is empty"),
-        ("cache", 'path = "smb://nas/share"', "smb:// is not supported by this version yet"),
+        ("cache", 'path = "smb://nas/share"', "it names no folder in the share: write smb://server/share/folder"),
         ("cache", 'path = "file:///x"', "it must be a plain path, not a URL"),
         ("cache", "verify = { every = '24 h' }", "[cache] verify is not supported by this version yet: remove it"),
         ("vault", 'reconnect_window = "25 h"', '[vault] reconnect_window = "25 h"; allowed: 0 s to 24 h'),
@@ -180,8 +180,8 @@ def test_a_bad_setting_is_named_with_its_table_and_what_is_allowed(table: str, l
     ("url", "words"),
     [
         ("s3://bucket/x", "s3:// is not supported by this version yet"),
-        ("smb://nas/share", "smb:// is not supported by this version yet"),
-        ("/srv/vault", "it is no file:// URL; allowed: a file:// URL with an absolute path"),
+        ("smb://nas/share", "it names no folder in the share: write smb://server/share/folder"),
+        ("/srv/vault", "it is no file:// or smb:// URL; allowed: a file:// URL with an absolute path"),
         ("file://nas/share", "it names the host 'nas'"),
         ("file:///", "it names no folder"),
         ("file:///a?b", "%3F"),
@@ -326,12 +326,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_vault_is_named_by_url_or_by_a_file_with_just_its_table(tmp_path: Path) -> None:
-    assert load_vault("file:///srv/vault").folder == Path("/srv/vault")
+    assert load_vault("file:///srv/vault").place == Path("/srv/vault")
     with pytest.raises(ConfigError, match="s3:// is not supported by this version yet"):
         load_vault("s3://bucket")
     file = tmp_path / "vault.toml"
     file.write_text('[vault]\nurl = "file:///srv/v%20w"\n')
-    assert load_vault(str(file)).folder == Path("/srv/v w")
+    assert load_vault(str(file)).place == Path("/srv/v w")
     file.write_text(MINIMAL)
     with pytest.raises(ConfigError, match=r"only a .vault. table is allowed here"):
         load_vault(str(file))

@@ -1,0 +1,73 @@
+"""Which adapter a place needs: opens the store in a folder or in a share, and makes new ones."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from engine.ports import ObjectStore
+
+if TYPE_CHECKING:
+    from adapters.config import Place, Share
+
+
+class PlacedStore(ObjectStore, Protocol):
+    """A store in some place; sweeps what its owner left half-done there."""
+
+    async def sweep(self) -> int:
+        """Remove what earlier calls of this owner left behind; return how much. Raises: StoreError."""
+        ...
+
+
+class RemoteStore(PlacedStore, Protocol):
+    """A store beyond the network, where only the server can be asked what lies there."""
+
+    async def look(self) -> Literal["store", "new"]:
+        """Tell a store from a place where one can be made. Raises: ConfigError (neither), StoreError."""
+        ...
+
+    async def why_not_writable(self) -> str | None:
+        """Return, in a sentence, why nothing can be put there; None if it can."""
+        ...
+
+    async def create(self, marker: bytes) -> None:
+        """Make a new store with this format object. Raises: ConfigError, StoreError."""
+        ...
+
+
+def open_store(
+    place: Place,
+    owner: str,
+    sync: Literal["put", "flush"] = "put",
+    *,
+    connect_timeout_s: float = 15.0,
+    stall_timeout_s: float = 30.0,
+) -> PlacedStore:
+    """Return the store in a place; nothing is looked at yet. `sync` is for folders: shares make every put durable."""
+    if isinstance(place, Path):
+        from adapters.stores.folder import FolderStore
+
+        return FolderStore(place, owner, sync, connect_timeout_s, stall_timeout_s)
+    return open_remote(place, owner, connect_timeout_s=connect_timeout_s, stall_timeout_s=stall_timeout_s)
+
+
+def open_remote(
+    place: Share, owner: str, *, connect_timeout_s: float = 15.0, stall_timeout_s: float = 30.0
+) -> RemoteStore:
+    """Return the store in a share, whether there is one already or not; nothing is looked at yet."""
+    from adapters.config.login import password_of
+    from adapters.stores.smb import SmbStore
+    from adapters.stores.smbwire import Login
+
+    url = place.url
+    assert place.user is not None, "a share without a user is refused where it is configured"
+    return SmbStore(
+        Login(url.server, url.port, url.share, place.user, place.encrypt),
+        url.folder,
+        owner,
+        partial(password_of, place),
+        f"share {place}",
+        connect_timeout_s=connect_timeout_s,
+        stall_timeout_s=stall_timeout_s,
+    )
