@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -140,10 +139,9 @@ def test_local_drives_are_taken(path: str, kind: int) -> None:
 
 class TestPassword:
     @pytest.fixture(autouse=True)
-    def _nothing_set(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def _nothing_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("CREDENTIALS_DIRECTORY", "FOREBAY_VAULT_PASSWORD", "FOREBAY_CACHE_PASSWORD"):
             monkeypatch.delenv(name, raising=False)
-        return
 
     def test_a_file_comes_before_a_credential_and_that_before_the_environment(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
