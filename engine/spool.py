@@ -18,7 +18,7 @@ import anyio.to_thread
 import msgspec
 
 from engine.block import Bytes
-from engine.errors import ObjectMissing, StoreCorrupt, StoreError, StoreRejected, StoreUnavailable
+from engine.errors import ObjectMissing, StoreCorrupt, StoreError
 from engine.fragment import FRAGMENT_READ_MAX, open_fragment
 from engine.index import PackIndex
 from engine.names import FragmentName, PackName, PointId
@@ -26,9 +26,8 @@ from engine.note import NoteBody, open_note, own_note
 from engine.pack import PACK_HEADER_BYTES, session_of
 from engine.packread import PackReads
 from engine.packtable import KINDS, pack_names, rows_from_bytes
-from engine.page import PageAddress
-from engine.pagestore import PageReader
-from engine.ports import ObjectStore
+from engine.pagesources import PagesAway, PageSources, PageStore
+from engine.ports import ObjectInfo, ObjectStore
 from engine.root import Root, RunDescriptor, open_root
 from engine.runs import RunReader
 from engine.signed import OBJECT_BYTES_MAX
@@ -95,18 +94,25 @@ class Spool:
             raise StoreCorrupt(name, "it belongs to another domain than this system's")
         return root, data
 
-    async def packs_of(self, point: PointId) -> PointPacks:
-        """Return the packs a spooled point needs. Raises: as `root`, if that does not open."""
-        return await self._packs_of(point, await self.packs())
+    async def packs_of(self, point: PointId, root: Root | None = None) -> PointPacks:
+        """Return the packs a spooled point needs; `root`: its own, if that is known already.
+
+        Raises: as `root`, if that does not open.
+        """
+        return await self._packs_of(point, await self.packs(), root)
 
     async def packs(self) -> dict[PackName, str]:
         """Return this system's packs that lie in the spool with the right size, each with its object's name."""
-        found: dict[PackName, str] = {}
+        return {pack: info.name for pack, info in (await self._objects_of_packs()).items() if pack.size == info.size}
+
+    async def _objects_of_packs(self) -> dict[PackName, ObjectInfo]:
+        """Return what lies there under the names of this system's packs, whatever its size."""
+        found: dict[PackName, ObjectInfo] = {}
         for kind in KINDS:
             async for info in self.objects.list(f"{kind}/{self.identity.system.hex()}/"):
                 pack = PackName.parse(info.name)
-                if pack is not None and pack.size == info.size:
-                    found[pack] = info.name
+                if pack is not None and (pack not in found or pack.size == info.size):
+                    found[pack] = info
         return found
 
     async def fragments(self) -> dict[FragmentName, frozenset[PackName]]:
@@ -131,10 +137,13 @@ class Spool:
                 found.setdefault(parsed[1], []).append(info.name)
         return {point: sorted(names) for point, names in sorted(found.items())}
 
-    async def remove(self, point: PointId) -> int:
-        """Take a point that was uploaded out of the spool, its notes included; return the bytes that got free."""
+    async def remove(self, point: PointId, root: Root | None = None) -> int:
+        """Take a point that was uploaded out of the spool, its notes included; return the bytes that got free.
+
+        `root`: its own, if the spool's does not open.
+        """
         notes = (await self.notes()).get(point, [])
-        return await self._leave(point, notes)
+        return await self._leave(point, notes, root)
 
     async def delete(self, point: PointId, now_ms: int, text: str = "") -> int:
         """Delete a point that was never uploaded; return the bytes that got free.
@@ -165,8 +174,12 @@ class Spool:
         needed = await self._needed()
         if needed is None:
             return 0
-        unlisted = {pack: name for pack, name in (await self.packs()).items() if pack not in needed}
-        orphans = [pack for pack, name in unlisted.items() if await self._session(name) not in open_sessions]
+        unlisted = {pack: info for pack, info in (await self._objects_of_packs()).items() if pack not in needed}
+        orphans = [
+            pack
+            for pack, info in unlisted.items()
+            if info.size != pack.size or await self._session(info.name) not in open_sessions
+        ]
         return await self._drop(orphans)
 
     async def _roots(self) -> list[PointId]:
@@ -187,8 +200,8 @@ class Spool:
                     removed.add(point)
         return removed
 
-    async def _packs_of(self, point: PointId, present: Collection[PackName]) -> PointPacks:
-        root, _ = await self.root(point)
+    async def _packs_of(self, point: PointId, present: Collection[PackName], root: Root | None = None) -> PointPacks:
+        root = root or (await self.root(point))[0]
         listed: set[PackName] = set()
         unread: list[str] = []
         away: StoreError | None = None
@@ -201,13 +214,14 @@ class Spool:
                     listed |= await self._listed(run)
                 except StoreError as error:
                     unread.append(f"volume {volume.name!r} of restore point {point}: {error}")
-                    away = error if isinstance(error, StoreUnavailable | StoreRejected) else away
+                    away = (error.away if isinstance(error, PagesAway) else None) or away
                     certain &= not any(pack in present for pack in near)
         return PointPacks(frozenset(listed), tuple(unread), certain, away)
 
     async def _listed(self, run: RunDescriptor) -> frozenset[PackName]:
         if run.run not in self._tables:
-            pages = _Pages(self._stores, self.identity.keys.pages)
+            stores = [PageStore(PackReads(objects, PackIndex()).read) for objects in self._stores]
+            pages = PageSources(stores, self.identity.keys.pages)
             self._tables[run.run] = frozenset((await RunReader(pages, run).table()).names())
         return self._tables[run.run]
 
@@ -227,9 +241,9 @@ class Spool:
             needed |= packs.listed
         return frozenset(needed)
 
-    async def _leave(self, point: PointId, notes: Iterable[str]) -> int:
+    async def _leave(self, point: PointId, notes: Iterable[str], root: Root | None = None) -> int:
         try:
-            listed = (await self.packs_of(point)).listed
+            listed = (await self.packs_of(point, root)).listed
         except (StoreCorrupt, ObjectMissing):
             listed = frozenset()  # what it needed is not known any more: `sweep` finds what nobody lists
         await self.objects.delete(point.root(self.identity.system))
@@ -241,17 +255,17 @@ class Spool:
         """Delete the index fragments that list none but these packs, then the packs: an index must not name ghosts."""
         if not packs:
             return 0
-        present = await self.packs()
+        present = await self._objects_of_packs()
         going = present.keys() & packs
-        left = present.keys() - going
+        left = {pack for pack, info in present.items() if pack.size == info.size} - going
         for name, listed in (await self.fragments()).items() if going else ():
             if left.isdisjoint(listed):
                 await self.objects.delete(str(name))
         await flush(self.objects)
         for pack in going:
-            await self.objects.delete(present[pack])
+            await self.objects.delete(present[pack].name)
         await flush(self.objects)
-        return sum(pack.size for pack in going)
+        return sum(present[pack].size for pack in going)
 
     async def _session(self, name: str) -> bytes:
         try:
@@ -263,34 +277,3 @@ class Spool:
         fragment = open_fragment(name, data, None, None)
         rows = {int(row) for row in set(fragment.columns.pack.tolist())}
         return frozenset(pack for row, pack in enumerate(pack_names(fragment.rows)) if row in rows)
-
-
-class _Pages(PageReader):
-    """Reads pages from the first store that has them whole."""
-
-    def __init__(self, stores: Sequence[ObjectStore], pages_subkey: bytes) -> None:
-        super().__init__(_nothing, _unknown, None, pages_subkey)
-        self._readers = [
-            PageReader(PackReads(objects, PackIndex()).read, _unknown, None, pages_subkey) for objects in stores
-        ]
-
-    async def _read(
-        self, name: PackName | None, addresses: list[PageAddress]
-    ) -> list[tuple[PageAddress, bytes, PackName | None]]:
-        failed: StoreError | None = None
-        for reader in self._readers:
-            try:
-                return await reader._read(name, addresses)
-            except (StoreCorrupt, StoreUnavailable, StoreRejected) as error:
-                # That a store cannot be asked says more than that another lacks the page.
-                failed = error if failed is None or isinstance(failed, StoreCorrupt) else failed
-        assert failed is not None, "a spool is a store itself"
-        raise failed
-
-
-def _unknown(_: int) -> PackName | None:
-    return None
-
-
-async def _nothing(pack: PackName, _: Sequence[tuple[int, int]]) -> list[bytes]:
-    raise ObjectMissing(str(pack))

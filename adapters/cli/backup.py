@@ -25,9 +25,10 @@ STOPPED: Final = "stopped before it was done; nothing half-done counts, the next
 def command(context: frame.Context, names: tuple[str, ...], full: bool) -> int:
     """Back up the volumes now: one restore point in the vault, and what changed in the cache.
 
-    Only blocks that the vault, or the cache, does not have yet travel there. Needs no passphrase. Exit codes: 0 done,
-    1 failed, 2 usage or configuration, 4 done, but something asked for is missing (see problems), 5 another session
-    runs.
+    Only blocks that the vault, or the cache, does not have yet travel there. With the vault away the point goes into
+    the spool, if there is one; what waits there is uploaded at the end, once the vault is back. Needs no passphrase.
+    Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 done, the new point is still in the spool, 4 done, but
+    something asked for is missing (see problems), 5 another session runs.
     """
     context.stopped = STOPPED
     config = context.config  # a mistake in it is told before all that a session needs is imported

@@ -261,7 +261,8 @@ async def _again(config: Config, identity: Identity) -> Outcome:
     from adapters.state import identity as files
     from engine.vault.enrolment import check_enrolment
     from engine.vault.formatobject import read_format
-    from engine.vault.founding import check_vault, publish
+    from engine.vault.founding import check_vault
+    from engine.vault.publishing import publish
 
     if identity.vault_pending:
         return await _first_contact(config, identity)

@@ -28,7 +28,6 @@ from engine.pack import FinishedPack, PackBuilder
 from engine.pagestore import PageReader, PageWriter
 from engine.pipeline.newrun import RunMaker
 from engine.pipeline.pagecopies import PageCopies
-from engine.pipeline.pagesources import PageSources
 from engine.pipeline.parent import Parent
 from engine.pipeline.reliance import Reliance
 from engine.pipeline.resolve import EVERY_PAGE, missing_from
@@ -81,7 +80,7 @@ class Committer(msgspec.Struct):
     reliance: Reliance
     vault_id: bytes
     share_pages: bool
-    pages: PageSources | None = None
+    pages: PageReader | None = None
     metadata_bytes: int = 0
     _volumes: list[VolumePoint] = []
     _page_packs: list[PackName] = []  # of the runs written, older ones of shared leaves too
@@ -201,8 +200,10 @@ class Committer(msgspec.Struct):
         return name if name is not None and name.writer == self.identity.system else None
 
     def _page_reader(self) -> PageReader:
-        packs, found = self.vault.packs, self.pages or self.vault.packs
-        return PageReader(found.read_records, packs.index.pack_name, found.record_by_id, self.identity.keys.pages)
+        packs = self.vault.packs
+        return self.pages or PageReader(
+            packs.read_records, packs.index.pack_name, packs.record_by_id, self.identity.keys.pages
+        )
 
     def _page_pack(self) -> PackBuilder:
         return PackBuilder(

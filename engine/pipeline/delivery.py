@@ -22,11 +22,11 @@ from engine.errors import SessionAborted
 from engine.exitcodes import SOMETHING_MISSING
 from engine.pack import FinishedPack, PackBuilder
 from engine.packstore import PackStore
+from engine.pagesources import PageSources, PageStore
 from engine.pipeline.candidates import forced
 from engine.pipeline.commit import CacheSide, Committer
 from engine.pipeline.gate import VaultLost, VaultRefused
 from engine.pipeline.lane import Lane, LaneResult
-from engine.pipeline.pagesources import PageSources
 from engine.pipeline.parent import Parent
 from engine.pipeline.reliance import Reliance
 from engine.pipeline.report import SessionReport
@@ -181,7 +181,8 @@ class Delivery(msgspec.Struct):
         if side.kind == "vault":
             return None
         near = [self.cache.side.packs] if self.cache.side is not None else []
-        return PageSources([side.packs, *near, *self.pages], whole=self.whole)
+        stores = [PageStore(packs.read_records, packs.record_by_id) for packs in (side.packs, *near, *self.pages)]
+        return PageSources(stores, self.setup.identity.keys.pages, side.packs.index.pack_name, whole=self.whole)
 
     async def _settle(self, reliance: Reliance) -> npt.NDArray[np.uint64]:
         """Give every staged block a place in a pack that is there; return the keys of the packs relied on.

@@ -2,13 +2,16 @@
 
 A pack the cache has under the same name goes to the vault as it is. Of other lost packs the records of the blocks that
 count are taken, whole, out of packs of the cache that hold together and carry a member's signature, and go to the vault
-in a new pack: a restore that does not find a block in its place looks it up by its id. What is left are holes.
+in a new pack: a restore that does not find a block in its place looks it up by its id. So does what can still be opened
+of packs that are damaged in the spool (salvage.py). What is left are holes; but not while the cache is away, which may
+have it: then the point waits.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import aclosing
 from typing import Final, TypeAlias
 
 import anyio.to_thread
@@ -17,12 +20,12 @@ import numpy as np
 
 from engine.block import DELTA_FLAG, LENGTH_MASK, Bytes, Ids, ids_from_bytes
 from engine.columns import Column64
-from engine.errors import StoreCorrupt, StoreError, StoreUnavailable
+from engine.errors import ObjectMissing, StoreCorrupt, StoreError, StoreRejected, StoreUnavailable
 from engine.names import PackName
 from engine.pack import FinishedPack, PackBuilder, check_pack
 from engine.page import IdLeaf
-from engine.pagestore import PageReader
-from engine.pipeline.pagesources import PageSources
+from engine.pagesources import PagesAway, PageSources, PageStore
+from engine.pipeline.salvage import salvaged
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side
 from engine.root import Root, VolumePoint
@@ -32,6 +35,10 @@ from engine.vault.certificate import Certificates
 _NO_IDS: Final[Ids] = np.empty((0, 2), np.uint64)
 
 Ranges: TypeAlias = list[tuple[int, int]]  # (first block, count)
+
+
+class CacheAway(StoreUnavailable):
+    """The cache, which may have what the vault lost, cannot be asked now."""
 
 
 class Lost(msgspec.Struct):
@@ -65,26 +72,37 @@ class Filled(msgspec.Struct, frozen=True):
 
 
 class Filling:
-    """Fills in one point; `cache` None: there is nothing to fill from."""
+    """Fills in one point; `cache` None: there is nothing to fill from, or it is away, and `away` says why."""
 
     def __init__(
-        self, setup: SessionSetup, vault: Side, spooled: Side, cache: Side | None, certificates: Certificates
+        self,
+        setup: SessionSetup,
+        vault: Side,
+        spooled: Side,
+        cache: Side | None,
+        certificates: Certificates,
+        away: StoreUnavailable | None = None,
     ) -> None:
-        self._setup, self._certificates = setup, certificates
+        self._setup, self._certificates, self._away = setup, certificates, away
         self._vault, self._spooled, self._cache = vault, spooled, cache
         self._session = secrets.token_bytes(16)
 
-    async def fill(self, root: Root, absent: Collection[PackName]) -> Filled:
+    async def fill(self, root: Root, absent: Collection[PackName], damaged: Collection[PackName] = ()) -> Filled:
         """Put into the vault what it lacks of a point; return what is left.
 
-        `absent`: packs the point lists that neither vault nor spool have. Raises: StoreUnavailable and StoreRejected of
-        every store, StateCorrupt.
+        `absent`: packs the point lists that neither vault nor spool have whole; `damaged`: those of them that the spool
+        has, and of which that was said. Raises: CacheAway (it has to wait), StoreUnavailable and StoreRejected of vault
+        and spool, StateCorrupt.
         """
-        problems = [f"object {name} is gone from the vault" for name in sorted(absent, key=str)]
+        problems = [f"object {name} is gone from the vault" for name in sorted({*absent} - {*damaged}, key=str)]
         left = frozenset([name for name in absent if not await self._copy(name)])
         lost = {volume.name: await self._lost(volume, left, problems) for volume in root.body.volumes}
         wanted = {ident for each in lost.values() for ident in map(bytes, each.ids)}
-        found = await self._fill_in(wanted) if wanted and self._cache is not None else set()
+        found = await self._there(wanted, left) if wanted else set()
+        if self._cache is not None and wanted - found:
+            found |= await self._fill_in(wanted - found)
+        if wanted - found:
+            found |= await self._salvage(wanted - found, left, list(lost))
         await self._vault.packs.publish_index()
         await self._vault.packs.flush()
         holes: dict[str, Ranges] = {}
@@ -96,6 +114,8 @@ class Filling:
             gone = [int(block) for block, ident in zip(each.blocks, each.ids, strict=True) if bytes(ident) not in found]
             if gone:
                 holes[volume.name] = _ranges(gone)
+        if holes and self._away is not None:
+            raise CacheAway(str(self._away)) from self._away
         unread = frozenset([name for name, each in lost.items() if each.all_of_it])
         return Filled(holes, problems, left, unread)
 
@@ -119,10 +139,10 @@ class Filling:
     async def _lost(self, volume: VolumePoint, gone: Collection[PackName], problems: list[str]) -> Lost:
         """Return the blocks of a volume that lie in packs of `gone`, or are deltas with a source there."""
         lost = Lost(np.empty(0, np.uint64), _NO_IDS)
-        sides = [side for side in (self._vault, self._spooled, self._cache) if side is not None]
-        pages = PageSources([side.packs for side in sides], whole=True, strict=True)
-        index = self._spooled.packs.index
-        reader = PageReader(pages.read_records, index.pack_name, pages.record_by_id, self._setup.identity.keys.pages)
+        stores = [PageStore(side.packs.read_records, side.packs.record_by_id) for side in (self._vault, self._spooled)]
+        if self._cache is not None:
+            stores.append(PageStore(self._cached_records, self._cached_record))
+        reader = PageSources(stores, self._setup.identity.keys.pages, self._spooled.packs.index.pack_name)
         keys = np.array(sorted(name.key for name in gone), np.uint64)
         for descriptor in volume.runs:
             run = RunReader(reader, descriptor)
@@ -135,6 +155,8 @@ class Filling:
                     bad = await anyio.to_thread.run_sync(self._bad, leaf, keys)
                     lost.lay_over(leaf, bad)
             except StoreCorrupt as error:
+                if isinstance(error, PagesAway) and error.away is not None:
+                    raise error.away from error
                 problems.append(f"volume {volume.name!r}: {error}")
                 lost.all_of_it = True
         return lost
@@ -149,6 +171,34 @@ class Filling:
         if keys.size:
             bad |= ~known  # deltas, and nobody knows of what
         return np.flatnonzero(bad).astype(np.uint64)
+
+    async def _there(self, wanted: set[bytes], gone: Collection[PackName]) -> set[bytes]:
+        """Return those of the ids that own packs in the vault hold in whole records: filled in, or sent, before."""
+        index = self._vault.packs.index
+        await anyio.to_thread.run_sync(index.bar, [name.key for name in gone])
+        idents = sorted(wanted)
+        places = index.lookup(ids_from_bytes(b"".join(idents)))
+        whole = (places["length"] > 0) & (places["length"] & np.uint32(DELTA_FLAG) == 0)
+        packs = {key: index.pack_name(key) for key in set(places["pack"][whole].tolist())}
+        own = {key: name for key, name in packs.items() if name and name.writer == self._setup.identity.system}
+        absent = await self._vault.packs.present(own.values())
+        good = {key for key, name in own.items() if name not in absent}
+        keys = places["pack"].tolist()
+        return {ident for ident, key, fits in zip(idents, keys, whole.tolist(), strict=True) if fits and key in good}
+
+    async def _salvage(self, wanted: set[bytes], packs: Collection[PackName], volumes: Sequence[str]) -> set[bytes]:
+        """Put what of `wanted` can still be opened into the vault; return the ids."""
+        ids = ids_from_bytes(b"".join(sorted(wanted)))
+        builder = self._builder()
+        found: set[bytes] = set()
+        records = salvaged(self._setup, [self._spooled, self._vault], packs, volumes, ids)
+        async with aclosing(records):
+            async for ident, record in records:
+                builder = await self._add(builder, record)
+                found.add(ident)
+        if found:
+            await self._put(builder)
+        return found
 
     async def _fill_in(self, wanted: set[bytes]) -> set[bytes]:
         """Put the whole records of these ids that the cache has into the vault; return the ids of those it had."""
@@ -174,10 +224,7 @@ class Filling:
                 if length & DELTA_FLAG or ident not in wanted or ident in found:
                     continue
                 record = data[offset : offset + (length & LENGTH_MASK)]
-                if not builder.room(len(record)):
-                    await self._put(builder)
-                    builder = self._builder()
-                builder.add(record)
+                builder = await self._add(builder, record)
                 found.add(ident)
         if found:
             await self._put(builder)
@@ -189,6 +236,14 @@ class Filling:
             "data", identity.keys, identity.system, self._session, identity.signer, self._setup.lane.pack_bytes
         )
 
+    async def _add(self, builder: PackBuilder, record: Bytes) -> PackBuilder:
+        """Add a record to the open pack, or to a new one if it is full; return the one that is open."""
+        if not builder.room(len(record)):
+            await self._put(builder)
+            builder = self._builder()
+        builder.add(record)
+        return builder
+
     async def _put(self, builder: PackBuilder) -> None:
         await self._vault.packs.put_pack(await anyio.to_thread.run_sync(builder.finish))
 
@@ -197,9 +252,27 @@ class Filling:
             return None
         try:
             return bytes(await self._cache.objects.get(str(name), 0, name.size))
-        except StoreUnavailable:
-            raise  # it may have the pack, and what is published as a hole stays one
+        except StoreUnavailable as error:
+            raise CacheAway(str(error)) from error
         except StoreError:
+            return None
+
+    async def _cached_records(self, pack: PackName, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        assert self._cache is not None
+        try:
+            return await self._cache.packs.read_records(pack, ranges)
+        except StoreUnavailable as error:
+            raise CacheAway(str(error)) from error
+        except StoreRejected as error:
+            raise ObjectMissing(str(pack)) from error  # a cache that refuses has nothing to give
+
+    async def _cached_record(self, ident: bytes) -> bytes | None:
+        assert self._cache is not None
+        try:
+            return await self._cache.packs.record_by_id(ident)
+        except StoreUnavailable as error:
+            raise CacheAway(str(error)) from error
+        except StoreRejected:
             return None
 
 

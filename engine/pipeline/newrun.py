@@ -23,8 +23,8 @@ from engine.names import PackName
 from engine.packtable import PackRows, PackTable
 from engine.packtable import rows_of as pack_rows
 from engine.page import Blocks, IdLeaf
+from engine.pagesources import PagesAway
 from engine.pagestore import PageReader, PageWriter
-from engine.pipeline.pagesources import PagesAway
 from engine.pipeline.resolve import CHUNK_PAGES, EVERY_PAGE, staged_chunks
 from engine.root import RUNS_MAX, RunDescriptor
 from engine.runbuild import RunChunk

@@ -29,13 +29,15 @@ from engine.pipeline.upload import Upload, UploadReport
 from engine.ports import ObjectStore
 from engine.spool import Spool
 from engine.vault.certificate import Certificates
-from engine.vault.enrolment import check_enrolment
+from engine.vault.enrolment import check_enrolment, find_cache
 from engine.vault.formatobject import FormatObject, read_format
+from engine.vault.publishing import put_back
 
 log = structlog.get_logger("session")
 
 SESSIONS_WEIGHED: Final = 5
 ROOM_FACTOR: Final = 1.2  # of what the largest of them sent
+PROBE_AGAIN_S: Final = 60.0  # a vault that was away so lately is not asked once more at the end of a session
 
 
 class Opened(msgspec.Struct):
@@ -54,6 +56,7 @@ class Opening:
         self.spool: Spool | None = None
         self._spool_format: FormatObject | None = None
         self.backlog: list[PointId] = []
+        self._away_s: float | None = None
 
     async def open_spool(self) -> None:
         """Find out whether there is a spool to fall back to, and what waits in it."""
@@ -194,6 +197,7 @@ class Opening:
         if self._route.route in ("VAULT", "RECONNECTING"):
             self._route.on(Event.LOST if away else Event.REFUSED, Means(window=False, spool=True))
         if away:
+            self._away_s = self._setup.clock.monotonic()
             self._report.fallback = str(error)
             self._report.problems.append(f"{error}; the session went on into the spool")
             log.warning("vault_away", component="vault", error=str(error))
@@ -202,6 +206,10 @@ class Opening:
             self._report.fallback = f"the vault refuses: {error}"
             self._report.problems.append(sentence)
             log.error("vault_refused", component="vault", error=str(error))
+
+    def away_lately(self) -> bool:
+        """Tell whether the vault was found to be away only just now."""
+        return self._away_s is not None and self._setup.clock.monotonic() - self._away_s < PROBE_AGAIN_S
 
     async def side(self, found: FormatObject, objects: ObjectStore, certificates: Certificates) -> Side:
         """Open a pack store; what is wrong in it goes into the report. Raises: StoreError, StateCorrupt."""
@@ -226,6 +234,11 @@ class Opening:
         setup = self._setup
         assert self._spool_format is not None
         assert setup.spool is not None
+        try:
+            # What goes there is to be restored from there, with the passphrase alone.
+            await put_back(setup.spool.objects, setup.identity)
+        except StoreRejected as error:
+            self._report.problems.append(f"spool: {error}; what is in it cannot be restored without vault or cache")
         side = await self.side(self._spool_format, setup.spool.objects, certificates)
         volumes = [setup.state.volume(source.name) for source in setup.volumes] if not setup.full else []
         beside = await anyio.to_thread.run_sync(
@@ -267,8 +280,7 @@ class Opening:
         if setup.cache is None:
             return None
         try:
-            await setup.cache.objects.probe()
-            found = await read_format(setup.cache.objects, "cache", "write")
+            await find_cache(setup.cache.objects, setup.identity)
         except StoreError:
             return None  # as above
-        return setup.cache.objects if found.store == setup.identity.cache else None
+        return setup.cache.objects

@@ -23,7 +23,6 @@ from engine.errors import (
     SessionAborted,
     StateCorrupt,
     StoreError,
-    StoreRejected,
     StoreUnavailable,
 )
 from engine.exitcodes import DONE, IN_SPOOL, SOMETHING_MISSING, of_error
@@ -44,7 +43,7 @@ from engine.pipeline.volume import Manner, VolumeRun, VolumeSource, open_run
 from engine.ports import VolumeReader
 from engine.state import SessionRow
 from engine.vault.certificate import Certificates
-from engine.vault.formatobject import read_format
+from engine.vault.enrolment import find_cache
 
 log = structlog.get_logger("session")
 
@@ -130,6 +129,8 @@ class Session:
             settings.offer()
             if left and (why := settings.no_upload()) is not None:
                 log.info("backlog_waits", component="spool", points=left, reason=why)
+            elif left and self._opening.away_lately():
+                log.info("backlog_waits", component="spool", points=left, reason=report.fallback)
             elif left:
                 await upload.open()
                 await upload.all()
@@ -142,7 +143,7 @@ class Session:
         if self._making_room is not None:
             self._opening.hear(self._making_room.report)
         published = {each.point for each in report.uploaded}
-        report.backlog = max(0, left - len(upload.report.uploaded))
+        report.backlog = max(0, left - len(upload.report.uploaded) - len(upload.report.lost))
         if self._route.route == "FALLBACK" and report.exit_code == DONE and report.point not in published:
             report.exit_code = IN_SPOOL
 
@@ -276,13 +277,7 @@ class Session:
             return
         self.report.cache = "ok"
         try:
-            await setup.cache.objects.probe()
-            found = await read_format(setup.cache.objects, "cache", "write")
-            if found.store != setup.identity.cache:
-                raise StoreRejected(
-                    "it is not the cache this system has adopted: mount that one, or run 'forebay init --cache' to "
-                    "adopt this one"
-                )
+            found = await find_cache(setup.cache.objects, setup.identity)
             self._cache.side = await self._opening.side(found, setup.cache.objects, certificates)
             self._cache.gives_up = setup.cache.errors.gives_up
         except StoreError as error:

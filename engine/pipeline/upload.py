@@ -4,7 +4,8 @@
     in from the cache → notes → root, byte for byte → local state knows → the point leaves the spool
 
 Every step may be the last one the machine ever does: packs that were acknowledged are known to the ack log of the vault
-and not sent again, a root that was put is put again with the same bytes. One bad point never blocks the rest.
+and not sent again, a root that was put is put again with the same bytes. One bad point never blocks the rest: what
+cannot be filled in is published as holes, and a point that needs the cache while that is away is passed over and waits.
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ from engine.errors import (
     StoreCorrupt,
     StoreError,
     StoreRejected,
+    StoreUnavailable,
 )
 from engine.names import PackName, PointId
 from engine.note import NoteBody, own_note
 from engine.pack import FinishedPack, check_pack
-from engine.pipeline.filling import Filling
+from engine.pipeline.filling import CacheAway, Filling
 from engine.pipeline.report import Uploaded
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side, open_side
 from engine.root import Root, open_root
 from engine.spool import PointPacks, Spool
 from engine.vault.certificate import Certificates
-from engine.vault.enrolment import check_enrolment
+from engine.vault.enrolment import check_enrolment, find_cache
 from engine.vault.formatobject import FormatObject, read_format
 from engine.workers import run_workers
 
@@ -89,6 +91,9 @@ class Upload:
         self._spool: Spool | None = None
         self._certificates: Certificates | None = None
         self._cache: Side | None = None
+        self._cache_away: StoreUnavailable | None = None
+        self._damaged: set[PackName] = set()  # in the spool
+        self._waiting: set[PointId] = set()  # for the cache
         self._in_session = False
 
     async def anything(self) -> bool:
@@ -135,13 +140,23 @@ class Upload:
             await self._loose_notes()
 
     async def oldest(self) -> bool:
-        """Upload the oldest point; False: there is none, or it was to stop. Raises: as `all`."""
+        """Upload the oldest point that can be; False: there is none, or it was to stop. Raises: as `all`."""
         spool = self._opened()[2]
         points = await spool.points()
         self.report.left = len(points)
-        if not points or self._stopping():
+        rest = [point for point in points if point not in self._waiting]
+        if not rest or self._stopping():
             return False
-        await self._publish(points[0])
+        try:
+            await self._publish(rest[0])
+        except CacheAway as error:
+            self._waiting.add(rest[0])
+            self.report.problems.append(
+                f"restore point {rest[0]} waits in the spool: it needs what the vault lost, and the cache, which may "
+                f"have it, is away ({error}); connect it, or set [cache] enabled = false to have the point published "
+                "as it is"
+            )
+            return True
         self.report.left -= 0 if self.report.stopped else 1
         return not self.report.stopped
 
@@ -150,7 +165,7 @@ class Upload:
         root, data = await self._root(spool, point)
         if root is None:
             return
-        packs = await spool.packs_of(point)
+        packs = await spool.packs_of(point, root)
         if packs.away is not None:
             raise packs.away
         count, size = await self._send(packs)
@@ -166,7 +181,7 @@ class Upload:
         await anyio.to_thread.run_sync(self._in_vault, point)
         # Whoever writes to the spool now finds there what is about to leave it: it lies in the vault from here on.
         await self._relied_on_in_vault(packs.listed)
-        await spool.remove(point)
+        await spool.remove(point, root)
         self.report.uploaded.append(Uploaded(str(point), count, size, holes))
         log.info("point_uploaded", point=str(point), packs=count, bytes=size, incomplete=bool(holes))
 
@@ -223,6 +238,7 @@ class Upload:
             return await anyio.to_thread.run_sync(self._checked, name, data, spooled)
         except (StoreCorrupt, ObjectMissing) as error:
             self.report.problems.append(f"spool: {error}")
+            self._damaged.add(name)
             return None
 
     def _checked(self, name: PackName, data: Bytes, spooled: Side) -> FinishedPack:
@@ -242,7 +258,8 @@ class Upload:
         absent = await vault.packs.present(packs.listed)
         if not absent and not packs.unread:
             return {}
-        filled = await Filling(self._setup, vault, spooled, self._cache, self._known()).fill(root, absent)
+        filling = Filling(self._setup, vault, spooled, self._cache, self._known(), self._cache_away)
+        filled = await filling.fill(root, absent, self._damaged)
         if filled.unread:
             await self._give_up_state("the block map of a restore point in the spool is lost")
         self.report.problems += [f"restore point {point}: {problem}" for problem in filled.problems]
@@ -250,7 +267,7 @@ class Upload:
             await anyio.to_thread.run_sync(self._remember_bad, [name.key for name in filled.left])
         if filled.holes:
             lost = sum(count for ranges in filled.holes.values() for _, count in ranges)
-            text = f"{lost} blocks that the vault lost could not be filled in from the cache"
+            text = f"{lost} blocks that are lost could not be filled in from the cache"
             self.report.problems.append(f"restore point {point} is published incomplete: {text}")
             await self._put_note(point, filled.holes, text)
         return filled.holes
@@ -271,7 +288,8 @@ class Upload:
     async def _loose_notes(self) -> None:
         """Upload the notes to points that are in the spool no more, such as those that were deleted there."""
         vault, _, spool = self._opened()
-        names = [name for each in (await spool.notes()).values() for name in each]
+        waiting = {*await spool.points()}
+        names = [name for point, each in (await spool.notes()).items() if point not in waiting for name in each]
         if names:
             await self._put_notes(names)
             await vault.packs.flush()
@@ -318,10 +336,9 @@ class Upload:
         if setup.cache is None:
             return None
         try:
-            await setup.cache.objects.probe()
-            found = await read_format(setup.cache.objects, "cache", "write")
-            return await self._side(found) if found.store == setup.identity.cache else None
+            return await self._side(await find_cache(setup.cache.objects, setup.identity))
         except StoreError as error:
+            self._cache_away = error if isinstance(error, StoreUnavailable) else None
             self.report.problems.append(f"cache: {error}; what the vault lost cannot be filled in from it")
             return None
 

@@ -13,9 +13,9 @@ from engine.names import PointId
 from engine.ports import ObjectStore
 from engine.vault.certificate import CERTIFICATE_BYTES_MAX, Certificates
 from engine.vault.formatobject import FormatObject, StoreKind, read_format
-from engine.vault.founding import publish, put_absent, slot_domains
 from engine.vault.framing import SLOT_BYTES_MAX
 from engine.vault.identity import Identity
+from engine.vault.publishing import publish, put_absent, slot_domains
 
 
 class Adoption(msgspec.Struct, frozen=True):

@@ -1,12 +1,12 @@
-"""What a session asks of its stores before anything else: is this system still enrolled, under the pinned key, and is
-the spool the one it has adopted."""
+"""What a session asks of its stores before anything else: is this system still enrolled, under the pinned key, and are
+cache and spool those it has adopted."""
 
 from __future__ import annotations
 
-from engine.errors import ConfigError, ObjectMissing
+from engine.errors import ConfigError, ObjectMissing, StoreRejected
 from engine.ports import ObjectStore
 from engine.vault.certificate import Certificates
-from engine.vault.formatobject import FormatObject
+from engine.vault.formatobject import FormatObject, read_format
 from engine.vault.identity import Identity
 
 
@@ -44,6 +44,21 @@ def check_spool(identity: Identity, marker: FormatObject, where: str = "") -> No
             f"has adopted spool {identity.spool.hex()}: put that one back, or run 'forebay init --spool' to adopt "
             "this one"
         )
+
+
+async def find_cache(cache: ObjectStore, identity: Identity) -> FormatObject:
+    """Return the format object of the cache this system has adopted, after one try to reach it.
+
+    Raises: StoreUnavailable (away), StoreRejected (another one, or it refuses), StoreCorrupt, FormatTooNew.
+    """
+    await cache.probe()
+    found = await read_format(cache, "cache", "write")
+    if found.store != identity.cache:
+        raise StoreRejected(
+            "it is not the cache this system has adopted: mount that one, or run 'forebay init --cache' to adopt "
+            "this one"
+        )
+    return found
 
 
 async def flush(objects: ObjectStore) -> None:

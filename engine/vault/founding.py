@@ -21,15 +21,15 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.errors import ConfigError, ObjectMissing, StoreCorrupt
-from engine.names import certificate_name, parse_slot
+from engine.names import certificate_name
 from engine.ports import Clock, ObjectStore
 from engine.subkeys import SECRET_BYTES
-from engine.vault.certificate import CERTIFICATE_BYTES_MAX, NAME_BYTES_MAX, Certificates, issue
+from engine.vault.certificate import NAME_BYTES_MAX, Certificates, issue
 from engine.vault.enrolment import flush
 from engine.vault.formatobject import FormatObject, read_format
-from engine.vault.framing import SLOT_BYTES_MAX
 from engine.vault.identity import Identity
 from engine.vault.passphrase import check_strength
+from engine.vault.publishing import publish, slots_in
 from engine.vault.slots import KdfCost, OpenedDomain, found, open_slots
 
 Stage: TypeAlias = Callable[[Identity], Awaitable[None]]
@@ -85,7 +85,7 @@ async def enrol(
     marker = await read_format(vault, "vault", "write")
     if pinned is not None:
         check_vault(pinned, marker)
-    founded = not await _slots_in(vault) and await _found(vault, name, passphrase, key_file, kdf, replace)
+    founded = not await slots_in(vault) and await _found(vault, name, passphrase, key_file, kdf, replace)
     problems: list[str] = []
     domains = await open_slots(vault, passphrase, key_file, problems)
     joining = await _choose(vault, marker, domains, name)
@@ -101,21 +101,6 @@ async def enrol(
     await publish(vault, identity)
     known = await _alone(vault, joining, identity)
     return Enrolment(identity, founded, resumed, problems + known.problems)
-
-
-async def publish(objects: ObjectStore, identity: Identity) -> None:
-    """Put the identity's certificate, and its key slots if there are none, into a store; durable on return.
-
-    Slots are left alone where the domain has any: one that was removed on purpose must not come back.
-
-    Raises: StoreCorrupt if the store holds something else under one of the names: its keys are not the ones this
-    system pinned, or it is a forgery; StoreUnavailable, StoreRejected.
-    """
-    if identity.domain not in await slot_domains(objects):
-        for name, data in identity.slots:
-            await put_absent(objects, name, data, SLOT_BYTES_MAX)
-    await put_absent(objects, identity.certificate_name, identity.certificate, CERTIFICATE_BYTES_MAX)
-    await flush(objects)
 
 
 def check_vault(identity: Identity, marker: FormatObject) -> None:
@@ -183,30 +168,6 @@ def make_identity(
     )
 
 
-async def put_absent(objects: ObjectStore, name: str, data: bytes, bytes_max: int) -> None:
-    """Put an object unless it is there already.
-
-    Raises: StoreCorrupt if another one is; StoreUnavailable, StoreRejected.
-    """
-    try:
-        there = await objects.get(name, 0, bytes_max + 1)
-    except ObjectMissing:
-        await objects.put(name, data)
-        return
-    if there != data:
-        raise StoreCorrupt(
-            name,
-            "it is not what this machine was enrolled with: the store was replaced, or the object is damaged or "
-            "forged; if the store is the right one, remove the object and run 'forebay init' again",
-        )
-
-
-async def slot_domains(objects: ObjectStore) -> set[bytes]:
-    """Return the ids (16 bytes) of the domains that have key slots in a store. Raises: as its `list`."""
-    parsed = [parse_slot(name) for name in await _slots_in(objects)]
-    return {found_slot[0] for found_slot in parsed if found_slot is not None}
-
-
 async def _found(
     vault: ObjectStore, name: str, passphrase: str, key_file: bytes | None, kdf: KdfCost, replace: bool
 ) -> bool:
@@ -217,7 +178,7 @@ async def _found(
     _, (slot, data) = await anyio.to_thread.run_sync(found, passphrase, kdf, key_file)
     await vault.put(slot, data)
     await flush(vault)
-    if await _slots_in(vault) == [slot]:
+    if await slots_in(vault) == [slot]:
         return True
     await vault.delete(slot)
     await flush(vault)
@@ -304,7 +265,3 @@ def _taken(name: str, system: bytes) -> ConfigError:
         f"the vault already has a system named {name!r} (id {system.hex()}): choose another [system] name, or give "
         "--replace if this machine takes its place"
     )
-
-
-async def _slots_in(objects: ObjectStore) -> list[str]:
-    return sorted([info.name async for info in objects.list("key/") if parse_slot(info.name)])

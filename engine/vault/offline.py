@@ -17,9 +17,10 @@ from engine.ports import Clock, ObjectStore
 from engine.subkeys import SECRET_BYTES
 from engine.vault.enrolment import flush
 from engine.vault.formatobject import FormatObject, new_store, read_format
-from engine.vault.founding import check_name, make_identity, publish
+from engine.vault.founding import check_name, make_identity
 from engine.vault.identity import Identity
 from engine.vault.passphrase import check_strength
+from engine.vault.publishing import publish
 from engine.vault.slots import KdfCost, found
 
 

@@ -17,7 +17,8 @@ from adapters.state.directory import StateDirectory
 from engine.errors import StoreCorrupt, StoreError, StoreRejected, StoreUnavailable
 from engine.pipeline.report import SessionReport
 from engine.pipeline.session import Session
-from tests.fakes import FaultPlan, FaultyStore
+from engine.ports import Clock
+from tests.fakes import FakeClock, FaultPlan, FaultyStore
 from tests.scenario.machine import Machine
 from tests.scenario.test_fallback import Spooled
 
@@ -68,7 +69,9 @@ def test_a_damaged_page_pack_in_the_spool_makes_no_good_point_in_the_vault(spool
     spooled.restores("latest", content)
 
 
-def session(machine: Machine, plan: FaultPlan, wanted: Callable[[], bool] = lambda: False) -> SessionReport:
+def session(
+    machine: Machine, plan: FaultPlan, wanted: Callable[[], bool] = lambda: False, clock: Clock | None = None
+) -> SessionReport:
     """Run one session over a vault in which goes wrong what the plan says; `wanted`: another one waits for its end."""
     machine.write_config()
     config = load_config(machine.config)
@@ -76,7 +79,7 @@ def session(machine: Machine, plan: FaultPlan, wanted: Callable[[], bool] = lamb
 
     async def main() -> SessionReport:
         with StateDirectory.open(config.system.state_dir) as state:
-            setup = await build_setup(config, identity, state, chosen_volumes(config, ()))
+            setup = await build_setup(config, identity, state, chosen_volumes(config, ()), clock=clock)
             assert setup.spool is not None
             spool = msgspec.structs.replace(setup.spool, wanted=wanted)
             return await Session(
@@ -143,6 +146,31 @@ def test_vault_and_cache_that_are_away_cost_a_probe_each(tmp_path: Path) -> None
     assert "store_call_failed" not in done.stderr
     assert any(problem.startswith("cache:") for problem in done.document["problems"])
     spooled.restores("latest", content)
+
+
+@pytest.mark.parametrize("seconds", [1, 3600])
+def test_a_vault_that_was_away_at_the_opening_is_asked_again_at_the_end_of_a_long_session(
+    spooled: Spooled, seconds: int
+) -> None:
+    spooled.machine.backup()
+    content = spooled.change(2)
+    clock = Passing(seconds)
+    report = session(spooled.machine, FaultPlan().fail("probe"), clock=clock)
+    assert report.route == "FALLBACK"
+    assert (report.exit_code, len(report.uploaded), report.backlog) == ((3, 0, 1) if seconds == 1 else (0, 1, 0))
+    spooled.restores("latest", content)
+
+
+class Passing(FakeClock):
+    """A clock on which the reading of a volume takes so long: it goes on with the date it is asked for."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def now_ms(self) -> int:
+        self.advance(self._seconds)
+        return super().now_ms()
 
 
 def test_the_upload_of_a_session_gives_way_and_the_next_one_goes_on(spooled: Spooled) -> None:

@@ -20,9 +20,9 @@ from engine.vault.founding import (
     check_name,
     check_pin,
     enrol,
-    publish,
 )
 from engine.vault.identity import Identity
+from engine.vault.publishing import publish
 from engine.vault.slots import found, open_slots, seal_slot
 from tests.engine.vault.fakes_vault import (
     CHEAP,
