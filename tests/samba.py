@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from adapters.stores.smbwire import Login
 from tests.conftest import services
 
 START_TIMEOUT_S = 60
+START_TRIES_MAX = 3
 MARKER = b"F" * 56
 
 
@@ -97,20 +99,31 @@ class Samba:
         script("wipe", self.folder)
 
 
-def script(*words: str | Path | int) -> str:
+def script(*words: str | Path | int, env: Mapping[str, str] | None = None) -> str:
     """Run smb_samba.sh and return what it prints."""
     done = subprocess.run(
         ["bash", services() / "smb_samba.sh", *map(str, words)],
         capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
     )  # fmt: skip
     if done.returncode != 0:
         raise RuntimeError(f"smb_samba.sh {words} failed with {done.returncode}: {done.stderr}")
     return done.stdout
 
 
-def start(folder: Path, port: int | None = None) -> Samba:
-    """Start a server that keeps everything in `folder`."""
-    told = json.loads(script("start", folder, port or free_port()))
+def start(folder: Path, port: int | None = None, *, encrypt: str = "desired") -> Samba:
+    """Start a server that keeps everything in `folder`; `encrypt`: off, desired or required."""
+    port = port or free_port()
+    told = None
+    for tries_left in reversed(range(START_TRIES_MAX)):
+        try:
+            told = json.loads(script("start", folder, port, env={"ENCRYPT": encrypt}))
+            break
+        except RuntimeError:
+            # On a busy machine the script may look for the server before it is there; started again, it finds it.
+            if not tries_left:
+                raise
+    assert told is not None
     return Samba(Path(told["data"]), told["port"], told["pid"], told["user"], told["password"])
 
 

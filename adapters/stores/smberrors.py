@@ -33,7 +33,7 @@ _NAMES = "the share cannot hold names of this kind: use another share"
 _BUSY = "it is in use by something else: try again later"
 _DISK = "the server cannot read or write its disk: check the disk"
 _SHORT = "the server is short of resources: try again later"
-_GONE = "the server ended the connection: check that it is on and its share is still there"
+GONE = "the server ended the connection: check that it is on and its share is still there"
 _VANISHED = "a file of it vanished while it was in use: check that the folder is still there"
 _CLOCK = "its clock and this machine's are too far apart: set the clocks"
 
@@ -104,16 +104,16 @@ STATUS_TABLE: Final[dict[int, Meaning]] = {
     0xC000011F: (StoreUnavailable, _SHORT),  # TOO_MANY_OPENED_FILES
     0xC0000017: (StoreUnavailable, _SHORT),  # NO_MEMORY
     0xC00000BF: (StoreUnavailable, _SHORT),  # NETWORK_BUSY
-    0xC00000C9: (StoreUnavailable, _GONE),  # NETWORK_NAME_DELETED
-    0xC0000203: (StoreUnavailable, _GONE),  # USER_SESSION_DELETED
-    0xC000035C: (StoreUnavailable, _GONE),  # NETWORK_SESSION_EXPIRED
-    0xC000020C: (StoreUnavailable, _GONE),  # CONNECTION_DISCONNECTED
-    0xC000020D: (StoreUnavailable, _GONE),  # CONNECTION_RESET
-    0xC00000C4: (StoreUnavailable, _GONE),  # UNEXPECTED_NETWORK_ERROR
-    0xC00000B5: (StoreUnavailable, _GONE),  # IO_TIMEOUT
-    0xC0000120: (StoreUnavailable, _GONE),  # CANCELLED
-    0xC00000DC: (StoreUnavailable, _GONE),  # INVALID_SERVER_STATE
-    0xC00002FE: (StoreUnavailable, _GONE),  # SHUTDOWN_IN_PROGRESS
+    0xC00000C9: (StoreUnavailable, GONE),  # NETWORK_NAME_DELETED
+    0xC0000203: (StoreUnavailable, GONE),  # USER_SESSION_DELETED
+    0xC000035C: (StoreUnavailable, GONE),  # NETWORK_SESSION_EXPIRED
+    0xC000020C: (StoreUnavailable, GONE),  # CONNECTION_DISCONNECTED
+    0xC000020D: (StoreUnavailable, GONE),  # CONNECTION_RESET
+    0xC00000C4: (StoreUnavailable, GONE),  # UNEXPECTED_NETWORK_ERROR
+    0xC00000B5: (StoreUnavailable, GONE),  # IO_TIMEOUT
+    0xC0000120: (StoreUnavailable, GONE),  # CANCELLED
+    0xC00000DC: (StoreUnavailable, GONE),  # INVALID_SERVER_STATE
+    0xC00002FE: (StoreUnavailable, GONE),  # SHUTDOWN_IN_PROGRESS
 }
 # Statuses after which a link is of no use any more.
 LOST: Final = frozenset(
@@ -136,7 +136,7 @@ _SENTENCES: Final[tuple[tuple[str, Meaning], ...]] = (
         (StoreUnavailable, "what it answers was altered on the way: check the network"),
     ),
     ("Request requires ", (StoreUnavailable, _SHORT)),
-    ("Connection timeout of ", (StoreUnavailable, _GONE)),
+    ("Connection timeout of ", (StoreUnavailable, "the server does not answer: check that it is well")),
 )
 _NO_CONNECTION: Final = "Failed to connect"
 # By name, because not every system has every number.
@@ -165,7 +165,7 @@ def meaning_of(error: BaseException) -> Meaning | None:
     if isinstance(error, SMBResponseException):
         return STATUS_TABLE.get(error.status)
     if isinstance(error, SMBConnectionClosed):
-        return StoreUnavailable, _GONE
+        return StoreUnavailable, GONE
     if isinstance(error, ShortWrite):
         return StoreRejected, _FULL
     if isinstance(error, SMBAuthenticationError):
@@ -178,7 +178,7 @@ def meaning_of(error: BaseException) -> Meaning | None:
     if isinstance(error, ValueError) and str(error).startswith(_NO_CONNECTION):
         return _not_connected(error.__cause__)
     if isinstance(error, ConnectionError | TimeoutError):
-        return StoreUnavailable, _GONE
+        return StoreUnavailable, GONE
     if isinstance(error, OSError) and error.errno in _NETWORK:
         return StoreUnavailable, f"the network does not lead to the server ({error.strerror}): check the network"
     return None

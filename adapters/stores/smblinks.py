@@ -9,14 +9,17 @@ from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from adapters.stores.calls import Abandoned, Call
-from adapters.stores.smberrors import is_lost, meaning_of
+from adapters.stores.smberrors import GONE, is_lost, meaning_of
 from adapters.stores.smbwire import Link, Login
 from engine.errors import ForebayError, StoreUnavailable
 
 T = TypeVar("T")
 
 IDLE_MAX: Final = 3
-_GARBLED: Final = (StoreUnavailable, "what it answers makes no sense: check that a file server (SMB) is there")
+_BROKEN: Final = {
+    "gone": (StoreUnavailable, GONE),
+    "garbled": (StoreUnavailable, "what it answers makes no sense: check that a file server (SMB) is there"),
+}
 
 
 class LinkLost(StoreUnavailable):
@@ -107,7 +110,7 @@ class Links:
             raise
         except Exception as error:
             lost = is_lost(error) or not link.is_alive
-            meaning = meaning_of(error) or (_GARBLED if link.is_garbled(error) else None)
+            meaning = meaning_of(error) or _BROKEN.get(link.why_broken() or "")
             if lost:
                 link.close()
             if meaning is None:

@@ -15,7 +15,7 @@ import struct
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from smbprotocol.connection import Connection
@@ -37,6 +37,7 @@ from adapters.stores.smberrors import ABSENT, ShortWrite
 
 REQUEST_BYTES: Final = 1 << 20  # larger ones are slower: measured
 CREDIT_BYTES: Final = 1 << 16
+WORKER_ENDS_S: Final = 1.0  # how long the library's thread may take to end after it noticed
 
 READ_ATTRIBUTES: Final = 0x0080
 READ: Final = 0x0001 | READ_ATTRIBUTES
@@ -147,9 +148,18 @@ class Link:
         """Whether nobody has noticed yet that the link is gone."""
         return not self._is_cut and bool(self._connection.transport and self._connection.transport.connected)
 
-    def is_garbled(self, error: BaseException) -> bool:
-        """Tell whether `error` came of an answer that made no sense to the library."""
-        return error is self._connection._t_exc
+    def why_broken(self) -> Literal["gone", "garbled"] | None:
+        """Tell whether the connection ended, or an answer made no sense to the library; None: all is well.
+
+        To be asked after an error that nothing else explains: on a broken connection the library raises many things.
+        """
+        connection: Any = self._connection
+        if connection._t_worker is not None:
+            connection._t_worker.join(0 if connection._t_exc else WORKER_ENDS_S)
+        if connection._t_exc is not None:
+            return "garbled"
+        ended = connection._t_worker is not None and not connection._t_worker.is_alive()
+        return "gone" if ended or self._is_cut else None
 
     def _ask(self, message: Any) -> bytes:
         request = self._connection.send(message, sid=self._session.session_id, tid=self._tree.tree_connect_id)

@@ -32,7 +32,8 @@ class Done:
 class Machine:
     """One system below `root`, with its own state directory; vault and cache may be shared with others.
 
-    `volumes`: name → path. `extra`: further lines per table ("vault": 'share = "own"').
+    `volumes`: name → path. `extra`: further lines per table ("vault": 'share = "own"'). `urls`: what the configuration
+    names instead of the folders `vault` and `cache`.
     """
 
     root: Path
@@ -43,6 +44,7 @@ class Machine:
     extra: dict[str, str] = field(default_factory=dict)
     volume_extra: dict[str, str] = field(default_factory=dict)
     spool: Path | None = None
+    urls: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -65,16 +67,18 @@ class Machine:
         def table(header: str, lines: Sequence[str], extra: str) -> str:
             return "\n".join([header, *lines, extra]) + "\n"
 
+        url = self.urls.get("vault", f"file://{self.vault}")
         parts = [
             table("[system]", [f'name = "{self.name}"', f'state_dir = "{self.state}"'], self.extra.get("system", "")),
             *(
                 table("[[volume]]", [f'name = "{name}"', f'path = "{path}"'], self.volume_extra.get(name, ""))
                 for name, path in self.volumes.items()
             ),
-            table("[vault]", [f'url = "file://{self.vault}"', 'pack_size = "4 MiB"'], self.extra.get("vault", "")),
+            table("[vault]", [f'url = "{url}"', 'pack_size = "4 MiB"'], self.extra.get("vault", "")),
         ]
         if self.cache is not None:
-            parts.append(table("[cache]", [f'path = "{self.cache}"'], self.extra.get("cache", "")))
+            path = self.urls.get("cache", self.cache)
+            parts.append(table("[cache]", [f'path = "{path}"'], self.extra.get("cache", "")))
         if self.spool is not None:
             parts.append(table("[spool]", [f'path = "{self.spool}"'], self.extra.get("spool", "")))
         if "queue" in self.extra:
