@@ -11,6 +11,7 @@ import click
 
 from adapters.allocator import keep_freed_memory
 from adapters.cli import frame
+from adapters.cli.firstcontact import first_contact
 from adapters.cli.progress import Snapshot, blocks_text, bytes_text, time_text
 from adapters.compose import build_session, chosen_volumes
 from adapters.config import Config
@@ -30,6 +31,7 @@ async def run_session(context: frame.Context, config: Config, names: Sequence[st
     identity = files.load(config.system.identity_file)
     files.require_name(config.system.identity_file, identity, config.system.name)
     with StateDirectory.open(config.system.state_dir) as state:
+        identity = await first_contact(config, identity)
         session = await build_session(config, identity, state, volumes, full=full)
         with context.progress("backup") as progress:
             async with anyio.create_task_group() as group:

@@ -86,6 +86,7 @@ async def _upload(context: frame.Context, config: Config) -> int:
     import anyio
 
     from adapters.allocator import keep_freed_memory
+    from adapters.cli.firstcontact import first_contact
     from adapters.cli.progress import Snapshot
     from adapters.clock import SystemClock
     from adapters.compose import build_setup
@@ -103,6 +104,7 @@ async def _upload(context: frame.Context, config: Config) -> int:
         raise SessionAborted(why)
     with StateDirectory.open(state_dir) as state:
         turns.offer(state_dir)
+        identity = await first_contact(config, identity)
         setup = await build_setup(config, identity, state, clock=clock)
         upload = Upload(setup, lambda: turns.wanted(state_dir) or paused(state_dir, clock.now_ms()) is not None)
         began = clock.monotonic()

@@ -90,6 +90,32 @@ def test_a_server_that_is_stopped_costs_no_point_and_gets_it_later(machine: Mach
     assert machine.backup()["volumes"]["data"]["changed"] == 0
 
 
+def test_a_vault_founded_offline_is_made_by_the_first_session_that_reaches_its_share(
+    tmp_path: Path, server: Samba
+) -> None:
+    volume = random_volume(tmp_path / "data.img", BLOCKS)
+    machine = share_machine(tmp_path / "m", server, tmp_path.name, volume, spool=True)
+    machine.cache = None
+    server.kill()
+    try:
+        enrol(machine, "--offline")
+        first = machine.backup(expect=3)
+        assert first["route"] == "FALLBACK"
+    finally:
+        server.start_again()
+    foreign = machine.vault / "holiday.jpg"
+    foreign.parent.mkdir()
+    foreign.write_text("somebody's")
+    assert machine.backup(expect=3)["route"] == "FALLBACK"
+    assert [path.name for path in machine.vault.iterdir()] == ["holiday.jpg"]
+    foreign.unlink()
+    report = machine.backup()
+    assert report["uploaded"][0]["point"] == first["point"]
+    assert report["backlog"] == 0
+    assert not machine.run("status").document["vault_pending"]
+    restores(machine, volume.read_bytes())
+
+
 def test_a_second_machine_joins_and_shares_vault_and_cache(machine: Machine, server: Samba, tmp_path: Path) -> None:
     machine.backup()
     other = share_machine(tmp_path / "other", server, tmp_path.name, machine.volumes["data"], name="web-02")
