@@ -78,10 +78,11 @@ class SmbFiles:
     def check_marker(self, link: Link) -> None:
         """Tell this store from an empty folder, and from another store in its place."""
         try:
-            with opened(link, self._at(FORMAT), READ, PLAIN_FILE) as found:
-                known = self._marker
-                if known is not None and (known[0].created, known[0].written) == (found.created, found.written):
+            if (known := self._marker) is not None:
+                found = link.peek(self._at(FORMAT), PLAIN_FILE)
+                if (known[0].created, known[0].written) == (found.created, found.written):
                     return
+            with opened(link, self._at(FORMAT), READ, PLAIN_FILE) as found:
                 content = link.read(found, 0, MARKER_BYTES_MAX)
         except SMBResponseException as error:
             if error.status not in ABSENT:
@@ -227,7 +228,9 @@ class SmbFiles:
         """See the port."""
 
         def read(link: Link) -> Bytes:
-            with self._found(call, link, name) as file:
+            with self._naming_absent(name):
+                file = self._patiently(call, lambda: link.create(self._at(name), READ, PLAIN_FILE))
+            with closing(link, file):
                 left = max(0, file.size - offset)
                 left = left if length is None else min(length, left)
                 at, pieces = offset, list[bytes]()
@@ -246,21 +249,19 @@ class SmbFiles:
         """See the port."""
 
         def look(link: Link) -> int:
-            with self._found(call, link, name, READ_ATTRIBUTES) as file:
-                return file.size
+            with self._naming_absent(name):
+                return self._patiently(call, lambda: link.peek(self._at(name), PLAIN_FILE)).size
 
         return self.here(call, look, name)
 
     @contextmanager
-    def _found(self, call: Call, link: Link, name: str, access: int = READ) -> Iterator[Handle]:
+    def _naming_absent(self, name: str) -> Iterator[None]:
         try:
-            file = self._patiently(call, lambda: link.create(self._at(name), access, PLAIN_FILE))
+            yield
         except SMBResponseException as error:
             if error.status in ABSENT:
                 raise ObjectMissing(name) from error
             raise
-        with closing(link, file):
-            yield file
 
     def delete(self, call: Call, name: str) -> None:
         """See the port."""

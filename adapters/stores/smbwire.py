@@ -53,6 +53,7 @@ SHARE_ALL: Final = 7
 IMPERSONATION: Final = 2
 IS_FOLDER: Final = 0x10  # an attribute
 IS_LINK: Final = 0x400
+LAST_OPENED: Final = b"\xff" * 16  # by the request before this one, sent together with it
 FILE_DIRECTORY_INFORMATION: Final = 1
 FILE_RENAME_INFORMATION: Final = 10
 
@@ -173,6 +174,25 @@ class Link:
         self, name: str, access: int, options: int, *, disposition: int = OPEN, sharing: int = SHARE_ALL
     ) -> Handle:
         """Open a file or folder, or make it with the disposition CREATE."""
+        return _handle(self._ask(self._create_request(name, access, options, disposition, sharing)))
+
+    def peek(self, name: str, options: int = 0) -> Handle:
+        """Look at a file or folder, in one round trip; the handle is closed already."""
+        close = SMB2CloseRequest()
+        close["file_id"] = LAST_OPENED
+        messages = [self._create_request(name, READ_ATTRIBUTES, options, OPEN, SHARE_ALL), close]
+        session, tree = self._session.session_id, self._tree.tree_connect_id
+        opening, closing = self._connection.send_compound(messages, session, tree, related=True)
+        try:
+            answer = self._connection.receive(opening, resolve_symlinks=False)
+        except SMBResponseException:
+            with suppress(SMBResponseException):
+                self._connection.receive(closing)
+            raise
+        self._connection.receive(closing)
+        return _handle(answer["data"].get_value())
+
+    def _create_request(self, name: str, access: int, options: int, disposition: int, sharing: int) -> Any:
         message = SMB2CreateRequest()
         message["impersonation_level"] = IMPERSONATION
         message["desired_access"] = access
@@ -180,8 +200,7 @@ class Link:
         message["create_disposition"] = disposition
         message["create_options"] = options
         message["buffer_path"] = self._path(name).encode("utf-16-le") or b"\0\0"
-        created, written, size, attributes, file_id = _CREATED.unpack_from(self._ask(message))
-        return Handle(file_id, size, created, written, attributes)
+        return message
 
     def close_handle(self, handle: Handle) -> None:
         """Close a file or folder."""
@@ -263,12 +282,17 @@ class Link:
     def exists(self, name: str) -> bool:
         """Tell whether there is a file or folder."""
         try:
-            self.close_handle(self.create(name, READ_ATTRIBUTES, 0))
+            self.peek(name)
         except SMBResponseException as error:
             if error.status in ABSENT:
                 return False
             raise
         return True
+
+
+def _handle(answer: bytes) -> Handle:
+    created, written, size, attributes, file_id = _CREATED.unpack_from(answer)
+    return Handle(file_id, size, created, written, attributes)
 
 
 def _rows(answer: bytes) -> Iterator[Entry]:

@@ -39,8 +39,10 @@ def restores(machine: Machine, content: bytes, *arguments: str) -> None:
     assert target.read_bytes() == content
 
 
-def test_a_machine_backs_up_to_shares_and_restores_from_each(machine: Machine, server: Samba) -> None:
-    volume = machine.volumes["data"]
+def test_a_machine_backs_up_to_shares_and_restores_from_each(server: Samba, tmp_path: Path) -> None:
+    volume = random_volume(tmp_path / "data.img", BLOCKS, tail=700)
+    machine = share_machine(tmp_path / "m", server, tmp_path.name, volume, kind=Machine)
+    enrol(machine)
     first = machine.backup()
     assert (first["route"], first["problems"]) == ("VAULT", [])
     assert machine.backup()["volumes"]["data"]["changed"] == 0
