@@ -39,6 +39,10 @@ class StoreUnavailable(StoreError):
     """The store cannot be reached or used now: try again; may become a change of route."""
 
 
+class StoreThrottled(StoreUnavailable):
+    """The store is there and asks to be asked less: no outage until it lasts."""
+
+
 class StoreRejected(StoreError):
     """The store answered and refused (rights, quota, no such bucket, disk full): trying again does not help."""
 

@@ -15,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.samba import Samba
+    from tests.servers import S3Server
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
@@ -59,6 +60,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("root") is not None:
             item.add_marker(pytest.mark.skip(reason="needs root: loop devices, mounts, servers"))
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[S3Server]:
+    """Give the S3 server that all tests of a run share; each uses a prefix of its own."""
+    from tests.servers import shared_s3
+
+    base = tmp_path_factory.getbasetemp()
+    with shared_s3(base if worker_id == "master" else base.parent, worker_id) as server:
+        yield server
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -7,6 +7,8 @@ Rules:
 - Retries of a call are bounded by `retries_max`, those of all calls by `session_retries_max`, and none begins
   more than `retry_within_s` after the last success of a call of the same kind (writing: put, delete; reading:
   get, stat, list). Idle time does not count: the window opens again when a call begins while none is running.
+- A store that asks to be asked less (StoreThrottled) is no failure until it lasts: such tries are bounded by
+  `retry_within_s` alone, and the waits between them grow like others.
 - A put whose acknowledgement was lost is simply put again: put is idempotent.
 - `probe` is not retried: it asks whether the store is there *now*. `flush` is not retried either: after a failed
   flush nobody knows what it should have made durable, and a second one that succeeds would lie about it.
@@ -27,7 +29,7 @@ from typing import TypeVar, cast
 import msgspec
 
 from engine.block import Bytes
-from engine.errors import StoreUnavailable
+from engine.errors import StoreThrottled, StoreUnavailable
 from engine.liveness import StallBound
 from engine.policy import RetryPolicy
 from engine.ports import Clock, ObjectInfo, ObjectStore
@@ -133,7 +135,7 @@ class RetryingStore:
         return rows, await anext(rows, None)
 
     async def _call(self, window: _Window, operation: str, name: str, call: Callable[[], Awaitable[T]]) -> T:
-        retry = 0
+        retry = throttled = 0
         window.begin()
         try:
             while True:
@@ -141,7 +143,8 @@ class RetryingStore:
                     result = await self._once(operation, name, call, self._policy.stall_s)
                 except StoreUnavailable as error:
                     retry += 1
-                    await self._wait(window, FailedTry(operation, name, retry, 0.0, error))
+                    throttled += isinstance(error, StoreThrottled)
+                    await self._wait(window, FailedTry(operation, name, retry, 0.0, error), throttled)
                 else:
                     window.succeeded()
                     return result
@@ -155,14 +158,15 @@ class RetryingStore:
         what = f"{operation} of {name}" if name else operation
         raise StoreUnavailable(f"{what}: the store moved nothing for {stall_s:g} s; check that it is reachable")
 
-    async def _wait(self, window: _Window, failed: FailedTry) -> None:
-        """Wait before a retry; raise the failure if none is left."""
+    async def _wait(self, window: _Window, failed: FailedTry, throttled: int) -> None:
+        """Wait before a retry; raise the failure if none is left. `throttled`: failures that do not count."""
         policy = self._policy
         left_s = window.left_s(policy.retry_within_s)
+        counts = not isinstance(failed.error, StoreThrottled)
         spent = policy.session_retries_max is not None and self._retries >= policy.session_retries_max
-        if failed.retry > policy.retries_max or spent or left_s <= 0:
+        if left_s <= 0 or (counts and (failed.retry - throttled > policy.retries_max or spent)):
             raise failed.error
-        self._retries += 1
+        self._retries += counts
         wait_s = min(self._jitter.uniform(0.0, policy.backoff_bound_s(failed.retry)), left_s)
         if self._log is not None:
             self._log(FailedTry(failed.operation, failed.name, failed.retry, wait_s, failed.error))
