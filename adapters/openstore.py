@@ -1,4 +1,4 @@
-"""Which adapter a place needs: opens the store in a folder or in a share, and makes new ones."""
+"""Which adapter a place needs: opens the store in a folder, a share or a bucket, and makes new ones."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import msgspec
+
+from adapters.config.buckets import Bucket
+from adapters.lifetime import shared
 from engine.ports import ObjectStore
 
 if TYPE_CHECKING:
-    from adapters.config import Place, Share
+    from adapters.config import Place, Remote
 
 
 class PlacedStore(ObjectStore, Protocol):
@@ -44,7 +48,7 @@ def open_store(
     connect_timeout_s: float = 15.0,
     stall_timeout_s: float = 30.0,
 ) -> PlacedStore:
-    """Return the store in a place; nothing is looked at yet. `sync` is for folders: shares make every put durable."""
+    """Return the store in a place; nothing is looked at yet. `sync` is for folders: others make every put durable."""
     if isinstance(place, Path):
         from adapters.stores.folder import FolderStore
 
@@ -53,9 +57,11 @@ def open_store(
 
 
 def open_remote(
-    place: Share, owner: str, *, connect_timeout_s: float = 15.0, stall_timeout_s: float = 30.0
+    place: Remote, owner: str, *, connect_timeout_s: float = 15.0, stall_timeout_s: float = 30.0
 ) -> RemoteStore:
-    """Return the store in a share, whether there is one already or not; nothing is looked at yet."""
+    """Return the store in a share or bucket, whether there is one already or not; nothing is looked at yet."""
+    if isinstance(place, Bucket):
+        return _open_bucket(place, connect_timeout_s, stall_timeout_s)
     from adapters.config.login import password_of
     from adapters.stores.smb import SmbStore
     from adapters.stores.smbwire import Login
@@ -71,3 +77,15 @@ def open_remote(
         connect_timeout_s=connect_timeout_s,
         stall_timeout_s=stall_timeout_s,
     )
+
+
+def _open_bucket(place: Bucket, connect_timeout_s: float, stall_timeout_s: float) -> RemoteStore:
+    """Return the store in a bucket; all of one lifetime share their connections."""
+    from adapters.stores.s3 import S3Store
+    from adapters.stores.s3client import S3Connection
+    from adapters.stores.s3settings import S3Settings
+
+    settings = S3Settings(
+        **msgspec.structs.asdict(place), connect_timeout_s=connect_timeout_s, stall_timeout_s=stall_timeout_s
+    )
+    return S3Store(shared(settings, partial(S3Connection, settings)))

@@ -65,7 +65,7 @@ class S3Front:
             return _answer(*self.refusals.pop(0))
         headers = {name: value for name, value in request.headers.items() if self._goes_on(name)}
         if self.conditions == "refused" and any(name in request.headers for name in CONDITIONS):
-            return _answer(501, "NotImplemented")
+            return _answer(501, "ANotKnownHeader")
         signed = AWSRequest(request.method, self._server.endpoint + request.path_qs, headers, body)
         keys = Credentials(self._server.access_key, self._server.secret_key)
         S3SigV4Auth(keys, "s3", "us-east-1").add_auth(signed)

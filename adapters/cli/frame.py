@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from adapters.lifetime import lifetime
 from engine.errors import ConfigError, ForebayError
 from engine.exitcodes import DONE as DONE
 from engine.exitcodes import FAILED as FAILED
@@ -144,7 +145,8 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
         if callable(interrupt):
             for number in ends:
                 signal.signal(number, interrupt)
-        return await main()
+        async with lifetime():
+            return await main()
 
     # By name: Windows has no SIGHUP.
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]

@@ -1,6 +1,6 @@
 """The places of stores as `init` finds them: a store, a place where one can be made, or neither and why.
 
-A folder is looked at as it lies there; of a share its server is asked.
+A folder is looked at as it lies there; of a share or a bucket its server is asked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from adapters.cli.writable import nearest_existing, why_not_writable
 from engine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from adapters.config import Config, Place, Share
+    from adapters.config import Config, Place, Remote
     from adapters.openstore import PlacedStore
     from engine.vault.formatobject import StoreKind
 
@@ -32,7 +32,7 @@ def near_places(config: Config) -> list[tuple[StoreKind, Place]]:
 
 
 async def look_at(kind: StoreKind, place: Place, config: Config) -> Literal["store", "new"]:
-    """Tell a store from a place where one can be made. Raises: ConfigError; of a share StoreError, too."""
+    """Tell a store from a place where one can be made. Raises: ConfigError; of a share or a bucket StoreError, too."""
     if isinstance(place, Path):
         return _look_at_folder(kind, place, config)
     from adapters.openstore import open_remote
@@ -81,8 +81,8 @@ async def check_writable(config: Config, *, vault: bool = True) -> None:
             raise ConfigError(f"{what}: {existing} cannot be written to ({reason}); nothing was changed")
 
 
-async def why_not_remote(place: Share, config: Config, owner: str = OWNER) -> str | None:
-    """Return why nothing can be put in a share, None if it can."""
+async def why_not_remote(place: Remote, config: Config, owner: str = OWNER) -> str | None:
+    """Return why nothing can be put in a share or a bucket, None if it can."""
     from adapters.openstore import open_remote
 
     return await open_remote(place, owner, connect_timeout_s=config.vault.connect_timeout_s).why_not_writable()

@@ -9,7 +9,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Final
 
-from adapters.config.model import LANE_BYTES_MAX, MEMORY_BYTES_MAX, Cache, Config, Vault
+import msgspec
+
+from adapters.config.buckets import Bucket
+from adapters.config.model import LANE_BYTES_MAX, MEMORY_BYTES_MAX, S3_SETTINGS, Cache, Config, Vault
 from adapters.config.places import Share, inside, mapped_drive
 from adapters.config.units import show_size
 
@@ -49,8 +52,22 @@ def logins(vault: Vault, cache: Cache | None) -> Iterator[str]:
                 yield f"{table} user is missing: {settings.place} takes a login, user and password_file"
             continue
         given = {"user": settings.user, "password_file": settings.password_file}
+        what = "a bucket" if isinstance(settings.place, Bucket) else "a folder"
         for key in [key for key, value in given.items() if value is not None]:
-            yield f"{table} {key} is for a share, and {settings.place} is a folder: leave it out, or write smb://"
+            yield f"{table} {key} is for a share, and {settings.place} is {what}: leave it out, or write smb://"
+    yield from _buckets(vault)
+
+
+def _buckets(vault: Vault) -> Iterator[str]:
+    """Yield what is wrong with the settings of buckets."""
+    if isinstance(vault.place, Bucket):
+        if vault.kms_key is not None and not vault.encryption.startswith("aws:kms"):
+            yield '[vault] kms_key needs encryption = "aws:kms" or "aws:kms:dsse": add it, or leave kms_key out'
+        return
+    defaults = {field.name: field.default for field in msgspec.structs.fields(Vault)}
+    for key in sorted(S3_SETTINGS):
+        if getattr(vault, key) != defaults[key]:
+            yield f"[vault] {key} is for a bucket, and {vault.place} is none: leave it out, or write s3://"
 
 
 def _own_folders(config: Config) -> list[tuple[str, Path]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 import typing
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import msgspec
 from msgspec import NODEFAULT
 from msgspec.structs import FieldInfo
 
+from adapters.config.buckets import bucket_of, is_s3
 from adapters.config.contradictions import contradictions, logins
 from adapters.config.model import (
     LATER,
@@ -119,13 +121,20 @@ def load_vault(source: str) -> Vault:
 def _bare_vault(url: str) -> Vault:
     """Return the vault of a URL on the command line; what takes a login takes it from the environment."""
     try:
-        if is_smb(url):
-            smb_of(url)
-        else:
-            folder_of(url, windows=os.name == "nt")
+        _check_url(url)
     except ValueError as error:
-        raise ConfigError(f"vault {url!r} cannot be used: {error}") from None
+        raise ConfigError(f"vault {_masked(url)!r} cannot be used: {error}") from None
     return Vault(url=url, user=_user("FOREBAY_VAULT_USER", url) if is_smb(url) else None)
+
+
+def _check_url(url: str) -> None:
+    """Return if a vault's URL names a place there may be. Raises: ValueError, with the reason."""
+    if is_smb(url):
+        smb_of(url)
+    elif is_s3(url):
+        bucket_of(url)
+    else:
+        folder_of(url, windows=os.name == "nt")
 
 
 def load_cache(source: str) -> Cache:
@@ -273,10 +282,7 @@ class _Reader:
         if unit:
             raw = _PARSERS[unit](raw)
         if field.name == "url" and isinstance(raw, str):
-            if is_smb(raw):
-                smb_of(raw)
-            else:
-                folder_of(raw, windows=os.name == "nt")
+            _check_url(raw)
         return msgspec.convert(raw, field.type)
 
     def _place(self, raw: Any) -> Path | SmbUrl:
@@ -287,6 +293,8 @@ class _Reader:
     def _path(self, raw: Any) -> Path:
         if not isinstance(raw, str):
             raise ValueError("it must be text")
+        if is_s3(raw):
+            raise ValueError("only a vault may be a bucket")
         if "://" in raw:
             raise ValueError("it must be a plain path, not a URL")
         if not raw or "\0" in raw:
@@ -340,5 +348,10 @@ def _unit_of(meta: msgspec.Meta | None) -> str:
 
 def _as_written(value: Any) -> str:
     """Return `value` as TOML would write it, cut short."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = _masked(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _masked(text: str) -> str:
+    """Return `text` without the logins of URLs in it, which do not belong there and must not be shown."""
+    return re.sub(r"://[^\s\"']*@", "://***@", text)

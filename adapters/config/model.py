@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
+from adapters.config.buckets import Addressing, Bucket, Encryption, bucket_of, is_s3
 from adapters.config.places import Place, Share, SmbUrl, is_smb, smb_of
 from adapters.config.units import MIB, TIB
 
 # Packs in flight are bounded per lane, the open one included (DESIGN.md §4); the queue comes on top.
 LANE_BYTES_MAX: Final = 128 * MIB
 MEMORY_BYTES_MAX: Final = 350 * MIB
+
+S3_RECONNECT_WINDOW_S: Final = 1800.0
+OnLoss: TypeAlias = Literal["restart", "resume"]
+S3_SETTINGS: Final = frozenset(Bucket.__struct_fields__) - {"bucket", "prefix"}
 
 
 def _size(least: int, most: int) -> Meta:
@@ -51,7 +56,7 @@ VaultUrl = Annotated[
     Meta(
         extra={
             "allowed": "a file:// URL with an absolute path, such as file:///srv/vault,"
-            " or smb://server[:port]/share/folder"
+            " or smb://server[:port]/share/folder, or s3://bucket/prefix"
         }
     ),
 ]
@@ -62,6 +67,23 @@ UserName = Annotated[
     str,
     _name("user or DOMAIN\\user or user@domain", r"^[^\x00-\x1f\\/]{1,128}(\\[^\x00-\x1f\\/]{1,128})?\Z"),
 ]
+HttpUrl = Annotated[
+    str,
+    _name(
+        "an http:// or https:// URL with a host, perhaps a port, and no login",
+        r"(?i)^https?://([\w.-]{1,253}|\[[0-9a-f:.]{2,45}\])(:\d{1,5})?/?\Z",
+    ),
+]
+Region = Annotated[str, _name("1 to 64 of a-z A-Z 0-9 -", r"^[A-Za-z0-9-]{1,64}\Z")]
+Profile = Annotated[str, _name("1 to 64 letters, digits or . _ -", r"^[\w.-]{1,64}\Z")]
+StorageClass = Annotated[
+    str,
+    _name(
+        "1 to 64 of A-Z 0-9 _, and none whose objects must be thawed before they are read",
+        r"^(?!(GLACIER|DEEP_ARCHIVE)\Z)[A-Z0-9_]{1,64}\Z",
+    ),
+]
+KmsKey = Annotated[str, _name("the id or the ARN of a key", r"^[\w:/.-]{1,2048}\Z")]
 DayWindow = Annotated[
     tuple[int, int],
     Meta(extra={"unit": "window", "allowed": 'two different times of a day, "HH:MM-HH:MM"'}),
@@ -104,12 +126,24 @@ class Vault(msgspec.Struct, frozen=True, kw_only=True):
     user: UserName | None = None
     password_file: Path | None = None
     smb_encrypt: bool = True
+    endpoint_url: HttpUrl | None = None
+    region: Region | None = None
+    addressing: Addressing = "auto"
+    credentials_file: Path | None = None
+    profile: Profile | None = None
+    ca_file: Path | None = None
+    proxy: HttpUrl | None = None
+    storage_class: StorageClass | None = None
+    encryption: Encryption = "default"
+    kms_key: KmsKey | None = None
     connect_timeout_s: Annotated[float, _duration(1, 300)] = msgspec.field(default=15.0, name="connect_timeout")
     retries_max: Annotated[int, Meta(ge=0, le=100)] = 5
     retry_within_s: Annotated[float, _duration(1, 3600)] = msgspec.field(default=60.0, name="retry_within")
-    reconnect_window_s: Annotated[float, _duration(0, 86_400)] = msgspec.field(default=0.0, name="reconnect_window")
+    own_reconnect_window_s: Annotated[float, _duration(0, 86_400)] | None = msgspec.field(
+        default=None, name="reconnect_window"
+    )
     reconnect_total_s: Annotated[float, _duration(0, 86_400)] = msgspec.field(default=7200.0, name="reconnect_total")
-    on_loss: Literal["restart", "resume"] = "restart"
+    own_on_loss: OnLoss | None = msgspec.field(default=None, name="on_loss")
     share: Literal["vault", "own"] = "vault"
     compression: Literal["zstd", "lz4", "none"] = "zstd"
     pack_size_bytes: Annotated[int, _size(4 * MIB, 64 * MIB)] = msgspec.field(default=16 * MIB, name="pack_size")
@@ -118,10 +152,25 @@ class Vault(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def place(self) -> Place:
-        """What the URL names: a folder of the machine this runs on, or one in a share."""
+        """What the URL names: a folder of the machine this runs on, one in a share, or a bucket."""
+        if is_s3(self.url):
+            bucket, prefix = bucket_of(self.url)
+            return Bucket(bucket=bucket, prefix=prefix, **{key: getattr(self, key) for key in S3_SETTINGS})
         if is_smb(self.url):
             return Share(smb_of(self.url), "vault", self.user, self.password_file, self.smb_encrypt)
         return Path(folder_of(self.url, windows=os.name == "nt"))
+
+    @property
+    def reconnect_window_s(self) -> float:
+        """How long a lost vault is waited for: a server on the internet comes back, a share seldom (DESIGN.md §3.2)."""
+        if self.own_reconnect_window_s is not None:
+            return self.own_reconnect_window_s
+        return S3_RECONNECT_WINDOW_S if is_s3(self.url) else 0.0
+
+    @property
+    def on_loss(self) -> OnLoss:
+        """What a session that lost its vault does with what it sent there."""
+        return self.own_on_loss or ("resume" if is_s3(self.url) else "restart")
 
 
 class Cache(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,7 +240,7 @@ LATER: Final[dict[str, frozenset[str]]] = {
     "": frozenset({"schedule", "bandwidth"}),
     "system": frozenset(),
     "volume": frozenset(),
-    "vault": frozenset({"region", "endpoint_url", "credentials_file", "lock"}),
+    "vault": frozenset({"lock"}),
     "cache": frozenset({"verify", "trim"}),
     "spool": frozenset(),
     "queue": frozenset(),
@@ -205,11 +254,8 @@ def folder_of(url: str, *, windows: bool) -> str:
     """
     from urllib.parse import unquote, urlsplit
 
-    scheme = url.partition(":")[0].lower()
-    if scheme == "s3":
-        raise ValueError(f"{scheme}:// is not supported by this version yet")
     if not url.lower().startswith("file://"):
-        raise ValueError("it is no file:// or smb:// URL")
+        raise ValueError("it is no file://, smb:// or s3:// URL")
     if "?" in url or "#" in url:
         raise ValueError("? and # must be written %3F and %23")
     parts = urlsplit(url)

@@ -13,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from adapters.config.buckets import Bucket
+
 SMB_PORT: Final = 445
 SEGMENT_CHARS_MAX: Final = 255
 # What no name on a share may hold, whatever the system behind it; "%" is only the beginning of an escape in a URL.
@@ -55,7 +57,8 @@ class Share(msgspec.Struct, frozen=True):
         return str(self.url)
 
 
-Place: TypeAlias = Path | Share
+Remote: TypeAlias = Share | Bucket
+Place: TypeAlias = Path | Remote
 
 
 def is_smb(text: str) -> bool:

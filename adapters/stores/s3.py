@@ -15,7 +15,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from hashlib import md5, sha256
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -26,7 +26,7 @@ from adapters.stores.s3body import PIECE_BYTES, PutBody
 from adapters.stores.s3client import S3Connection, bound
 from adapters.stores.s3errors import NO_S3, code_of
 from engine.block import Bytes
-from engine.errors import ObjectMissing, StoreRejected, StoreThrottled, StoreUnavailable
+from engine.errors import ConfigError, ObjectMissing, StoreError, StoreRejected, StoreThrottled, StoreUnavailable
 from engine.liveness import moved
 from engine.names import FORMAT, FragmentName, PackName
 from engine.ports import ObjectInfo
@@ -37,7 +37,7 @@ TRIES_MAX: Final = 4
 FORMAT_BYTES_MAX: Final = 4096
 HASHED_AT_ONCE_BYTES: Final = 64 << 10  # more than this is hashed in a thread
 CONTENT_TYPE: Final = "application/octet-stream"
-_UNKNOWN_HEADER: Final = frozenset({"NotImplemented", "InvalidRequest", "InvalidArgument", "UnsupportedHeader"})
+_UNKNOWN_HEADER: Final = frozenset({"InvalidRequest", "InvalidArgument", "UnsupportedHeader"})
 
 
 class S3Store:
@@ -118,6 +118,49 @@ class S3Store:
         Changes nothing, and needs the right to put. Raises: StoreUnavailable, StoreRejected, ObjectMissing.
         """
         return await self._watched("probe", self._try_put)
+
+    async def sweep(self) -> int:
+        """Return 0: a put that broke off leaves nothing."""
+        return 0
+
+    async def look(self) -> Literal["store", "new"]:
+        """Tell a store from a prefix where one can be made.
+
+        Raises: ConfigError (neither), StoreUnavailable, StoreRejected.
+        """
+        try:
+            await self._watched("probe", self._marker)
+        except ObjectMissing:
+            await self._watched("list", self._require_empty)
+            return "new"
+        return "store"
+
+    async def why_not_writable(self) -> str | None:
+        """Return, in a sentence, why nothing can be put there; None if it can, or if there is no store to try it with.
+
+        Changes nothing.
+        """
+        try:
+            await self.try_put()
+        except ObjectMissing:
+            return None
+        except StoreError as error:
+            return str(error)
+        return None
+
+    async def create(self, marker: bytes) -> None:
+        """Make a new store with this format object; only `init` does. Raises: ConfigError, StoreError."""
+        if await self.look() == "store":
+            raise ConfigError(f"{self._settings.where} already holds a store: choose another prefix, or use that one")
+        await self.put(FORMAT, marker)
+
+    async def _require_empty(self) -> None:
+        page = await self._page({"Bucket": self._settings.bucket, "Prefix": self._prefix, "MaxKeys": 1})
+        for row in page.get("Contents", ()):
+            raise ConfigError(
+                f"{self._settings.where} is not empty (it holds {row['Key']!r}) and holds no Forebay store: choose "
+                "another prefix"
+            )
 
     async def _watched(self, what: str, call: Callable[[], Awaitable[T]], timeout_s: float | None = None) -> T:
         stall_s = timeout_s or self._settings.stall_timeout_s
@@ -321,7 +364,10 @@ class S3Store:
 def _unknown_header(error: StoreRejected) -> bool:
     """Tell whether a server refused because it does not know a condition of a put."""
     cause = error.__cause__
-    return isinstance(cause, ClientError) and code_of(cause)[0] in _UNKNOWN_HEADER
+    if not isinstance(cause, ClientError):
+        return False
+    code, status = code_of(cause)
+    return status == 501 or code in _UNKNOWN_HEADER
 
 
 def _md5(data: memoryview) -> Any:

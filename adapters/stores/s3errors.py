@@ -59,7 +59,6 @@ CODES: Final[dict[str, tuple[type[StoreError], str]]] = {
     "KMS.NotFoundException": (StoreRejected, _KMS),
     "KMS.KMSInvalidStateException": (StoreRejected, _KMS),
     "KMS.AccessDeniedException": (StoreRejected, _KMS),
-    "NotImplemented": (StoreRejected, _UNSUPPORTED),
     "MethodNotAllowed": (StoreRejected, _UNSUPPORTED),
     "BadDigest": (StoreUnavailable, _DAMAGED),
     "InvalidDigest": (StoreUnavailable, _DAMAGED),

@@ -78,7 +78,7 @@ def test_a_vault_may_be_named_by_a_file_with_its_table(site: Site, capsys: pytes
         (["--config", "forebay.toml", "--vault", "file:///x"], "give either --config, or --vault, --spool and --cache"),
         (["--config", "forebay.toml", "--system", "a", "--all"], "give either --system NAME or --all"),
         ([], "no configuration file"),
-        (["--vault", "s3://bucket"], "s3:// is not supported by this version yet"),
+        (["--vault", "s3://key:secret@bucket"], "keys do not belong in the URL"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from engine.block import Bytes
-from engine.errors import ObjectMissing, StoreCorrupt, StoreError, StoreRejected, StoreUnavailable
+from engine.errors import ObjectMissing, StoreCorrupt, StoreError, StoreRejected, StoreThrottled, StoreUnavailable
 from engine.liveness import moved
 from engine.pipeline.retry import FailedTry, RetryingStore
 from engine.policy import CacheErrorPolicy, RetryPolicy
@@ -141,6 +141,26 @@ def test_no_retry_begins_after_the_window_and_the_last_one_is_at_its_end() -> No
         with pytest.raises(StoreUnavailable):
             await stage(Away(), RetryPolicy(retries_max=99, retry_within_s=20)).put("a", b"")
         assert began == [0, 1, 3, 7, 15, 20]
+
+    run(scenario)
+
+
+def test_being_asked_to_slow_down_is_no_failure_until_it_lasts() -> None:
+    def slower() -> StoreThrottled:
+        return StoreThrottled("slow down")
+
+    async def scenario() -> None:
+        inner = stored(FaultPlan().fail("put", 1, 4, slower).fail("put", 5, 5))
+        await stage(inner, RetryPolicy(retries_max=1, session_retries_max=1)).put("b", b"x")
+        assert calls(inner, "put") == 6
+        inner = stored(FaultPlan().fail("put", 1, 4, slower).fail("put", 5, 6))
+        with pytest.raises(StoreUnavailable, match="by plan"):
+            await stage(inner, RetryPolicy(retries_max=1)).put("b", b"x")
+        began = anyio.current_time()
+        inner = stored(FaultPlan().fail("put", 1, 99, slower))
+        with pytest.raises(StoreThrottled):
+            await stage(inner, RetryPolicy(retries_max=1, retry_within_s=60)).put("b", b"x")
+        assert anyio.current_time() - began == 60
 
     run(scenario)
 

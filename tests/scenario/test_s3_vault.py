@@ -1,0 +1,196 @@
+"""A vault in a bucket, by the command line: founded, backed up to, lost, uploaded to, restored from."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.s3stores import write_keys
+from tests.scenario.machine import Machine, overwrite, random_volume
+from tests.servers import BUCKET, S3Server, make_bucket, start_s3, stop_s3
+
+pytestmark = pytest.mark.services
+
+BLOCKS = 120
+QUICK = 'retries_max = 0\nconnect_timeout = "2 s"\nreconnect_window = "0 s"\ncompression = "none"'
+
+
+@pytest.fixture(autouse=True)
+def no_keys_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what this machine's user has for S3 out of it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[S3Server]:
+    """Give a server of its own, which may be stopped."""
+    server = start_s3(tmp_path / "server")
+    make_bucket(server)
+    yield server
+    stop_s3(tmp_path / "server")
+
+
+def machine_at(root: Path, server: S3Server, *, name: str = "web-01", url: str | None = None) -> Machine:
+    root.mkdir(exist_ok=True)
+    keys = write_keys(root / "keys", server.access_key, server.secret_key)
+    volume = random_volume(root / "data.img", BLOCKS)
+    machine = Machine(
+        root / "m", root, name=name, volumes={"data": volume}, spool=root / "spool",
+        urls={"vault": url or f"s3://{BUCKET}/{secrets.token_hex(4)}"},
+    )  # fmt: skip
+    machine.extra["vault"] = f'endpoint_url = "{server.endpoint}"\ncredentials_file = "{keys}"\n{QUICK}'
+    return machine
+
+
+def change(machine: Machine, seed: int) -> bytes:
+    volume = machine.volumes["data"]
+    overwrite(volume, 10 * seed, os.urandom(3 * 65536))
+    return volume.read_bytes()
+
+
+def test_a_whole_life_with_a_server_that_stops_and_comes_back(server: S3Server, tmp_path: Path) -> None:
+    machine = machine_at(tmp_path / "a", server)
+    machine.init()
+    assert machine.run("check-config").document["problems"] == []
+    contents = {machine.backup()["point"]: machine.volumes["data"].read_bytes()}
+    content = change(machine, 1)
+    contents[machine.backup()["point"]] = content
+    stop_s3(Path(server.data))
+    content = change(machine, 2)
+    report = machine.backup(expect=3)
+    assert (report["route"], report["backlog"]) == ("FALLBACK", 1)
+    assert "cannot be reached" in report["fallback"]
+    contents[report["point"]] = content
+    problems = machine.run("check-config", expect=1).document["problems"]
+    assert any("cannot be reached" in problem for problem in problems), problems
+    assert machine.run("upload", expect=1).document["left"] == 1
+    assert machine.run("status").document["spool"]["points"] == 1
+    start_s3(Path(server.data), server.port)
+    assert machine.run("upload").document["left"] == 0
+    points = {row["id"]: row["where"] for row in machine.points()}
+    assert points == {point: ["vault"] for point in contents}
+    machine.restore("latest", "data", tmp_path / "restored")
+    assert tmp_path.joinpath("restored").read_bytes() == content
+
+
+def test_a_machine_is_recovered_from_a_bare_url_and_a_second_one_joins(s3_server: S3Server, tmp_path: Path) -> None:
+    first = machine_at(tmp_path / "a", s3_server)
+    first.init()
+    point = first.backup()["point"]
+    second = machine_at(tmp_path / "b", s3_server, name="web-02", url=first.urls["vault"])
+    assert second.init().document["founded"] is False
+    report = second.backup()
+    assert report["volumes"]["data"]["vault_blocks"] == 0, "the same blocks are there already"
+    to = tmp_path / "restored"
+    keys = {
+        "AWS_ACCESS_KEY_ID": s3_server.access_key,
+        "AWS_SECRET_ACCESS_KEY": s3_server.secret_key,
+        "AWS_ENDPOINT_URL": s3_server.endpoint,
+    }
+    first.run(
+        "restore", point, "--vault", first.urls["vault"], "--system", "web-01", "--volume", "data", "--to", str(to),
+        "--passphrase-file", str(first.passphrase_file), env=keys,
+    )  # fmt: skip
+    assert to.read_bytes() == first.volumes["data"].read_bytes()
+    refused = first.run("points", "--vault", first.urls["vault"], env=keys | {"AWS_SECRET_ACCESS_KEY": "wrong"}, expect=1)
+    assert "the secret key is wrong" in refused.stderr + refused.stdout
+
+
+def test_an_offline_domain_gets_its_bucket_later(s3_server: S3Server, tmp_path: Path) -> None:
+    machine = machine_at(tmp_path / "a", s3_server)
+    settings = machine.extra["vault"]
+    machine.extra["vault"] = settings.replace(s3_server.endpoint, "http://127.0.0.1:9")
+    machine.init("--offline")
+    machine.backup(expect=3)
+    machine.extra["vault"] = settings
+    machine.init()
+    assert machine.run("upload").document["left"] == 0
+    assert [row["where"] for row in machine.points()] == [["vault"]]
+
+
+class Enrolled:
+    """A machine that is enrolled in a bucket, for tests that break its settings and put them right again."""
+
+    def __init__(self, root: Path, server: S3Server) -> None:
+        self.machine = machine_at(root / "a", server)
+        self.machine.init()
+        self.server, self.keys = server, root / "a" / "keys"
+        self.settings, self.url = self.machine.extra["vault"], self.machine.urls["vault"]
+        self.identity = self.machine.state / "identity"
+
+    def whole(self) -> Machine:
+        self.machine.extra["vault"], self.machine.urls["vault"] = self.settings, self.url
+        write_keys(self.keys, self.server.access_key, self.server.secret_key).chmod(0o600)
+        return self.machine
+
+    def broken(self, wrong: str) -> Machine:
+        machine, server = self.whole(), self.server
+        match wrong:
+            case "secret":
+                write_keys(self.keys, server.access_key, "averysecretsecret")
+            case "key":
+                write_keys(self.keys, "nobody", "averysecretsecret")
+            case "bucket":
+                machine.urls["vault"] = "s3://no-such-bucket/x"
+            case "rights":
+                write_keys(self.keys, server.ro_access_key, server.ro_secret_key)
+            case "file":
+                self.keys.unlink()
+            case "mode":
+                self.keys.chmod(0o604)
+            case "profile":
+                machine.extra["vault"] = f'profile = "other"\n{self.settings}'
+            case "certificate":
+                machine.extra["vault"] = self.settings.replace(server.endpoint, server.endpoint_https)
+            case "name":
+                machine.extra["vault"] = self.settings.replace(server.endpoint, "http://vault.invalid")
+        return machine
+
+
+@pytest.fixture(scope="module")
+def enrolled(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Enrolled:
+    return Enrolled(tmp_path_factory.mktemp("enrolled"), s3_server)
+
+
+WRONG = {
+    "secret": "the secret key is wrong",
+    "key": "the server does not know the access key",
+    "bucket": "there is no such bucket",
+    "rights": "this is not permitted",
+    "file": "cannot be read: No such file or directory",
+    "mode": "is open to every user: run chmod o= on it",
+    "profile": "has no profile [other]",
+    "certificate": "certificate is not trusted",
+    "name": "name is not known",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_said_by_check_config(enrolled: Enrolled, wrong: str) -> None:
+    problems = enrolled.broken(wrong).run("check-config", expect=1).document["problems"]
+    assert any(WRONG[wrong] in problem for problem in problems), problems
+    assert "averysecretsecret" not in str(problems)
+
+
+@pytest.mark.parametrize("wrong", ["secret", "rights", "certificate"])
+def test_a_vault_that_refuses_costs_a_session_no_point(enrolled: Enrolled, wrong: str) -> None:
+    report = enrolled.broken(wrong).backup(expect=3)
+    assert report["route"] == "FALLBACK"
+    assert WRONG[wrong] in report["fallback"]
+    assert enrolled.whole().run("upload").document["left"] == 0
+
+
+@pytest.mark.parametrize("wrong", ["secret", "bucket", "name"])
+def test_init_refuses_what_is_wrong_and_changes_nothing(enrolled: Enrolled, wrong: str, tmp_path: Path) -> None:
+    machine = enrolled.broken(wrong)
+    other = Machine(tmp_path / "m", tmp_path, volumes=machine.volumes, urls=machine.urls, extra=machine.extra)
+    refused = other.init("--generate", expect=None)
+    assert refused.code in (1, 2)
+    assert WRONG[wrong] in refused.stderr + refused.stdout
+    assert not other.state.exists()
