@@ -14,6 +14,7 @@ from engine.ports import ObjectStore
 
 if TYPE_CHECKING:
     from adapters.config import Place, Remote
+    from adapters.stores.s3 import S3Store
 
 
 class PlacedStore(ObjectStore, Protocol):
@@ -79,7 +80,14 @@ def open_remote(
     )
 
 
-def _open_bucket(place: Bucket, connect_timeout_s: float, stall_timeout_s: float) -> RemoteStore:
+async def weakness_of(place: Place, *, connect_timeout_s: float = 15.0) -> str | None:
+    """Return, in a sentence, what the server of a store cannot do, if that is anything. Raises: StoreError."""
+    if not isinstance(place, Bucket):
+        return None
+    return await _open_bucket(place, connect_timeout_s, connect_timeout_s).weakness()
+
+
+def _open_bucket(place: Bucket, connect_timeout_s: float, stall_timeout_s: float) -> S3Store:
     """Return the store in a bucket; all of one lifetime share their connections."""
     from adapters.stores.s3 import S3Store
     from adapters.stores.s3client import S3Connection

@@ -14,6 +14,7 @@ from adapters.cli.progress import bytes_text
 from adapters.cli.statesize import bytes_per_block, room_missing
 from adapters.cli.storeplaces import near_places, why_not_remote
 from adapters.cli.writable import nearest_existing, why_not_writable
+from adapters.openstore import weakness_of
 from engine.block import BLOCK_BYTES
 from engine.errors import ConfigError, SourceError, StoreError, StoreUnavailable
 
@@ -62,7 +63,7 @@ def examine(config: Config) -> dict[str, Any]:
     warnings: list[str] = []
     sizes = {volume.name: _volume_bytes(volume, problems) for volume in config.volumes}
     identity = _identity(config, problems)
-    _check_stores(config, identity, problems)
+    _check_stores(config, identity, problems, warnings)
     state_bytes = bytes_per_block(config) * sum(-(-(size or 0) // BLOCK_BYTES) for size in sizes.values())
     _check_state(config, state_bytes, problems, warnings)
     spool = _check_spool(config, identity, problems, warnings)
@@ -145,7 +146,7 @@ async def _store_in(kind: StoreKind, place: Place, config: Config) -> FormatObje
     return await read_format(store, kind, "write")
 
 
-def _check_stores(config: Config, identity: Identity | None, problems: list[str]) -> None:
+def _check_stores(config: Config, identity: Identity | None, problems: list[str], warnings: list[str]) -> None:
     for kind, place in [("vault", config.vault.place), *near_places(config)]:
         expected = None
         if identity is not None:
@@ -166,6 +167,8 @@ def _check_stores(config: Config, identity: Identity | None, problems: list[str]
             _check_writable(kind, place, problems)
         elif (why := frame.run_async(partial(why_not_remote, place, config, OWNER))) is not None:
             problems.append(f"{kind}: {why}")
+        elif (weakness := frame.run_async(partial(weakness_of, place))) is not None:
+            warnings.append(f"{kind}: {weakness}")
 
 
 def _check_spool(

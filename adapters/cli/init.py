@@ -19,6 +19,7 @@ from adapters.cli.storeplaces import (
     near_places,
     open_place,
 )
+from adapters.openstore import weakness_of
 from engine.errors import ConfigError, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ def command(
         secret = _passphrase(passphrase_file, founding=founding, generate=generate)
         key = keyfile.read_key_file(key_file)
         outcome = frame.run_async(partial(_enrol, config, enrolled, secret, key, replace=replace, founding=founding))
+    if not cache_only and not spool_only and not outcome.identity.vault_pending:
+        outcome.weakness = frame.run_async(partial(weakness_of, config.vault.place))
     code = frame.SOMETHING_MISSING if outcome.problems else frame.DONE
     context.emit(inittext.document(config, outcome, code), inittext.text(config, outcome))
     return code

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """What was done. `adopted`: kinds of stores; `forgotten`: the spool that another one took the place of."""
+    """What was done. `adopted`: kinds of stores; `forgotten`: the spool that another one took the place of.
+
+    `weakness`: a sentence about what the vault's server cannot do.
+    """
 
     identity: Identity
     enrolment: Enrolment | None = None
@@ -23,6 +26,7 @@ class Outcome:
     adopted: set[str] = field(default_factory=set)
     cache_foreign: int = 0
     forgotten: bytes | None = None
+    weakness: str | None = None
     problems: list[str] = field(default_factory=list)
 
 
@@ -52,6 +56,7 @@ def document(config: Config, outcome: Outcome, code: int) -> dict[str, Any]:
         "spool": None
         if spool is None
         else {"path": spool.path, "store": identity.spool, "adopted": "spool" in outcome.adopted},
+        "warnings": [] if outcome.weakness is None else [f"vault: {outcome.weakness}"],
         "problems": outcome.problems,
         "exit_code": code,
     }
@@ -74,6 +79,8 @@ def text(config: Config, outcome: Outcome) -> str:
             f"Its keys are in {config.system.identity_file}. Keep the passphrase: backing up does not need it, "
             "restoring does."
         )
+    if outcome.weakness is not None:
+        lines.append(f"Warning: {outcome.weakness}")
     return "\n".join([*lines, *(f"Problem: {problem}" for problem in outcome.problems)])
 
 

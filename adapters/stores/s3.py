@@ -148,6 +148,18 @@ class S3Store:
             return str(error)
         return None
 
+    async def weakness(self) -> str | None:
+        """Return, in a sentence, what the server cannot do that Forebay has to make up for; None: nothing.
+
+        Raises: StoreUnavailable, StoreRejected, ObjectMissing (no store).
+        """
+        if await self.try_put():
+            return None
+        return (
+            f"{self._settings.where} does not honour If-None-Match: two machines with copies of one state could "
+            "overwrite each other's restore points; switch the bucket's versioning on, or use a server that honours it"
+        )
+
     async def create(self, marker: bytes) -> None:
         """Make a new store with this format object; only `init` does. Raises: ConfigError, StoreError."""
         if await self.look() == "store":
@@ -158,8 +170,8 @@ class S3Store:
         page = await self._page({"Bucket": self._settings.bucket, "Prefix": self._prefix, "MaxKeys": 1})
         for row in page.get("Contents", ()):
             raise ConfigError(
-                f"{self._settings.where} is not empty (it holds {row['Key']!r}) and holds no Forebay store: choose "
-                "another prefix"
+                f"{self._settings.where} is not empty (it holds {str(row['Key'])[:80]!r}) and holds no Forebay store: "
+                "choose another prefix"
             )
 
     async def _watched(self, what: str, call: Callable[[], Awaitable[T]], timeout_s: float | None = None) -> T:

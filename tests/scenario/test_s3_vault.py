@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
+from botocore.exceptions import ClientError
 
-from tests.s3stores import write_keys
+from tests.s3stores import plain_client, write_keys
 from tests.scenario.machine import Machine, overwrite, random_volume
 from tests.servers import BUCKET, S3Server, make_bucket, start_s3, stop_s3
 
 pytestmark = pytest.mark.services
 
 BLOCKS = 120
+AGENT_BUCKET = "forebay-agents"
 QUICK = 'retries_max = 0\nconnect_timeout = "2 s"\nreconnect_window = "0 s"\ncompression = "none"'
 
 
@@ -79,26 +86,62 @@ def test_a_whole_life_with_a_server_that_stops_and_comes_back(server: S3Server, 
     assert tmp_path.joinpath("restored").read_bytes() == content
 
 
-def test_a_machine_is_recovered_from_a_bare_url_and_a_second_one_joins(s3_server: S3Server, tmp_path: Path) -> None:
-    first = machine_at(tmp_path / "a", s3_server)
+def policy_of_operations() -> dict[str, Any]:
+    """Return the bucket policy that docs/OPERATIONS.md gives an agent, for the user who may only read otherwise."""
+    text = (Path(__file__).parents[2] / "docs/OPERATIONS.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```json\n(\{\s*\"Version\".*?)```", text, re.DOTALL)
+    policy: dict[str, Any] = json.loads(block.replace("BUCKET", AGENT_BUCKET).replace("PREFIX", "agents"))
+    for statement in policy["Statement"]:
+        statement["Principal"] = {"AWS": "arn:aws:iam::000000000000:user/readonly"}
+    return policy
+
+
+def agent_bucket(server: S3Server) -> S3Server:
+    """Make a bucket in which the policy of docs/OPERATIONS.md holds; return the server as an agent sees it."""
+    make_bucket(server, AGENT_BUCKET)
+
+    async def put_policy() -> None:
+        async with plain_client(server) as client:
+            await client.put_bucket_policy(Bucket=AGENT_BUCKET, Policy=json.dumps(policy_of_operations()))
+
+    asyncio.run(put_policy())
+    return msgspec.structs.replace(server, access_key=server.ro_access_key, secret_key=server.ro_secret_key)
+
+
+def test_agents_need_to_put_get_and_list_and_nothing_else(s3_server: S3Server, tmp_path: Path) -> None:
+    agent = agent_bucket(s3_server)
+    first = machine_at(tmp_path / "a", agent, url=f"s3://{AGENT_BUCKET}/agents/{secrets.token_hex(4)}")
     first.init()
     point = first.backup()["point"]
-    second = machine_at(tmp_path / "b", s3_server, name="web-02", url=first.urls["vault"])
+    assert first.run("check-config").document["problems"] == []
+    second = machine_at(tmp_path / "b", agent, name="web-02", url=first.urls["vault"])
     assert second.init().document["founded"] is False
     report = second.backup()
     assert report["volumes"]["data"]["vault_blocks"] == 0, "the same blocks are there already"
-    to = tmp_path / "restored"
+
+    async def delete() -> None:
+        async with plain_client(agent) as client:
+            key = f"{first.urls['vault'].partition('//')[2].partition('/')[2]}/format"
+            with pytest.raises(ClientError, match="AccessDenied"):
+                await client.delete_object(Bucket=AGENT_BUCKET, Key=key)
+
+    asyncio.run(delete())
+    # A machine with nothing but the passphrase and the keys of the bucket.
     keys = {
-        "AWS_ACCESS_KEY_ID": s3_server.access_key,
-        "AWS_SECRET_ACCESS_KEY": s3_server.secret_key,
-        "AWS_ENDPOINT_URL": s3_server.endpoint,
+        "AWS_ACCESS_KEY_ID": agent.access_key,
+        "AWS_SECRET_ACCESS_KEY": agent.secret_key,
+        "AWS_ENDPOINT_URL": agent.endpoint,
     }
+    to = tmp_path / "restored"
     first.run(
         "restore", point, "--vault", first.urls["vault"], "--system", "web-01", "--volume", "data", "--to", str(to),
         "--passphrase-file", str(first.passphrase_file), env=keys,
     )  # fmt: skip
     assert to.read_bytes() == first.volumes["data"].read_bytes()
-    refused = first.run("points", "--vault", first.urls["vault"], env=keys | {"AWS_SECRET_ACCESS_KEY": "wrong"}, expect=1)
+    wrong = keys | {"AWS_SECRET_ACCESS_KEY": "wrong"}
+    refused = first.run(
+        "points", "--vault", first.urls["vault"], "--passphrase-file", str(first.passphrase_file), env=wrong, expect=1
+    )
     assert "the secret key is wrong" in refused.stderr + refused.stdout
 
 
