@@ -29,7 +29,6 @@ finally:
     with open(to, "w") as file:
         file.write("\\n".join(name for name, module in sys.modules.items() if module is not None))
 """
-S3 = ("adapters.stores.s3", "adapters.stores.s3client", "aiobotocore", "aiohttp", "botocore")
 LOOKED_AT = ("filelock", "lz4", "numpy", "zstandard")  # what only those need that change state or read blocks
 WORKING = ("adapters.compose", "aiofiles", "anyio._backends", "asyncio", "cryptography", "engine.vault", "structlog")
 ROWS = 100_000
@@ -81,17 +80,6 @@ def test_a_spool_costs_backup_and_status_nothing_of_what_init_and_restore_need(
     assert among(modules, *LOOKED_AT, "anyio._backends", "asyncio", "engine.pipeline", "engine.spool") == []
     modules = imported(spooling, "--config", str(spooling.config), "backup")
     assert among(modules, "engine.recovery", "engine.vault.founding", "engine.vault.slots", "adapters.cli.init") == []
-
-
-def test_a_vault_in_a_bucket_costs_status_nothing_and_a_vault_in_a_folder_nothing_of_buckets(
-    place: hostile.Place, tmp_path: Path
-) -> None:
-    for command in ("status", "backup", "points"):
-        assert among(imported(place, "--config", str(place.config), command), *S3) == []
-    elsewhere = hostile.copy(place, tmp_path)
-    elsewhere.configure((elsewhere.folder / "vault").as_uri(), "s3://bucket/prefix")
-    modules = imported(elsewhere, "--config", str(elsewhere.config), "status")
-    assert among(modules, *S3, *LOOKED_AT, "aiofiles", "anyio._backends", "asyncio") == []
 
 
 def test_points_needs_nothing_of_sessions_and_of_sealing_blocks(place: hostile.Place) -> None:
