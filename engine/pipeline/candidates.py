@@ -4,7 +4,7 @@ A candidate lies in a hole (it is zero and is not read) or has data (it is read,
 hints every block is a candidate, but a range that is a hole now and zero in the map costs nothing: only pages
 with data and pages the map has something for are visited, so that a sparse volume of 1 TiB takes the time of
 what is in it. With hints, candidates are: the hinted extents ∪ blocks the cache is known to lack ∪ blocks that
-were unreadable ∪ whatever a change of size touches.
+were unreadable ∪ whatever a change of size touches. A sample of the others is looked at along with them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from engine.bits import any_along, masks_of, rows_of
 from engine.block import BATCH_BLOCKS, BLOCK_BYTES, Mask, blocks_in
@@ -28,21 +29,24 @@ _NO_PAGES: Pages = np.empty(0, dtype=np.int64)
 class Work(msgspec.Struct, frozen=True):
     """What one hop to a worker thread does: up to 64 pages, at most 64 blocks to read unless it is one page.
 
-    `read`, `zero`: candidates with data, candidates in holes; `force`: of `read`, those the vault is asked about
-    again although nothing changed (their pack turned out to be unusable). One mask a page.
+    `read`, `zero`: what has data, what lies in holes; `force`: of `read`, those the vault is asked about again although
+    nothing changed (their pack turned out to be unusable); `sample`: of both, those no candidates, only looked at to
+    see whether the hints tell the truth. One mask a page.
     """
 
     pages: Pages
     read: Masks
     zero: Masks
     force: Masks
+    sample: Masks
 
 
 class CandidatePlan(msgspec.Struct, frozen=True):
     """Where to look: `extents` None means everywhere (full compare), else merged (offset, length) pairs in bytes.
 
     `volume_bytes` is the size now, `parent_bytes` that of the map; `missing_unknown`: nothing is known of what
-    the cache holds, so that every block of the map is a candidate for it.
+    the cache holds, so that every block of the map is a candidate for it; `sample`: blocks to look at besides, int64,
+    ascending.
     """
 
     volume_bytes: int
@@ -51,6 +55,7 @@ class CandidatePlan(msgspec.Struct, frozen=True):
     missing_unknown: bool = False
     heal: bool = False
     unreadable: list[int] = []
+    sample: npt.NDArray[np.int64] = _NO_PAGES
 
 
 def candidates(reader: VolumeReader, state: VolumeState, plan: CandidatePlan) -> Iterator[Work]:
@@ -61,19 +66,20 @@ def candidates(reader: VolumeReader, state: VolumeState, plan: CandidatePlan) ->
     cursor = 0
     for first in range(0, pages_total, WINDOW_PAGES):
         stop = min(first + WINDOW_PAGES, pages_total)
-        if extents is None:
-            wanted = None
-        else:
+        wanted = sample = None
+        if extents is not None:
             wanted, cursor = _wanted(extents, cursor, plan, state, first, stop)
+            sample = _sampled(plan, first, stop) & ~wanted
+            wanted |= sample
             if not wanted.any():
                 continue
-        yield from _window(reader, state, plan, first, stop, wanted)
+        yield from _window(reader, state, plan, first, stop, wanted, sample)
 
 
 def forced(pages: Pages, masks: Masks) -> Iterator[Work]:
     """Yield the work that sends given blocks again: they are read, and the vault is asked about each."""
     zero = np.zeros(len(pages), dtype=np.uint64)
-    yield from _grouped(pages, masks, zero, masks)
+    yield from _grouped(pages, masks, zero, masks, zero)
 
 
 def _with_edges(plan: CandidatePlan) -> list[tuple[int, int]]:
@@ -115,8 +121,22 @@ def _wanted(
     return rows, cursor
 
 
+def _sampled(plan: CandidatePlan, first: int, stop: int) -> Mask:
+    """Return the sample in a window as `bool[pages, 64]`."""
+    rows = np.zeros((stop - first) * BATCH_BLOCKS, dtype=np.bool_)
+    low, high = np.searchsorted(plan.sample, (first * BATCH_BLOCKS, stop * BATCH_BLOCKS)).tolist()
+    rows[plan.sample[low:high] - first * BATCH_BLOCKS] = True
+    return rows.reshape(-1, BATCH_BLOCKS)
+
+
 def _window(
-    reader: VolumeReader, state: VolumeState, plan: CandidatePlan, first: int, stop: int, wanted: Mask | None
+    reader: VolumeReader,
+    state: VolumeState,
+    plan: CandidatePlan,
+    first: int,
+    stop: int,
+    wanted: Mask | None,
+    sample: Mask | None,
 ) -> Iterator[Work]:
     low, high = first * BATCH_BLOCKS, stop * BATCH_BLOCKS
     data = np.zeros(high - low, dtype=np.bool_)
@@ -138,10 +158,12 @@ def _window(
     if wanted is not None:
         read, zero = read & wanted[rows], zero & wanted[rows]
     pages: Pages = rows.astype(np.int64) + first
-    yield from _grouped(pages, masks_of(read), masks_of(zero), np.zeros(len(pages), dtype=np.uint64))
+    none = np.zeros(len(pages), dtype=np.uint64)
+    drawn = none if sample is None else masks_of(sample[rows])
+    yield from _grouped(pages, masks_of(read), masks_of(zero), none, drawn)
 
 
-def _grouped(pages: Pages, read: Masks, zero: Masks, force: Masks) -> Iterator[Work]:
+def _grouped(pages: Pages, read: Masks, zero: Masks, force: Masks, sample: Masks) -> Iterator[Work]:
     """Cut pages into hops: a page that is read whole is one hop, scattered blocks share one."""
     counts = np.bitwise_count(read).astype(np.int64)
     start = 0
@@ -149,9 +171,9 @@ def _grouped(pages: Pages, read: Masks, zero: Masks, force: Masks) -> Iterator[W
     for position, count in enumerate(counts.tolist()):
         if position > start and (held + count > BATCH_BLOCKS or position - start >= WORK_PAGES_MAX):
             cut = slice(start, position)
-            yield Work(pages[cut], read[cut], zero[cut], force[cut])
+            yield Work(pages[cut], read[cut], zero[cut], force[cut], sample[cut])
             start, held = position, 0
         held += count
     if start < len(pages):
         cut = slice(start, len(pages))
-        yield Work(pages[cut], read[cut], zero[cut], force[cut])
+        yield Work(pages[cut], read[cut], zero[cut], force[cut], sample[cut])

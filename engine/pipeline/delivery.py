@@ -80,6 +80,10 @@ class Delivery(msgspec.Struct):
         await self._reliance_on(self.target.side)
         self.phase("reading and sending")
         self._heard(await self.transmitter.round([(run, run.works()) for run in self.runs]))
+        told = [(run, problem) for run in self.runs if (problem := run.disbelieve()) is not None]
+        if told:
+            self.report.problems += [problem for _, problem in told]
+            self._heard(await self.transmitter.round([(run, run.works()) for run, _ in told]))
         self._tell_unreadable()
         while True:
             side = self.target.side

@@ -24,7 +24,6 @@ import numpy.typing as npt
 from engine.bits import any_along, masks_of, rows_of
 from engine.block import (
     BATCH_BLOCKS,
-    BLOCK_BYTES,
     ID_BYTES,
     Bytes,
     Ids,
@@ -73,12 +72,14 @@ class Parcel(msgspec.Struct):
 class Look(msgspec.Struct):
     """What reading one work found: sums, unreadable (offset, length) ranges in bytes, what has to be acted on, if any.
 
-    The contents of `blocks` are valid until the thread's next read, unless they were kept.
+    The contents of `blocks` are valid until the thread's next read, unless they were kept. `untold`: the first block
+    of the sample that changed though no hint tells of it.
     """
 
     counts: Counts
     unreadable: list[tuple[int, int]]
     blocks: Blocks | None
+    untold: int | None = None
 
     def __len__(self) -> int:
         return 0 if self.blocks is None else len(self.blocks.contents)
@@ -90,11 +91,12 @@ class Look(msgspec.Struct):
 
 
 class Batch(msgspec.Struct):
-    """What was made of some works: parcels for the queue, sums, and unreadable (offset, length) ranges in bytes."""
+    """What was made of some works: parcels for the queue, and what their looks told."""
 
     parcels: list[Parcel]
     counts: Counts
     unreadable: list[tuple[int, int]] = []
+    untold: int | None = None
 
 
 class Producer:
@@ -142,6 +144,8 @@ class Producer:
             gone = rows_of(work.zero) & any_along(current["ref"])
             counts.changed += int(np.count_nonzero(gone))
             gone = gone if gone.any() else None
+        untold = _untold(work, found.rows, changed, gone) if work.sample.any() else None
+        counts.candidates -= int(np.bitwise_count(work.sample & (work.read | work.zero)).sum())
         forced: Mask = np.zeros_like(changed) if not work.force.any() else rows_of(work.force)[found.rows]
         caches = changed & nonzero
         if self._cache is None:
@@ -152,7 +156,7 @@ class Producer:
             caches |= rows_of(self.state.missing(work.pages))[found.rows] & nonzero
         at = np.flatnonzero(changed | forced | caches)
         if not at.size and gone is None:
-            return Look(counts, found.unreadable, None)
+            return Look(counts, found.unreadable, None, untold)
         page_of, bit_of = np.nonzero(found.rows)
         blocks = Blocks(
             work.pages,
@@ -166,7 +170,7 @@ class Producer:
             caches[at],
             rows_of(np.zeros(len(work.pages), np.uint64)) if gone is None else gone,
         )
-        return Look(counts, found.unreadable, blocks)
+        return Look(counts, found.unreadable, blocks, untold)
 
     def make(self, looks: Sequence[Look]) -> Batch:
         """Claim, seal and stage what was found (*sync*), all at once: most of the cost goes with the calls.
@@ -177,9 +181,10 @@ class Producer:
         for look in looks:
             counts.add(look.counts)
         unreadable = [each for look in looks for each in look.unreadable]
+        untold = min((look.untold for look in looks if look.untold is not None), default=None)
         found = [look.blocks for look in looks if look.blocks is not None]
         if not found:
-            return Batch([], counts, unreadable)
+            return Batch([], counts, unreadable, untold)
         blocks = joined(found)
         lanes, places = self._claim(blocks)
         parcels = self._shape(blocks, lanes, places, counts)
@@ -190,31 +195,7 @@ class Producer:
         staged = blocks.gone.copy()
         staged[at] = blocks.staged
         self._stage(blocks.pages, staged, new)
-        return Batch(parcels, counts, unreadable)
-
-    def differs(self, blocks: Sequence[int]) -> list[int]:
-        """Return which of `blocks` (numbers) differ from the map (*sync*). Raises: SourceError, StateCorrupt."""
-        changed: list[int] = []
-        for start in range(0, len(blocks), BATCH_BLOCKS):
-            numbers = np.array(blocks[start : start + BATCH_BLOCKS], dtype=np.int64)
-            pages, where = np.unique(numbers // BATCH_BLOCKS, return_inverse=True)
-            rows = np.zeros((len(pages), BATCH_BLOCKS), dtype=np.bool_)
-            rows[where, numbers % BATCH_BLOCKS] = True
-            # A hole is not read: it differs if the map has something for it.
-            data = np.zeros_like(rows)
-            data[where, numbers % BATCH_BLOCKS] = [self._has_data(number) for number in numbers.tolist()]
-            none = np.zeros(len(pages), dtype=np.uint64)
-            found = self._blocks.read(Work(pages, masks_of(data), none, none))
-            current = self.state.current(pages)["ref"]
-            differing = rows & ~data & any_along(current)
-            differing[found.rows] = any_along(current[found.rows] != found.refs)
-            page_of, bit_of = np.nonzero(differing)
-            changed += (pages[page_of] * BATCH_BLOCKS + bit_of).tolist()
-        return changed
-
-    def _has_data(self, block: int) -> bool:
-        start = block * BLOCK_BYTES
-        return any(True for _ in self.reader.data_extents(start, min(start + BLOCK_BYTES, self._volume_bytes)))
+        return Batch(parcels, counts, unreadable, untold)
 
     def _claim(self, blocks: Blocks) -> tuple[Lanes, Places]:
         """Ask both indexes; return the lanes that need each block, and the places the vault has it at."""
@@ -273,3 +254,11 @@ class Producer:
         masks = masks_of(staged)
         for position in np.flatnonzero(masks).tolist():
             self.state.stage(int(pages[position]), int(masks[position]), entries[position])
+
+
+def _untold(work: Work, rows: Mask, changed: Mask, gone: Mask | None) -> int | None:
+    """Return the first block of the sample that is not as the map has it. `changed` goes over `rows`, what was read."""
+    differs = np.zeros_like(rows) if gone is None else gone.copy()
+    differs[rows] = changed
+    page_of, bit_of = np.nonzero(differs & rows_of(work.sample))
+    return int(work.pages[page_of[0]]) * BATCH_BLOCKS + int(bit_of[0]) if page_of.size else None

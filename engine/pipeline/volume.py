@@ -3,7 +3,7 @@
 Rules:
 - Without a map (first session, lost state, `--full`) everything is read and compared, and the run is a base run.
 - Hints count only for the generation the map was made at. A sample of 0.1 % of the blocks outside them, at least
-  10, is compared at every session; one difference turns the session into a full compare and is reported.
+  10, is compared along with what they tell; one difference turns the session into a full compare and is reported.
 - Blocks the cache is known to lack are candidates; where nothing is known of the cache, all blocks are.
 """
 
@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from engine.block import BLOCK_BYTES, blocks_in
 from engine.columns import Column64
@@ -88,6 +89,8 @@ class VolumeRun(msgspec.Struct):
     report: VolumeReport = msgspec.field(default_factory=VolumeReport)
     unreadable: list[tuple[int, int]] = []
     extents: list[tuple[int, int]] | None = None
+    sample: npt.NDArray[np.int64] = msgspec.field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    untold: int | None = None  # a block that changed, and no hint tells of it
     position: int = 0  # bytes of the volume that were looked at so far
 
     @property
@@ -100,26 +103,28 @@ class VolumeRun(msgspec.Struct):
         return None if self.head is None else decode_volume(self.head.point, f"local state of volume {self.name!r}")
 
     def choose(self, chance: random.Random) -> list[str]:
-        """Decide where candidates are, comparing the sample (*sync*); return problems.
-
-        Raises: SourceError, StateCorrupt.
-        """
+        """Decide where candidates are, and draw the sample (*sync*); return problems. Raises: StateCorrupt."""
         problems = [self.changes.problem] if self.changes.problem else []
         self.extents = self.changes.extents if self.head is not None else None
         if self.extents is not None:
-            different = self.producer.differs(self._sample(chance))
-            if different:
-                problems.append(
-                    f"volume {self.name!r}: block {different[0]} changed outside the hints: they are not believed, "
-                    "everything was compared; check what writes them"
-                )
-                self.extents = None
+            self.sample = self._sample(chance)
         self.report.bytes = self.reader.size_bytes
         self.report.compared = "all" if self.extents is None else "hints"
         return problems
 
+    def disbelieve(self) -> str | None:
+        """Return why the hints are not believed after all, once; all the volume is work then. None: they are."""
+        if self.extents is None or self.untold is None:
+            return None
+        self.extents = None
+        self.report.compared = "all"
+        return (
+            f"volume {self.name!r}: block {self.untold} changed outside the hints: they are not believed, "
+            "everything was compared; check what writes them"
+        )
+
     def works(self) -> Iterator[Work]:
-        """Yield all work of the session's first round (*sync*). Raises: SourceError, StateCorrupt."""
+        """Yield all work there is, as long as nothing turns out bad (*sync*). Raises: SourceError, StateCorrupt."""
         plan = CandidatePlan(
             volume_bytes=self.reader.size_bytes,
             parent_bytes=self.head.volume_bytes if self.head else 0,
@@ -127,12 +132,15 @@ class VolumeRun(msgspec.Struct):
             missing_unknown=self.missing_unknown,
             heal=self.heal,
             unreadable=self.head.unreadable if self.head else [],
+            sample=self.sample,
         )
         return candidates(self.reader, self.state, plan)
 
     def took(self, batch: Batch) -> None:
         """Add what a batch did to the sums. Raises: SessionAborted (more cannot be read than a point may lack)."""
         self.report.add(batch.counts)
+        if self.untold is None:
+            self.untold = batch.untold
         if batch.unreadable:
             self.unreadable = merged_ranges([*self.unreadable, *batch.unreadable])
             self.report.unreadable_bytes = sum(length for _, length in self.unreadable)
@@ -162,15 +170,15 @@ class VolumeRun(msgspec.Struct):
             blocks.update(range(offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES)))
         return sorted(blocks)
 
-    def _sample(self, chance: random.Random) -> list[int]:
-        """Choose blocks outside the hints, of those both the map and the volume have."""
+    def _sample(self, chance: random.Random) -> npt.NDArray[np.int64]:
+        """Choose blocks outside the hints, of those both the map and the volume have, ascending."""
         assert self.head is not None
         blocks = min(blocks_in(self.reader.size_bytes), blocks_in(self.head.volume_bytes))
         # A short last block that grew is a candidate anyway, and differs rightly.
         if self.reader.size_bytes != self.head.volume_bytes:
             blocks = min(self.reader.size_bytes, self.head.volume_bytes) // BLOCK_BYTES
         if not blocks:
-            return []
+            return self.sample
         wanted = min(max(SAMPLE_BLOCKS_MIN, int(blocks * SAMPLE_SHARE)), SAMPLE_BLOCKS_MAX)
         # Of a large volume, more than wanted are drawn at random: those that fall into the hints are dropped.
         drawn = (
@@ -188,8 +196,7 @@ class VolumeRun(msgspec.Struct):
         outside = drawn[~hinted]
         if len(outside) > wanted:
             outside = outside[sorted(chance.sample(range(len(outside)), wanted))]
-        sample: list[int] = outside.tolist()
-        return sample
+        return outside
 
 
 def merged_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

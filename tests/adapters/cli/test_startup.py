@@ -23,11 +23,10 @@ LISTING = """
 import sys
 to = sys.argv.pop(1)
 from adapters import main
-try:
-    main.main()
-finally:
-    with open(to, "w") as file:
-        file.write("\\n".join(name for name, module in sys.modules.items() if module is not None))
+code = main.run(sys.argv[1:])
+with open(to, "w") as file:
+    file.write("\\n".join(name for name, module in sys.modules.items() if module is not None))
+sys.exit(code)
 """
 LOOKED_AT = ("filelock", "lz4", "numpy", "zstandard")  # what only those need that change state or read blocks
 WORKING = ("adapters.compose", "aiofiles", "anyio._backends", "asyncio", "cryptography", "engine.vault", "structlog")

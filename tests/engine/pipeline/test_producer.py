@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -226,3 +227,46 @@ def test_candidates_by_hints_are_hints_edges_missing_and_unreadable_blocks() -> 
     }
     assert seen == {0, 69, 70, 2 * BATCH_BLOCKS + 5, 250, 300}
     assert blocks_in(world.volume.size_bytes) == 301
+
+
+@pytest.mark.parametrize(
+    ("changed", "sample", "untold"),
+    [
+        ([70], [1, 70, 250], 70),
+        ([1, 70], [1, 70, 250], 1),
+        ([5], [1, 70, 250], None),  # nobody asks about it
+        ([70], [], None),
+        ([130], [130], None),  # hinted as well: a candidate
+    ],
+)
+@pytest.mark.parametrize("hole", [False, True])
+def test_a_block_of_the_sample_that_differs_is_told_and_saved(
+    changed: list[int], sample: list[int], untold: int | None, hole: bool
+) -> None:
+    world = World()
+    world.volume.content = bytearray(b"".join(CONTENTS[1 + n % 5] for n in range(300)))
+    world.session(None, cache=False)
+    for block in changed:
+        content = bytes(BLOCK_BYTES) if hole else bytes([99]) * BLOCK_BYTES
+        world.volume.content[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] = content
+    if hole:
+        ends = [*changed, 300]
+        starts = [0, *[block + 1 for block in changed]]
+        world.volume.extents = [
+            (a * BLOCK_BYTES, (b - a) * BLOCK_BYTES) for a, b in zip(starts, ends, strict=True) if a < b
+        ]
+    plan = CandidatePlan(
+        volume_bytes=world.volume.size_bytes,
+        parent_bytes=world.volume.size_bytes,
+        extents=[(128 * BLOCK_BYTES, 3 * BLOCK_BYTES)],
+        sample=np.array(sample, dtype=np.int64),
+    )
+    producer = Producer(
+        world.volume, world.state, Sealer(Codec.NONE, SUBKEY), SUBKEY, world.vault, None,
+        missing_unknown=False, skip_unreadable=False,
+    )  # fmt: skip
+    batches = [producer.make([producer.look(work)]) for work in candidates(world.volume, world.state, plan)]
+    assert min((batch.untold for batch in batches if batch.untold is not None), default=None) == untold
+    assert sum(batch.counts.candidates for batch in batches) == 3
+    seen = set(changed) & {*sample, 128, 129, 130}
+    assert sum(batch.counts.changed for batch in batches) == len(seen)
