@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ import anyio.to_thread
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore.exceptions import BotoCoreError
+from botocore.loaders import Loader, create_loader
 
 from adapters.stores.s3body import make_socket
 from adapters.stores.s3errors import renamed
@@ -81,6 +83,7 @@ class S3Connection:
             verify = str(settings.ca_file)
         self._quieten()
         session = AioSession(profile=profile)
+        session.register_component("data_loader", _loader())
         region = settings.region or session.get_config_variable("region") or REGION
         config = AioConfig(
             connect_timeout=settings.connect_timeout_s,
@@ -120,6 +123,12 @@ class S3Connection:
 
         loop.set_exception_handler(handle)
         self._stack.callback(loop.set_exception_handler, before)
+
+
+@cache
+def _loader() -> Loader:
+    """Return what reads the library's descriptions of S3, which takes most of the time a client takes."""
+    return create_loader()
 
 
 def _check_certificates(path: Path) -> None:
