@@ -22,7 +22,7 @@ import anyio.to_thread
 from botocore.exceptions import ClientError
 
 from adapters.stores.plainnames import is_object_name
-from adapters.stores.s3body import PIECE_BYTES, PutBody
+from adapters.stores.s3body import PutBody
 from adapters.stores.s3client import S3Connection, bound
 from adapters.stores.s3errors import NO_S3, code_of
 from engine.block import Bytes
@@ -353,24 +353,25 @@ class S3Store:
             async with answer["Body"] as body:
                 # A server that knows no ranges sends the whole object.
                 skip = 0 if whole or given else offset
-                return await self._read(name, body, int(answer["ContentLength"]), skip, length)
+                return await self._read(name, body, answer.get("ContentLength"), skip, length)
 
-    async def _read(self, name: str, body: Any, size: int, skip: int, length: int | None) -> Bytes:
-        """Return what comes, without its first `skip` bytes, at most `length` of it."""
-        wanted = max(0, size - skip) if length is None else min(length, max(0, size - skip))
-        cut = skip + wanted < size
-        held = bytearray()
-        while len(held) < wanted:
-            piece = await body.read(PIECE_BYTES)
-            if not piece:
-                raise StoreUnavailable(f"{self._settings.where}: object {name} came cut off: try again")
+    async def _read(self, name: str, body: Any, size: int | None, skip: int, length: int | None) -> Bytes:
+        """Return what comes, without its first `skip` bytes, at most `length` of it; `size`: of all, if it was told."""
+        content = body.raw_stream.content  # as it comes: pieces of one size would have to be copied together
+        pieces: list[bytes] = []
+        total = held = 0
+        while (length is None or held < length) and (piece := await content.readany()):
             moved()
-            if skip:
-                skip, piece = max(0, skip - len(piece)), piece[skip:]
-            held += piece[: wanted - len(held)]
-        if not cut:
-            await body.read(1)  # the end, after which the connection can be used again
-        return held
+            begin = max(0, skip - total)
+            end = len(piece) if length is None else begin + length - held
+            total += len(piece)
+            pieces.append(piece[begin:end])
+            held += len(pieces[-1])
+        if size is not None and total < size and (length is None or held < length):
+            raise StoreUnavailable(f"{self._settings.where}: object {name} came cut off: try again")
+        if total == size:
+            await content.readany()  # the end, after which the connection can be used again
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _unknown_header(error: StoreRejected) -> bool:
