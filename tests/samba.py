@@ -60,7 +60,7 @@ class Samba:
             Login(server, port or self.port, share, user or self.user, encrypt),
             folder,
             owner,
-            lambda: password or self.password,
+            lambda: self.password if password is None else password or None,
             f"share {self.url(folder, share)}",
             connect_timeout_s=connect_timeout_s,
             stall_timeout_s=stall_timeout_s,

@@ -22,6 +22,7 @@ import aiofiles.os
 import anyio
 
 from engine.errors import StoreUnavailable
+from engine.liveness import moved
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,6 +30,7 @@ T = TypeVar("T")
 IDLE_S: Final = 10.0
 # How long a cancelled caller still waits for its thread to notice and clean up.
 GRACE_S: Final = 1.0
+BEAT_S: Final = 0.25  # how often progress is told on
 
 
 class Abandoned(Exception):
@@ -134,15 +136,17 @@ class WatchedThreads:
 
     def __init__(self, what: str, threads_max: int) -> None:
         self._what, self._threads = what, DaemonThreads(f"forebay {what}", threads_max)
+        self._moved_s = 0.0  # when any call was last seen to get on
 
     async def run(self, stall_timeout_s: float, function: Callable[[Call], T]) -> T:
-        """Return `function(call)`, run in a thread.
+        """Return `function(call)`, run in a thread; its progress is told to the stall bounds around it.
 
         Raises: StoreUnavailable after `stall_timeout_s` without a `call.progress()`; what `function` raises.
         """
         call = Call()
         hop: Callable[..., Any] = aiofiles.os.wrap(_begin)
         task: asyncio.Task[T] = asyncio.ensure_future(hop(call, function, executor=self._threads))
+        seen_s = call.last_s
         try:
             while not task.done():
                 left_s = call.last_s + stall_timeout_s - time.monotonic()
@@ -150,7 +154,10 @@ class WatchedThreads:
                     raise StoreUnavailable(
                         f"{self._what} did not answer for {stall_timeout_s:g} s: check the disk or network behind it"
                     )
-                await asyncio.wait({task}, timeout=left_s)
+                await asyncio.wait({task}, timeout=min(left_s, BEAT_S))
+                if call.last_s > seen_s:
+                    seen_s = self._moved_s = call.last_s
+                    moved()
         except asyncio.CancelledError:
             call.abandon()
             with anyio.move_on_after(GRACE_S, shield=True):
@@ -167,3 +174,14 @@ class WatchedThreads:
         finally:
             # Its error's traceback holds this frame: a circle that would keep the data of a put that failed alive.
             del task, hop, function
+
+    async def turn(self, free: anyio.Semaphore) -> None:
+        """Acquire `free`, of which calls of these threads hold the rest; while they get on, waiting is no stall."""
+        while True:
+            seen_s = self._moved_s
+            with anyio.move_on_after(BEAT_S) as beat:
+                await free.acquire()
+            if not beat.cancelled_caught:
+                return
+            if self._moved_s > seen_s:
+                moved()

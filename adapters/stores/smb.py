@@ -61,8 +61,11 @@ class SmbStore:
         self._free_links = anyio.Semaphore(LINKS_MAX)
 
     async def _run(self, function: Callable[[Call], T]) -> T:
-        async with self._free_links:
+        await self._threads.turn(self._free_links)
+        try:
             return await self._threads.run(self._stall_timeout_s, function)
+        finally:
+            self._free_links.release()
 
     @staticmethod
     def _checked(name: str) -> str:

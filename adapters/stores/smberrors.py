@@ -34,6 +34,7 @@ _BUSY = "it is in use by something else: try again later"
 _DISK = "the server cannot read or write its disk: check the disk"
 _SHORT = "the server is short of resources: try again later"
 GONE = "the server ended the connection: check that it is on and its share is still there"
+NONSENSE = "what it answers makes no sense: check that a file server (SMB) is there"
 _VANISHED = "a file of it vanished while it was in use: check that the folder is still there"
 _CLOCK = "its clock and this machine's are too far apart: set the clocks"
 
@@ -160,6 +161,10 @@ class ShortWrite(Exception):
     """The server took less than it was given."""
 
 
+class Garbled(Exception):
+    """An answer has not the form it must have."""
+
+
 def meaning_of(error: BaseException) -> Meaning | None:
     """Return what an error of the library or of the operating system means; None: nothing the outside world does."""
     if isinstance(error, SMBResponseException):
@@ -168,8 +173,11 @@ def meaning_of(error: BaseException) -> Meaning | None:
         return StoreUnavailable, GONE
     if isinstance(error, ShortWrite):
         return StoreRejected, _FULL
+    if isinstance(error, Garbled):
+        return StoreUnavailable, NONSENSE
     if isinstance(error, SMBAuthenticationError):
-        return StoreRejected, f"logging in failed ({error}): correct user and password"
+        reason = str(error).rpartition("Context: ")[2]
+        return StoreRejected, f"there is no way to log in: set password_file, or get a Kerberos ticket ({reason})"
     if isinstance(error, SMBUnsupportedFeature):
         return StoreRejected, f"the server is too old ({error}): use one that speaks SMB 2.1 or later"
     if isinstance(error, SMBException):

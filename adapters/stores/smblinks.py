@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from adapters.stores.calls import Abandoned, Call
-from adapters.stores.smberrors import GONE, is_lost, meaning_of
+from adapters.stores.smberrors import GONE, NONSENSE, is_lost, meaning_of
 from adapters.stores.smbwire import Link, Login
 from engine.errors import ForebayError, StoreUnavailable
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 IDLE_MAX: Final = 3
 _BROKEN: Final = {
     "gone": (StoreUnavailable, GONE),
-    "garbled": (StoreUnavailable, "what it answers makes no sense: check that a file server (SMB) is there"),
+    "garbled": (StoreUnavailable, NONSENSE),
 }
 
 

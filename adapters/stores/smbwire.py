@@ -33,7 +33,7 @@ from smbprotocol.open import (
 from smbprotocol.session import Session
 from smbprotocol.tree import TreeConnect
 
-from adapters.stores.smberrors import ABSENT, ShortWrite
+from adapters.stores.smberrors import ABSENT, Garbled, ShortWrite
 
 REQUEST_BYTES: Final = 1 << 20  # larger ones are slower: measured
 CREDIT_BYTES: Final = 1 << 16
@@ -228,7 +228,9 @@ class Link:
             if error.status == NtStatus.STATUS_END_OF_FILE:
                 return b""
             raise
-        start, count = _READ.unpack_from(answer)
+        start, count = _fields(_READ, answer)
+        if not 0 < count <= length or start < 64 or len(answer) < start - 64 + count:
+            raise Garbled
         return answer[start - 64 : start - 64 + count]
 
     def write(self, handle: Handle, offset: int, data: bytes) -> None:
@@ -290,17 +292,23 @@ class Link:
         return True
 
 
+def _fields(form: struct.Struct, answer: bytes, at: int = 0) -> tuple[Any, ...]:
+    if len(answer) < at + form.size:
+        raise Garbled
+    return form.unpack_from(answer, at)
+
+
 def _handle(answer: bytes) -> Handle:
-    created, written, size, attributes, file_id = _CREATED.unpack_from(answer)
+    created, written, size, attributes, file_id = _fields(_CREATED, answer)
     return Handle(file_id, size, created, written, attributes)
 
 
 def _rows(answer: bytes) -> Iterator[Entry]:
-    start, count = _QUERIED.unpack_from(answer)
+    start, count = _fields(_QUERIED, answer)
     rows = answer[start - 64 : start - 64 + count]
     at = 0
     while rows:
-        step, size, attributes, name_bytes = _ENTRY.unpack_from(rows, at)
+        step, size, attributes, name_bytes = _fields(_ENTRY, rows, at)
         name = rows[at + _ENTRY.size : at + _ENTRY.size + name_bytes].decode("utf-16-le", "replace")
         if name not in (".", ".."):
             yield Entry(name, size, attributes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import Future
 
@@ -9,8 +10,9 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from adapters.stores.calls import Abandoned, Call, DaemonThreads, WatchedThreads
+from adapters.stores.calls import BEAT_S, Abandoned, Call, DaemonThreads, WatchedThreads
 from engine.errors import StoreUnavailable
+from engine.liveness import StallBound
 
 pytestmark = pytest.mark.anyio
 SOON_S = 0.05
@@ -132,3 +134,62 @@ def test_no_more_threads_run_than_allowed_and_all_jobs_are_done() -> None:
 def test_a_pool_without_threads_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         DaemonThreads("test", 0)
+
+
+async def test_progress_of_a_call_is_told_to_the_bound_around_it() -> None:
+    def crawl(call: Call) -> str:
+        waiting = threading.Event()
+        for _ in range(8):
+            waiting.wait(BEAT_S)
+            call.progress()
+        return "done"
+
+    with StallBound(BEAT_S * 4) as bound:
+        assert await WatchedThreads("folder x", 2).run(60, crawl) == "done"
+    assert not bound.stalled
+
+
+async def test_a_call_that_hangs_is_told_to_end_what_it_waits_on() -> None:
+    wake = threading.Event()
+
+    def hang(call: Call) -> bool:
+        call.waits_on(wake.set)
+        return wake.wait(60)
+
+    with pytest.raises(StoreUnavailable):
+        await WatchedThreads("share x", 2).run(SOON_S, hang)
+    assert await anyio.to_thread.run_sync(wake.wait, 10)
+
+
+async def test_what_a_call_begins_to_wait_on_after_it_was_given_up_is_ended_at_once() -> None:
+    call, ended = Call(), list[str]()
+    call.cut()
+    call.waits_on(lambda: ended.append("at once"))
+    assert ended == ["at once"]
+
+
+async def test_waiting_for_a_turn_is_no_stall_while_others_get_on_and_one_while_they_hang() -> None:
+    threads, free, wake = WatchedThreads("share x", 2), anyio.Semaphore(0), threading.Event()
+
+    def crawl(call: Call) -> None:
+        waiting = threading.Event()
+        for _ in range(8):
+            waiting.wait(BEAT_S)
+            call.progress()
+        free_from_loop()
+
+    loop = asyncio.get_running_loop()
+
+    def free_from_loop() -> None:
+        loop.call_soon_threadsafe(free.release)
+
+    with StallBound(BEAT_S * 4) as bound:
+        async with anyio.create_task_group() as group:
+            group.start_soon(threads.run, 60, crawl)
+            await threads.turn(free)
+    assert not bound.stalled
+    with StallBound(BEAT_S * 2) as bound:
+        async with anyio.create_task_group() as group:
+            group.start_soon(threads.run, 60, lambda call: call.waits_on(wake.set) or wake.wait(60))
+            await threads.turn(free)
+    assert bound.stalled

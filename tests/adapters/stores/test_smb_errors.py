@@ -17,7 +17,7 @@ from smbprotocol.exceptions import (
 )
 from smbprotocol.header import SMB2HeaderResponse
 
-from adapters.stores.smberrors import ABSENT, BUSY, LOST, STATUS_TABLE, ShortWrite, is_lost, meaning_of
+from adapters.stores.smberrors import ABSENT, BUSY, LOST, STATUS_TABLE, Garbled, ShortWrite, is_lost, meaning_of
 from engine.errors import StoreError, StoreRejected, StoreUnavailable
 
 
@@ -94,6 +94,7 @@ def test_what_a_server_answers_becomes_ours_and_a_sentence(status: int, expected
         ),
         (SMBAuthenticationError("Failed to authenticate with server: no ticket"), StoreRejected, "no ticket"),
         (SMBUnsupportedFeature(0x0202, 0x0210, "writing through", True), StoreRejected, "too old"),
+        (Garbled(), StoreUnavailable, "makes no sense"),
         (ShortWrite("the server took 1 of 2 bytes"), StoreRejected, "no space left"),
     ],
     ids=lambda value: repr(value)[:60] if isinstance(value, Exception) else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import threading
@@ -13,8 +14,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from adapters.clock import SystemClock
 from adapters.stores.smb import SmbStore
 from engine.errors import ObjectMissing, StoreError, StoreRejected, StoreUnavailable
+from engine.pipeline.retry import RetryingStore
+from engine.policy import RetryPolicy
 from tests.chaos import proxy
 from tests.samba import MARKER, Samba, free_port, start
 
@@ -76,6 +80,7 @@ async def fails(store: SmbStore, expected: type[StoreError], match: str) -> None
         ("password", StoreRejected, "does not know this user with this password: correct user and password"),
         ("user", StoreRejected, "does not know this user with this password"),
         ("domain", StoreRejected, "does not know this user with this password"),
+        ("ticket", StoreRejected, "there is no way to log in: set password_file, or get a Kerberos ticket"),
         ("share", StoreRejected, "has no such share: correct its name"),
         ("name", StoreUnavailable, "name cannot be resolved"),
         ("port", StoreUnavailable, "refuses the connection: check that it is on"),
@@ -89,6 +94,7 @@ async def test_what_is_configured_wrongly_is_told(
         "password": lambda: samba.store("x", password="not this one"),
         "user": lambda: samba.store("x", user="nobody-knows"),
         "domain": lambda: samba.store("x", user=r"OFFICE\nobody"),
+        "ticket": lambda: samba.store("x", password=""),
         "share": lambda: samba.store("x", "elsewhere"),
         "name": lambda: samba.store("x", server="no.such.host.invalid"),
         "port": lambda: samba.store("x", port=free_port()),
@@ -248,6 +254,7 @@ async def test_a_server_that_freezes_while_much_is_sent_is_given_up(
 
 EXITING = """
 import sys, anyio
+from adapters.clock import SystemClock
 from adapters.stores.smb import SmbStore
 from adapters.stores.smbwire import Login
 from engine.errors import StoreUnavailable
@@ -317,6 +324,21 @@ async def test_a_stalled_connection_is_given_up_and_the_next_call_makes_another(
         with pytest.raises(StoreUnavailable, match="did not answer for 2 s"):
             await through.get("data/standing")
         assert await through.get("data/standing") == bytes(4 << 20)
+        through.close()
+
+
+async def test_a_thin_line_is_no_stall_for_those_who_send_nor_for_those_who_wait(
+    server: Samba, store: SmbStore, folder: str
+) -> None:
+    async with proxy(server.port) as chaos:
+        chaos.rate = 8 << 20
+        through = server.store(folder, port=chaos.port)
+        # Each put takes a second alone, the last of them begins after three: more than a call may go without progress.
+        patient = RetryingStore(through, RetryPolicy(retries_max=0, stall_s=2.5), SystemClock(), random.Random())
+        async with anyio.create_task_group() as group:
+            for number in range(8):
+                group.start_soon(patient.put, f"data/a-{number}", bytes(8 << 20))
+        assert len(await names(store, "data/")) == 8
         through.close()
 
 
