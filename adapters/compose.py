@@ -25,6 +25,7 @@ from adapters.version import VERSION
 from adapters.volumes.open import open_volume, volume_bytes
 from engine.errors import ConfigError, StoreError, StoreUnavailable
 from engine.pipeline.bounded import BoundedStore
+from engine.pipeline.kept import KeptStore
 from engine.pipeline.retry import FailedTry, RetryingStore
 from engine.pipeline.session import Session
 from engine.pipeline.setup import CacheSetup, SessionSetup, SpoolSetup
@@ -90,7 +91,7 @@ async def build_setup(
     remote = open_store(config.vault.place, owner, connect_timeout_s=config.vault.connect_timeout_s)
     stores = [remote]
     policy = RetryPolicy(retries_max=config.vault.retries_max, retry_within_s=config.vault.retry_within_s)
-    vault = RetryingStore(remote, policy, clock, random.Random(), partial(_log_retry, "vault"))
+    vault = RetryingStore(KeptStore(remote), policy, clock, random.Random(), partial(_log_retry, "vault"))
     cache = None
     if (settings := config.active_cache) is not None:
         errors = CacheErrorPolicy(settings.on_error, settings.retries_max)

@@ -116,7 +116,10 @@ class Spool:
         return found
 
     async def fragments(self) -> dict[FragmentName, frozenset[PackName]]:
-        """Return this system's index fragments in the spool that open, each with the packs whose records it lists."""
+        """Return this system's index fragments in the spool with the packs whose records each lists.
+
+        One that does not open lists none: whoever uses the index reports it.
+        """
         found: dict[FragmentName, frozenset[PackName]] = {}
         async for info in self.objects.list(f"index/{self.identity.system.hex()}/"):
             name = FragmentName.parse(info.name)
@@ -125,8 +128,10 @@ class Spool:
             try:
                 data = await self.objects.get(info.name)
                 found[name] = await anyio.to_thread.run_sync(self._packs_in, name, data)
-            except (StoreCorrupt, ObjectMissing):
-                continue  # whoever uses the index reports it; here it is only left where it is
+            except StoreCorrupt:
+                found[name] = frozenset()
+            except ObjectMissing:
+                continue
         return found
 
     async def notes(self) -> dict[PointId, list[str]]:
@@ -259,7 +264,7 @@ class Spool:
         going = present.keys() & packs
         left = {pack for pack, info in present.items() if pack.size == info.size} - going
         for name, listed in (await self.fragments()).items() if going else ():
-            if left.isdisjoint(listed):
+            if left.isdisjoint(listed) and (listed or not left):
                 await self.objects.delete(str(name))
         await flush(self.objects)
         for pack in going:

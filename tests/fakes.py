@@ -94,6 +94,7 @@ class _Fault:
     until: anyio.Event | None = None
     reached: anyio.Event | None = None
     damage: Callable[[bytes], bytes] | None = None
+    instead: Callable[[bytes], bytes | None] | None = None
 
 
 def flip_a_bit(data: bytes) -> bytes:
@@ -109,6 +110,7 @@ class FaultPlan:
     `plan.lose_acknowledgement("put", 2)`: the second is applied, then StoreUnavailable is raised.
     `reached = plan.stall("put", 1, until=event)`: the first waits for the event; `reached` tells that it does.
     `plan.corrupt("get", 1)`: the first returns damaged bytes.
+    `plan.acknowledge_only(1)`: the first put returns as if it was done, and nothing was.
     """
 
     def __init__(self) -> None:
@@ -149,6 +151,16 @@ class FaultPlan:
     ) -> FaultPlan:
         """Damage what calls `first` to `last` return."""
         return self._add(_Fault(operation, first, first if last is None else last, prefix, damage=damage))
+
+    def acknowledge_only(
+        self,
+        first: int = 1,
+        last: int | None = None,
+        prefix: str = "",
+        instead: Callable[[bytes], bytes | None] = lambda _: None,
+    ) -> FaultPlan:
+        """Let puts `first` to `last` return though they put nothing, or only what `instead` makes of the bytes."""
+        return self._add(_Fault("put", first, first if last is None else last, prefix, instead=instead))
 
     def _add(self, fault: _Fault) -> FaultPlan:
         self._faults.append(fault)
@@ -197,7 +209,12 @@ class FaultyStore:
 
     async def put(self, name: str, data: Bytes) -> None:
         faults = await self._before("put", name)
-        await self.inner.put(name, data)
+        kept: Bytes | None = data
+        for fault in faults:
+            if fault.instead is not None:
+                kept = fault.instead(bytes(data))
+        if kept is not None:
+            await self.inner.put(name, kept)
         self._after(faults)
 
     async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:

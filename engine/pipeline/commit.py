@@ -85,7 +85,6 @@ class Committer(msgspec.Struct):
     _volumes: list[VolumePoint] = []
     _page_packs: list[PackName] = []  # of the runs written, older ones of shared leaves too
     _pages_cached: bool = False
-    _pages_written: set[int] = set()  # keys of the page packs of this session
 
     async def put_root(self) -> tuple[PointId, bytes]:
         """Write pages, index and root of what is staged; return the point and the root's bytes. The intent stays open.
@@ -146,12 +145,12 @@ class Committer(msgspec.Struct):
         log.info("restore_point_committed", point=str(point))
 
     async def pages_present(self) -> bool:
-        """Tell whether the packs of older pages the runs share are there; those that are not are shared no more.
+        """Tell whether the packs the runs' pages lie in are there; those that are not are shared no more.
 
         Raises: StoreUnavailable, StoreRejected.
         """
         keys = distinct(np.array([name.key for name in self._page_packs], dtype=np.uint64))
-        return await self.reliance.present(keys, frozenset(self._pages_written))
+        return await self.reliance.present(keys, frozenset())
 
     async def _volume_points(self) -> list[VolumePoint]:
         for _ in range(PAGE_ROUNDS_MAX):
@@ -213,7 +212,6 @@ class Committer(msgspec.Struct):
     async def _put_page_pack(self, finished: FinishedPack) -> None:
         await self.vault.packs.put_pack(finished)
         self.metadata_bytes += len(finished.data)
-        self._pages_written.add(finished.name.key)
         if (cache := self.cache.good) is not None:
             try:
                 await cache.packs.put_pack(finished)

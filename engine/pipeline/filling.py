@@ -25,6 +25,7 @@ from engine.names import PackName
 from engine.pack import FinishedPack, PackBuilder, check_pack
 from engine.page import IdLeaf
 from engine.pagesources import PagesAway, PageSources, PageStore
+from engine.pipeline.kept import not_kept
 from engine.pipeline.salvage import salvaged
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side
@@ -86,6 +87,7 @@ class Filling:
         self._setup, self._certificates, self._away = setup, certificates, away
         self._vault, self._spooled, self._cache = vault, spooled, cache
         self._session = secrets.token_bytes(16)
+        self._put_there: set[PackName] = set()
 
     async def fill(self, root: Root, absent: Collection[PackName], damaged: Collection[PackName] = ()) -> Filled:
         """Put into the vault what it lacks of a point; return what is left.
@@ -105,6 +107,8 @@ class Filling:
             found |= await self._salvage(wanted - found, left, list(lost))
         await self._vault.packs.publish_index()
         await self._vault.packs.flush()
+        if unkept := await self._vault.packs.present(self._put_there):
+            raise not_kept(str(min(unkept, key=str)))
         holes: dict[str, Ranges] = {}
         for volume in root.body.volumes:
             each = lost[volume.name]
@@ -130,6 +134,7 @@ class Filling:
         except StoreCorrupt:
             return False
         await self._vault.packs.put_pack(finished)
+        self._put_there.add(name)
         return True
 
     def _checked(self, name: PackName, data: Bytes) -> FinishedPack:
@@ -245,7 +250,9 @@ class Filling:
         return builder
 
     async def _put(self, builder: PackBuilder) -> None:
-        await self._vault.packs.put_pack(await anyio.to_thread.run_sync(builder.finish))
+        finished = await anyio.to_thread.run_sync(builder.finish)
+        await self._vault.packs.put_pack(finished)
+        self._put_there.add(finished.name)
 
     async def _cached(self, name: PackName) -> bytes | None:
         if self._cache is None:

@@ -1,7 +1,7 @@
 """Relying on others (DESIGN.md §5): a session vouches only for packs that are there and hold what they claim.
 
-- Every pack staged blocks rely on that this session did not write is checked for presence and size before the
-  root is put, and once more after it.
+- Every pack staged blocks rely on is checked for presence and size before the root is put, and those this session did
+  not write once more after it.
 - When this system first relies on a foreign pack, one of the records it relies on is read and opened: all such
   packs up to 1,000 of a writer, then a random 1,000, and at most 256 MiB of reading a session.
 - Of the sources of new deltas a random 32, of as many packs, are read and must hold what was taken from them.

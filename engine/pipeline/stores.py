@@ -55,7 +55,8 @@ async def open_side(
     mirror away first. Raises: StoreError, StateCorrupt.
     """
     mirror = state.mirror(found.store)
-    if distrust:
+    # Fragments leave the spool again, and their names come back: a mirror out of a restored state would know others.
+    if distrust or found.kind == "spool":
         for name in mirror.names():
             mirror.remove(name)
     index = PackIndex(own_only=own_only)

@@ -31,6 +31,7 @@ from engine.names import PackName, PointId
 from engine.note import NoteBody, own_note
 from engine.pack import FinishedPack, check_pack
 from engine.pipeline.filling import CacheAway, Filling
+from engine.pipeline.kept import not_kept
 from engine.pipeline.report import Uploaded
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side, open_side
@@ -256,6 +257,9 @@ class Upload:
         """See that all the point lists is in the vault; fill in what is gone, and say in a note what cannot be."""
         vault, spooled, _ = self._opened()
         absent = await vault.packs.present(packs.listed)
+        whole = (await self._opened()[2].packs()).keys() - self._damaged if absent else ()
+        if name := next((name for name in absent if name in whole), None):
+            raise not_kept(str(name))  # it was sent a moment ago
         if not absent and not packs.unread:
             return {}
         filling = Filling(self._setup, vault, spooled, self._cache, self._known(), self._cache_away)

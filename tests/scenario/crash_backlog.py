@@ -92,7 +92,7 @@ class Backlog:
     def upload_all(self) -> None:
         """Upload what waits; then nothing does, and everything in the vault is whole."""
         done = self.machine.run("upload").document
-        assert done["problems"] == []
+        assert done["problems"] == [], done["problems"]
         assert self.in_spool() == []
         check_whole(self.machine.vault, objects(self.machine.vault))
         assert leftovers(self.machine.vault) == []

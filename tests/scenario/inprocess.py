@@ -2,32 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
+import msgspec
 
-from adapters.compose import build_session, chosen_volumes
+from adapters.compose import build_setup, chosen_volumes
 from adapters.config import load_config
 from adapters.state import identity as files
 from adapters.state.directory import StateDirectory
 from adapters.stores.folder import FolderStore
 from engine.pipeline.report import SessionReport
-from engine.ports import Clock
+from engine.pipeline.session import Session
+from engine.pipeline.setup import SessionSetup
+from engine.pipeline.upload import Upload, UploadReport
+from engine.ports import Clock, ObjectStore
 from engine.root import Root, open_root
 from engine.vault.certificate import Certificates
 from tests.scenario.machine import Machine
 
+T = TypeVar("T")
+# Puts a stage around the vault of a session.
+Around = Callable[[ObjectStore], ObjectStore]
 
-def backup(machine: Machine, *, full: bool = False, clock: Clock | None = None) -> SessionReport:
+
+def backup(
+    machine: Machine, *, full: bool = False, clock: Clock | None = None, around: Around = lambda vault: vault
+) -> SessionReport:
     """Run one session, by `clock` or the system's, and return its report."""
+    return _run(machine, lambda setup: Session(setup).run(), clock, around, full=full)
+
+
+def upload(machine: Machine, *, clock: Clock | None = None, around: Around = lambda vault: vault) -> UploadReport:
+    """Upload the backlog and return the report. Raises: what an upload raises."""
+
+    async def work(setup: SessionSetup) -> UploadReport:
+        run = Upload(setup)
+        await run.open()
+        await run.all()
+        return run.report
+
+    return _run(machine, work, clock, around)
+
+
+def _run(
+    machine: Machine,
+    work: Callable[[SessionSetup], Awaitable[T]],
+    clock: Clock | None,
+    around: Around,
+    *,
+    full: bool = False,
+) -> T:
     machine.write_config()
     config = load_config(machine.config)
     identity = files.load(config.system.identity_file)
 
-    async def main() -> SessionReport:
+    async def main() -> T:
         with StateDirectory.open(config.system.state_dir) as state:
-            session = await build_session(config, identity, state, chosen_volumes(config, ()), full=full, clock=clock)
-            return await session.run()
+            setup = await build_setup(config, identity, state, chosen_volumes(config, ()), full=full, clock=clock)
+            return await work(msgspec.structs.replace(setup, vault=around(setup.vault)))
 
     return anyio.run(main)
 
