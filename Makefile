@@ -1,5 +1,5 @@
 # Every target does its own set-up; on a fresh Debian machine with Python 3.11 or newer nothing else is needed.
-.PHONY: setup tools run test lint check bench bench-draw simulate package clean lock
+.PHONY: setup tools run test test-ceph lint check bench bench-draw simulate package clean lock
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -23,6 +23,12 @@ run: $(READY)
 
 test: $(READY) tools
 	$(PYTEST)
+
+# The S3 store against Ceph's gateway: what servers of two kinds take for granted is left out.
+test-ceph: $(READY)
+	bash $(or $(SERVICES),../shared/services)/s3_ceph.sh install
+	S3_SERVER=ceph $(BIN)/python -m pytest -q tests/contract/test_s3_store.py tests/adapters/stores/test_s3.py \
+	    tests/adapters/stores/test_s3_faults.py -k "not certificate and not https and not only_read and not storage_class"
 
 check: lint test
 

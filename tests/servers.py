@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -27,6 +28,9 @@ from tests.conftest import services
 PORTS: Final = range(20_000, 30_000, 10)  # below those the system gives away
 STARTS_MAX: Final = 8
 BUCKET: Final = "forebay-tests"
+# The other implementation, which knows no checksums, has no TLS here and no user who may only read (make test-ceph).
+CEPH: Final = os.environ.get("S3_SERVER") == "ceph"
+DEFAULTS: Final[dict[str, Any]] = {"endpoint_https": "", "pid": 0}
 
 
 class S3Server(msgspec.Struct, frozen=True):
@@ -40,7 +44,10 @@ class S3Server(msgspec.Struct, frozen=True):
     ro_secret_key: str
     data: str
     pid: int
-    ca_file: str = ""
+
+    @property
+    def ca_file(self) -> str:
+        return str(certificate_of(Path(self.data)))
 
     @property
     def port(self) -> int:
@@ -51,29 +58,49 @@ class S3Server(msgspec.Struct, frozen=True):
         return int(self.endpoint_https.rpartition(":")[2])
 
 
-def _script(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    runner = [sys.executable] if name.endswith(".py") else ["bash"]
     return subprocess.run(
-        [sys.executable, str(services() / "s3_seaweed.py"), command, *arguments],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+        [*runner, str(services() / name), *arguments], capture_output=True, text=True, check=False, timeout=180
+    )
 
 
 def start_s3(data: Path, port: int | None = None) -> S3Server:
     """Start a server over the folder `data`, on a port of its own or on that of one that was stopped."""
     data.mkdir(parents=True, exist_ok=True)
-    certificate, key = data / "server.pem", data / "server.key"
-    if not certificate.exists():
-        make_certificate(certificate, key)
     tried = None
     for _ in range(STARTS_MAX):
         chosen = port or secrets.choice(PORTS)
-        tried = _script(
-            "start", "--data", str(data), "--port", str(chosen), "--tls-cert", str(certificate), "--tls-key", str(key)
-        )
+        tried = _start_ceph(data, chosen) if CEPH else _start_seaweed(data, chosen)
         if tried.returncode == 0:
-            told: dict[str, Any] = json.loads(tried.stdout) | {"ca_file": str(certificate)}
-            return msgspec.convert(told, S3Server)
+            return msgspec.convert(DEFAULTS | json.loads(tried.stdout.splitlines()[-1]), S3Server)
     raise AssertionError(f"no S3 server could be started: {tried and tried.stderr}")
+
+
+def _start_seaweed(data: Path, port: int) -> subprocess.CompletedProcess[str]:
+    certificate, key = certificate_of(data), data / "server.key"
+    if not certificate.exists():
+        make_certificate(certificate, key)
+    return _script(
+        "s3_seaweed.py", "start", "--data", str(data), "--port", str(port),
+        "--tls-cert", str(certificate), "--tls-key", str(key),
+    )  # fmt: skip
+
+
+def _start_ceph(data: Path, port: int) -> subprocess.CompletedProcess[str]:
+    return _script("s3_ceph.sh", "start", str(data), str(port))
+
+
+def stop_s3(data: Path) -> None:
+    """Kill the server over the folder `data`, as a power cut would."""
+    kill = ("s3_ceph.sh", "stop", str(data), "9") if CEPH else ("s3_seaweed.py", "stop", "--data", str(data), "--kill")
+    done = _script(*kill)
+    assert done.returncode == 0, done.stderr
+
+
+def certificate_of(data: Path) -> Path:
+    """Return where the certificate of the server over the folder `data` lies."""
+    return data / "server.pem"
 
 
 def make_bucket(server: S3Server, bucket: str = BUCKET) -> None:
@@ -85,12 +112,6 @@ def make_bucket(server: S3Server, bucket: str = BUCKET) -> None:
     )  # fmt: skip
     client.create_bucket(Bucket=bucket)
     client.close()
-
-
-def stop_s3(data: Path) -> None:
-    """Kill the server over the folder `data`, as a power cut would."""
-    done = _script("stop", "--data", str(data), "--kill")
-    assert done.returncode == 0, done.stderr
 
 
 @contextmanager

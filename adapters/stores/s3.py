@@ -192,19 +192,15 @@ class S3Store:
 
     async def _put(self, name: str, view: memoryview, digest: bytes) -> None:
         conditional = await self._conditional(name)
-        sent = False
-        for _ in range(TRIES_MAX):
-            if sent or not conditional:
+        condition = {"IfNoneMatch": "*"} if conditional else {}
+        for tried in range(TRIES_MAX):
+            if tried or not conditional:
                 standing = await self._standing(name, view, digest)
                 if standing == "same":
                     return
-                replace = standing
-            else:
-                replace = None
-            condition = {"IfMatch": replace} if replace and conditional else {}
-            if conditional and not condition:
-                condition = {"IfNoneMatch": "*"}
-            sent = True
+                wanted = {"IfMatch": standing} if standing else {"IfNoneMatch": "*"}
+                # Ceph's gateway refuses an If-Match that holds: what still stands then is replaced without one.
+                condition = wanted if conditional and not (standing and wanted == condition) else {}
             try:
                 done = await self._send(name, view, digest, condition)
             except StoreRejected as error:
