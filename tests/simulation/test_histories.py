@@ -170,7 +170,7 @@ def test_every_point_of_a_long_history_comes_back(tmp_path: Path, seed: int, mon
     machine.volumes["logs"] = random_volume(tmp_path / "logs.img", 20, seed=3, tail=100)
     machine.extra["cache"] = "retries_max = 0"
     machine.write_config()
-    monkeypatch.setattr(adapters.compose, "FolderStore", CutStore)
+    monkeypatch.setattr("adapters.stores.folder.FolderStore", CutStore)
     CutStore.chance = random.Random(seed)
     history = History(machine, random.Random(seed))
 
