@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -175,3 +176,29 @@ def chaos_proxy(host: str, port: int) -> Any:
         found.loader.exec_module(module)
         sys.modules[name] = module
     return sys.modules[name].ChaosProxy(host, port)
+
+
+class ProxyProcess:
+    """A proxy with faults as a process of its own, for commands that are processes; `set` changes what it does."""
+
+    def __init__(self, host: str, port: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._control = free.getsockname()[1]
+        script = [sys.executable, str(services() / "chaos_proxy.py"), "0", host, str(port)]
+        self._process = subprocess.Popen([*script, "--control", str(self._control)], stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.port = int(json.loads(self._process.stdout.readline())["port"])
+
+    def set(self, **fields: Any) -> dict[str, Any]:
+        """Set fields of ChaosProxy; `kill=True` ends the connections there are. Returns its state."""
+        with socket.create_connection(("127.0.0.1", self._control), timeout=30) as control:
+            control.sendall(json.dumps(fields).encode() + b"\n")
+            answer: dict[str, Any] = json.loads(control.makefile().readline())
+        assert "error" not in answer, answer
+        return answer
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate(timeout=30)
