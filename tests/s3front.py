@@ -28,6 +28,7 @@ class S3Front:
     def __init__(self, server: S3Server) -> None:
         self._server = server
         self.requests: list[tuple[str, str]] = []
+        self.headers: dict[str, str] = {}  # of the last request
         self.conditions = "honoured"  # or "ignored", or "refused"
         self.checksums = True  # False: it verifies none, and answers with none
         self.ranges = True
@@ -59,6 +60,7 @@ class S3Front:
     async def _pass_on(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.requests.append((request.method, request.path))
+        self.headers = {name.lower(): value for name, value in request.headers.items()}
         if self.login_page:
             return web.Response(text="<html><body>Welcome to the hotel</body></html>", content_type="text/html")
         if self.refusals:
@@ -91,7 +93,7 @@ class S3Front:
             return self.ranges
         if low.startswith("x-amz-checksum"):
             return self.checksums
-        return low in ("x-amz-storage-class", "x-amz-server-side-encryption", "content-type")
+        return low in ("x-amz-storage-class", "content-type")
 
     def _comes_back(self, name: str) -> bool:
         low = name.lower()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from adapters.stores.s3 import S3Store
 from adapters.stores.s3body import PIECE_BYTES
 from engine.errors import ObjectMissing, StoreRejected, StoreUnavailable
+from tests.adapters.disks import tool
 from tests.s3stores import opened, settings, write_keys
 from tests.servers import S3Server, chaos_proxy, make_bucket, start_s3, stop_s3
 
@@ -262,3 +264,33 @@ async def test_a_connection_that_died_while_it_was_idle_costs_at_most_an_error_t
         except StoreUnavailable:
             await store.put(f"data/{number}", LARGE)
         assert await store.get(f"data/{number}") == LARGE
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 160 MiB; a server that was killed may hold it for a moment longer."""
+    where = tmp_path / "small"
+    where.mkdir()
+    tool("mount", "-t", "tmpfs", "-o", f"size={160 << 20}", "tmpfs", where)
+    yield where
+    tool("umount", "--lazy", where)
+
+
+@pytest.mark.root
+async def test_a_server_whose_disk_is_full_keeps_what_it_has(small_disk: Path, tmp_path: Path) -> None:
+    server = start_s3(small_disk / "server")
+    try:
+        make_bucket(server)
+        async with opened(settings(server, tmp_path)) as store:
+            await store.put("format", b"F" * 56)
+            await store.put(NAME, LARGE)
+            with pytest.raises(StoreUnavailable, match="the server could not do it now"):
+                await fill(store)
+            assert await store.get(NAME) == LARGE
+    finally:
+        stop_s3(small_disk / "server")
+
+
+async def fill(store: S3Store) -> None:
+    for number in range(100):
+        await store.put(f"data/{number}", os.urandom(len(LARGE)))
