@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,11 @@ def script(*words: str | Path | int, env: Mapping[str, str] | None = None) -> st
     return done.stdout
 
 
+def new_folder() -> Path:
+    """Return a new folder for a server: no folder of pytest's, which could not be removed if a run is killed."""
+    return Path(tempfile.mkdtemp(prefix="forebay-samba-"))
+
+
 def start(folder: Path, port: int | None = None, *, encrypt: str = "desired") -> Samba:
     """Start a server that keeps everything in `folder`; `encrypt`: off, desired or required."""
     port = port or free_port()
@@ -122,6 +128,7 @@ def start(folder: Path, port: int | None = None, *, encrypt: str = "desired") ->
         except RuntimeError:
             # On a busy machine the script may look for the server before it is there; started again, it finds it.
             if not tries_left:
+                script("wipe", folder)
                 raise
     assert told is not None
     return Samba(Path(told["data"]), told["port"], told["pid"], told["user"], told["password"])
@@ -133,10 +140,11 @@ def borrow(common: Path, worker: str) -> Samba:
         users = common / "samba-users"
         users.mkdir(exist_ok=True)
         (users / worker).touch()
-        port = common / "samba-port"
-        if not port.exists():
-            port.write_text(str(free_port()))
-        return start(common / "samba", int(port.read_text()))
+        known = common / "samba.json"
+        if not known.exists():
+            known.write_text(json.dumps([str(new_folder()), free_port()]))
+        folder, port = json.loads(known.read_text())
+        return start(Path(folder), port)
 
 
 def give_back(common: Path, worker: str) -> None:
@@ -144,5 +152,5 @@ def give_back(common: Path, worker: str) -> None:
     with FileLock(common / "samba.lock"):
         (common / "samba-users" / worker).unlink()
         if not any((common / "samba-users").iterdir()):
-            script("wipe", common / "samba")
-            (common / "samba-port").unlink()
+            script("wipe", json.loads((common / "samba.json").read_text())[0])
+            (common / "samba.json").unlink()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.samba import Samba, start
+from tests.samba import Samba, new_folder, start
 from tests.scenario.cheap import enrol
 from tests.scenario.machine import Machine, overwrite, random_volume
 from tests.scenario.smbmachine import share_machine
@@ -17,9 +17,9 @@ BLOCKS = 200
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Samba]:
+def server() -> Iterator[Samba]:
     """Return a server of this module's own, which may be stopped."""
-    samba = start(tmp_path_factory.mktemp("samba"))
+    samba = start(new_folder())
     yield samba
     samba.wipe()
 

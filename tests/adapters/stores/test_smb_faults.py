@@ -20,7 +20,7 @@ from engine.errors import ObjectMissing, StoreError, StoreRejected, StoreUnavail
 from engine.pipeline.retry import RetryingStore
 from engine.policy import RetryPolicy
 from tests.chaos import proxy
-from tests.samba import MARKER, Samba, free_port, start
+from tests.samba import MARKER, Samba, free_port, new_folder, start
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root, pytest.mark.services]
 
@@ -39,9 +39,9 @@ def folder() -> str:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Samba]:
+def server() -> Iterator[Samba]:
     """Return a server of this module's own, which may be frozen and killed."""
-    samba = start(tmp_path_factory.mktemp("samba"))
+    samba = start(new_folder())
     yield samba
     samba.wipe()
 
@@ -152,8 +152,8 @@ async def test_a_share_that_requires_encryption_gets_it(samba: Samba, folder: st
     store.close()
 
 
-async def test_a_server_that_cannot_encrypt_is_refused_unless_that_is_switched_off(tmp_path: Path) -> None:
-    samba = start(tmp_path / "samba", encrypt="off")
+async def test_a_server_that_cannot_encrypt_is_refused_unless_that_is_switched_off() -> None:
+    samba = start(new_folder(), encrypt="off")
     try:
         with pytest.raises(StoreRejected, match=r"cannot encrypt: .*or set smb_encrypt = false"):
             await samba.store("f").create(MARKER)
