@@ -1,16 +1,12 @@
-"""Sessions, uploads and restores over shares whose connections are cut in the middle, and many machines at once."""
+"""Sessions, uploads and restores over shares whose connections are cut in the middle."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from adapters.state import identity as files
 from tests.chaos import ProxyProcess
 from tests.samba import Samba
 from tests.scenario.cheap import enrol
@@ -19,7 +15,6 @@ from tests.scenario.smbmachine import share_machine
 
 pytestmark = [pytest.mark.root, pytest.mark.services]
 BLOCKS = 300
-AGENTS = 8
 
 
 @pytest.fixture
@@ -109,45 +104,3 @@ def test_a_restore_whose_vault_is_cut_off_is_finished_or_says_what_is_missing(
     chaos.tell(cut_after=1 << 20, cut_dir="down", cut_times=3)
     restores(machine, machine.volumes["data"].read_bytes())
     assert chaos.tell()["cuts"] >= 3
-
-
-def test_many_agents_use_one_vault_and_one_cache_at_once_and_some_are_killed(samba: Samba, tmp_path: Path) -> None:
-    common = random_volume(tmp_path / "common.img", 60).read_bytes()
-    agents: list[Machine] = []
-    for number in range(AGENTS):
-        volume = random_volume(tmp_path / f"{number}.img", 40, seed=number + 10)
-        with volume.open("ab") as out:
-            out.write(common)
-        agent = share_machine(
-            tmp_path / f"agent-{number}", samba, tmp_path.name, volume, name=f"agent-{number}", kind=Machine
-        )
-        agent.extra["vault"] = agent.extra["vault"].replace("retries_max = 0", "retries_max = 5")
-        enrol(agent)
-        agents.append(agent)
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "adapters.main", *agent.command("backup", "--json")[3:]],
-            env=agent.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for agent in agents
-    ]  # fmt: skip
-    for agent, victim in zip(agents[::3], running[::3], strict=True):
-        writes = agent.vault / "data" / files.load(agent.state / "identity").system.hex()
-        waiting = threading.Event()
-        while victim.poll() is None and not (writes.is_dir() and any(writes.iterdir())):
-            waiting.wait(0.005)
-        victim.kill()
-    codes = [(process.communicate(timeout=240), process.returncode)[1] for process in running]
-    assert [code for number, code in enumerate(codes) if number % 3] == [0] * (AGENTS - len(running[::3]))
-    for agent in agents[::3]:
-        assert agent.backup()["exit_code"] == 0
-    for agent in agents:
-        restores(agent, agent.volumes["data"].read_bytes())
-    # Once all were there, nobody sends what is common again.
-    last = random_volume(tmp_path / "last.img", 1)
-    last.write_bytes(common)
-    late = share_machine(tmp_path / "late", samba, tmp_path.name, last, name="late")
-    enrol(late)
-    report = late.backup()["volumes"]["data"]
-    assert (report["vault_blocks"], report["cache_blocks"]) == (0, 0)
-    restores(late, common, "--only-cache")
