@@ -1,5 +1,5 @@
 # Every target does its own set-up; on a fresh Debian machine with Python 3.11 or newer nothing else is needed.
-.PHONY: setup tools run test test-ceph lint check bench bench-draw simulate package clean lock
+.PHONY: setup tools run test test-ceph lint check bench bench-draw bench-s3 simulate package clean lock
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -52,6 +52,10 @@ bench: $(READY)
 # Table and picture once more, from the figures of the last full bench.
 bench-draw: $(READY)
 	$(BENCH) --draw
+
+# The S3 store beside the plain client, on a server of its own.
+bench-s3: $(READY)
+	$(BIN)/python -m deploy.bench.bucketbench --scripts $(or $(SERVICES),../shared/services) --dir build/bucketbench
 
 # Simulations of the whole agent, each from one seed (tests/simulation): SEEDS=100000 of them, FROM=1 on. Those that
 # break a promise are told step by step, and how to run them again.
