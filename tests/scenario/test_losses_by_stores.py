@@ -41,9 +41,9 @@ def cuts(*kinds: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def one(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backlog]:
-    """A machine whose vault is there again: two points in it, one in the spool, and changes that are in none."""
+    """A machine whose vault is there again: a point in it, one in the spool, and changes that are in none."""
     with in_memory(tmp_path_factory.mktemp("one")) as path:
-        backlog = waiting(path / "template", forge, 1)
+        backlog = waiting(path / "template", forge, 1, in_vault=1)
         backlog.machine.back()
         yield backlog
 
@@ -103,11 +103,10 @@ def test_cut_objects_in_the_spool(one: Backlog, fast_path: Path, kind: str, how:
     backlog = one.copy_to(fast_path / "work")
     machine = backlog.machine
     cut_all(backlog.spool, kind, how)
-    backlog.restore_all()  # what the spool has no more, cache and vault have
+    backlog.restore(max(backlog.contents))  # what the spool has no more, cache and vault have
     machine.away()
     report = machine.backup(expect=3)
     backlog.keep(report["point"])
-    backlog.restore_all()
     machine.back()
     done = machine.run("upload").document
     assert [each["holes"] for each in done["uploaded"]] == [{}, {}]
@@ -124,11 +123,11 @@ def test_cut_objects_in_the_cache(one: Backlog, fast_path: Path, kind: str, how:
     machine = backlog.machine
     assert machine.cache is not None
     cut_all(machine.cache, kind, how)
-    backlog.restore_all()
+    backlog.restore(max(backlog.contents))
     report = machine.backup()
     assert report["backlog"] == 0
     backlog.keep(report["point"])
-    backlog.restore_all()
+    backlog.restore(report["point"])
     with backlog.without_cache():
         backlog.restore_all()
 
@@ -184,10 +183,10 @@ def test_wrong_clocks(one: Backlog, fast_path: Path, spool: bool, days: int) -> 
         assert backlog.in_spool() == []
     assert backlog.listed() == backlog.contents.keys()
     assert machine.run("points").document["lost"] == []
-    newest = max(backlog.contents)
     with backlog.without_cache():
-        backlog.restore_all()
-        backlog.contents["latest"] = backlog.contents[newest]
+        for turn in (0, 2, 4):
+            backlog.restore_some(turn)
+        backlog.contents["latest"] = backlog.contents[max(backlog.contents)]
         backlog.restore("latest")
     del backlog.contents["latest"]
     backlog.goes_on()
