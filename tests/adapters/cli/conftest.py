@@ -1,4 +1,4 @@
-"""Stores with restore points, for the commands that list and restore them."""
+"""Stores with restore points, for the commands that list and restore them; an enrolled machine, for `init`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.adapters.cli import hostile
+from tests.adapters.cli.enrolled import Machine, taken_up
 from tests.adapters.cli.recovery_site import Site, build
 
 
@@ -16,9 +17,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 @pytest.fixture
-def site(original: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+def nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FOREBAY_CONFIG", "FOREBAY_PASSPHRASE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def site(original: Site, tmp_path: Path, nothing_from_outside: None) -> Site:
     return original.at(tmp_path)
 
 
@@ -31,3 +36,17 @@ def enrolled(tmp_path_factory: pytest.TempPathFactory) -> hostile.Place:
 @pytest.fixture
 def place(enrolled: hostile.Place, tmp_path: Path) -> hostile.Place:
     return hostile.copy(enrolled, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def enrolled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One enrolled machine, made once because the default key derivation is meant to be slow."""
+    shared = tmp_path_factory.mktemp("enrolled-once")
+    assert Machine(shared).init() == 0
+    return shared
+
+
+@pytest.fixture
+def machine(enrolled_once: Path, tmp_path: Path) -> Machine:
+    """Return a machine enrolled as web-01, with vault and cache, in a folder of its own."""
+    return taken_up(enrolled_once, tmp_path)

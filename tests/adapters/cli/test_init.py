@@ -8,105 +8,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from adapters import main
 from adapters.cli import frame
-from adapters.state import identity as files
-from engine.vault.identity import Identity
+from tests.adapters.cli.enrolled import Machine, document, said, tree
 from tests.engine.vault.fakes_vault import OTHER_PASSPHRASE, PASSPHRASE, shows
 
 ROOT = Path(__file__).parents[3]
 
-Tree = dict[str, bytes]
-
-
-class Machine:
-    """A folder with a configuration; vault and cache are shared by the machines of one test."""
-
-    def __init__(self, shared: Path, name: str = "web-01", folder: str | None = None, cache: bool = True) -> None:
-        self.shared, self.name = shared, name
-        self.folder = shared / (folder or name)
-        self.folder.mkdir()
-        self.state, self.identity_file = self.folder / "state", self.folder / "state" / "identity"
-        self.vault, self.cache = shared / "vault", shared / "cache"
-        self.passphrase = self.folder / "passphrase"
-        self.give(PASSPHRASE)
-        (self.folder / "volume.img").write_bytes(bytes(4096))
-        self.config = self.folder / "forebay.toml"
-        self.configure(cache=cache)
-
-    def configure(self, *, name: str = "", vault: Path | None = None, cache: bool | Path = True) -> None:
-        text = (
-            f"[system]\nname = '{name or self.name}'\nstate_dir = 'state'\n"
-            "[[volume]]\nname = 'data'\npath = 'volume.img'\n"
-            f"[vault]\nurl = '{(vault or self.vault).as_uri()}'\n"
-        )
-        if cache:
-            text += f"[cache]\npath = '{self.cache if cache is True else cache}'\n"
-        self.config.write_text(text)
-
-    def give(self, passphrase: str) -> None:
-        self.passphrase.write_text(passphrase + "\n")
-        self.passphrase.chmod(0o600)
-
-    def arguments(self, *more: str, passphrase: bool = True) -> list[str]:
-        given = ["--passphrase-file", str(self.passphrase)] if passphrase else []
-        return ["--config", str(self.config), "init", *given, *more]
-
-    def init(self, *more: str, passphrase: bool = True) -> int:
-        return main.run(self.arguments(*more, passphrase=passphrase))
-
-    def identity(self) -> Identity:
-        return files.load(self.identity_file)
-
-    def restart(self) -> None:
-        """Lose everything local but the configuration and the passphrase."""
-        shutil.rmtree(self.state)
-
-
-def tree(folder: Path) -> Tree:
-    """Return every file below a folder with its content, and every folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"<folder>"
-        for path in folder.rglob("*")
-        if "tmp" not in path.relative_to(folder).parts
-    }
-
 
 @pytest.fixture(autouse=True)
-def _no_passphrase_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FOREBAY_PASSPHRASE", raising=False)
-    monkeypatch.delenv("FOREBAY_CONFIG", raising=False)
-
-
-@pytest.fixture(scope="module")
-def enrolled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One enrolled machine, made once because the default key derivation is meant to be slow."""
-    shared = tmp_path_factory.mktemp("enrolled")
-    assert Machine(shared).init() == 0
-    return shared
-
-
-@pytest.fixture
-def machine(enrolled_once: Path, tmp_path: Path) -> Machine:
-    """Return a machine enrolled as web-01, with vault and cache, in a folder of its own."""
-    for one in ("vault", "cache"):
-        shutil.copytree(enrolled_once / one, tmp_path / one)
-    made = Machine(tmp_path)
-    shutil.copytree(enrolled_once / "web-01" / "state", made.state)
-    return made
-
-
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err.strip()
-
-
-def document(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+def _alone(nothing_from_outside: None) -> None:
+    """No passphrase or configuration but those a test gives."""
 
 
 def test_init_on_new_places_founds_a_domain_and_adopts_the_cache(

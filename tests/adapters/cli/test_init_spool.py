@@ -13,23 +13,10 @@ import pytest
 from adapters.cli import frame
 from adapters.state import identity as files
 from engine.vault.formatobject import new_store, parse_format
-from tests.adapters.cli.test_init import Machine, document, said, tree
+from tests.adapters.cli.enrolled import Machine, document, said, taken_up, tree
 from tests.engine.vault.fakes_vault import OTHER_PASSPHRASE
 
-pytestmark = pytest.mark.usefixtures("_clean")
-
-
-@pytest.fixture
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FOREBAY_PASSPHRASE", raising=False)
-    monkeypatch.delenv("FOREBAY_CONFIG", raising=False)
-
-
-@pytest.fixture(scope="module")
-def enrolled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shared = tmp_path_factory.mktemp("enrolled")
-    assert Machine(shared).init() == 0
-    return shared
+pytestmark = pytest.mark.usefixtures("nothing_from_outside")
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +24,6 @@ def offline_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = tmp_path_factory.mktemp("offline")
     assert with_spool(Machine(shared)).init("--offline") == 0
     return shared
-
-
-def taken_up(original: Path, folder: Path) -> Machine:
-    """Return the machine of `original` in a folder of its own, without a spool in its configuration."""
-    for one in ("vault", "cache"):
-        if (original / one).exists():
-            shutil.copytree(original / one, folder / one)
-    made = Machine(folder)
-    shutil.copytree(original / "web-01" / "state", made.state)
-    return made
-
-
-@pytest.fixture
-def machine(enrolled_once: Path, tmp_path: Path) -> Machine:
-    return taken_up(enrolled_once, tmp_path)
 
 
 @pytest.fixture
