@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,4 +76,25 @@ def test_a_line_that_is_lost_in_mid_session_leads_to_the_spool_and_later_to_the_
     proxy.set(**WHOLE)
     assert machine.run("upload").document["left"] == 0
     assert [row["where"] for row in machine.points()] == [["vault"]]
+    assert restored(machine, tmp_path / "restored") == machine.volumes["data"].read_bytes()
+
+
+def test_a_line_that_comes_back_within_the_window_costs_the_session_nothing_but_time(
+    machine: Machine, proxy: ProxyProcess, tmp_path: Path
+) -> None:
+    machine.extra["vault"] = machine.extra["vault"].replace("retries_max = 20", "retries_max = 0")
+    machine.extra["vault"] = machine.extra["vault"].replace('reconnect_window = "0 s"', "")  # 30 minutes
+    machine.write_config()
+    proxy.set(**CUT)
+    session = subprocess.Popen(
+        machine.command("backup", "--json", "--progress", "lines"), env=machine.environment(),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert session.stderr is not None
+    assert any("vault_lost" in line for line in session.stderr)
+    proxy.set(**WHOLE)
+    told, _ = session.communicate(timeout=240)
+    report = json.loads(told)
+    assert (session.returncode, report["problems"]) == (0, [])
+    assert [change["route"] for change in report["route_history"]] == ["VAULT", "RECONNECTING", "VAULT"]
     assert restored(machine, tmp_path / "restored") == machine.volumes["data"].read_bytes()
