@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -142,6 +143,19 @@ async def test_a_name_nobody_knows_is_unavailable(s3_server: S3Server, tmp_path:
     async with opened(to) as store:
         with pytest.raises(StoreUnavailable, match="name is not known"):
             await call(store)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENETUNREACH])
+async def test_a_network_the_machine_forbids_or_lacks_is_unavailable(
+    s3_server: S3Server, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(address: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("adapters.stores.s3client.make_socket", forbidden)
+    async with opened(settings(s3_server, tmp_path)) as store:
+        with pytest.raises(StoreUnavailable, match="the server cannot be reached"):
+            await store.probe()
 
 
 @every_call
