@@ -173,7 +173,7 @@ def cited_tests() -> list[str]:
     found = [
         f"{prefixes[letter]}/{rest}" if letter else whole
         for whole, letter, rest in re.findall(
-            r"`(tests/[a-z_/]+\.py::test_\w+|([A-Z])/([a-z_/]+\.py::test_\w+))`", SECURITY
+            r"`(tests/[a-z0-9_/]+\.py::test_\w+|([A-Z])/([a-z0-9_/]+\.py::test_\w+))`", SECURITY
         )
     ]
     return sorted(set(found))
@@ -182,7 +182,7 @@ def cited_tests() -> list[str]:
 def test_security_shows_its_claims_by_tests() -> None:
     assert len(cited_tests()) >= 40
     # Nothing that looks like a test escapes the pattern above.
-    assert len(re.findall(r"::test_", SECURITY)) == len(re.findall(r"`[A-Za-z_/]+\.py::test_\w+`", SECURITY))
+    assert len(re.findall(r"::test_", SECURITY)) == len(re.findall(r"`[A-Za-z0-9_/]+\.py::test_\w+`", SECURITY))
 
 
 @pytest.mark.parametrize("test", cited_tests())
