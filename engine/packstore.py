@@ -208,28 +208,38 @@ class PackStore:
         own = self._mirror.views()[0]
         if self._durable_puts:
             durable, volatile = durable + volatile, []
+        durable = await self._not_listed(durable, own)
         room = READ_BACK_BYTES_MAX
-        for ack in volatile:
+        again: list[PackAck] = []
+        for ack in await self._not_listed(volatile, own):
             room -= ack.name.size
             if room < 0:
                 break
             if await self._reads_back(ack.name):
-                durable.append(ack)
+                again.append(ack)
+        await anyio.to_thread.run_sync(self._take_up, [*durable, *again], len(durable))
+
+    async def _not_listed(self, acks: Sequence[PackAck], own: Sequence[View]) -> list[PackAck]:
+        """Return those own packs that no fragment lists and that may be there."""
         # A fragment may list its writer's packs only; a state directory may outlive an identity.
-        mine = [ack for ack in durable if ack.name.writer == self.writer]
+        mine = [ack for ack in acks if ack.name.writer == self.writer]
         if self._there is not None:
             mine = [ack for ack in mine if ack.name.key in self._there]
         keys = np.array([ack.name.key for ack in mine], np.uint64)
         listed = np.any([np.zeros(len(keys), np.bool_), *(view.lists_packs(keys) for view in own)], axis=0)
-        kept = [ack for ack, known in zip(mine, listed.tolist(), strict=True) if not known]
-        await anyio.to_thread.run_sync(self._take_up, kept)
+        return [ack for ack, known in zip(mine, listed.tolist(), strict=True) if not known]
 
     async def _reads_back(self, name: PackName) -> bool:
+        """Tell whether a pack is there, whole; if it is, the next flush makes it durable."""
         try:
             data = await self.objects.get(str(name), 0, name.size)
         except ObjectMissing:
             return False
-        return await anyio.to_thread.run_sync(lambda: blake3(data).digest() == name.hash)
+        if not await anyio.to_thread.run_sync(lambda: blake3(data).digest() == name.hash):
+            return False
+        # What was read may lie in memory only, and a flush vouches for what was put through this store object.
+        await self.objects.put(str(name), data)
+        return True
 
     async def _next_name(self) -> FragmentName:
         # A name that is taken was put by this state directory's clone, or by a put whose answer was lost.
@@ -263,8 +273,9 @@ class PackStore:
         if self._there is not None:
             kept = distinct(np.fromiter(self._there, np.uint64, len(self._there)), beside.keys)
             for view in (*own, *foreign):
-                listed = view.keys[view.listed()]
-                view.bar_packs(listed[~np.isin(listed, kept)])
+                # Sources of deltas lie beside: as long as nobody said what does, nothing is known of them.
+                named = view.keys if self._beside is not None else view.keys[view.listed()]
+                view.bar_packs(named[~np.isin(named, kept)])
         self.index.install([*own, *beside.own], [*foreign, *beside.foreign])
 
     async def _listed_packs(self) -> set[int]:
@@ -293,10 +304,10 @@ class PackStore:
             self._rewrite_log(rest, 0)
             self._install()
 
-    def _take_up(self, packs: list[PackAck]) -> None:
+    def _take_up(self, packs: list[PackAck], durable: int) -> None:
         with self._ack_lock:
             if packs or self._acks.read():
-                self._rewrite_log(packs, len(packs))
+                self._rewrite_log(packs, durable)
             for pack in packs:
                 self.index.add_pack(pack)
 

@@ -71,18 +71,18 @@ class BoundedStore:
 
     async def put(self, name: str, data: Bytes) -> None:
         """Store an object, see ObjectStore. Raises: SpoolFull besides."""
-        size = len(data)
+        before = await self._size(name)
+        more = max(0, len(data) - before)
         if name.startswith(_UNBOUNDED):
-            self._pending += size
+            self._pending += more
         else:
-            await self._reserve(size)
+            await self._reserve(more)
         try:
-            before = await self._size(name)
             await self._inner.put(name, data)
             if self._used is not None:
-                self._used += size - before
+                self._used += len(data) - before
         finally:
-            self._pending -= size
+            self._pending -= more
         await self._warn()
 
     async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
