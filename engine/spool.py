@@ -5,14 +5,15 @@ what is gone: its root first, then the packs no other spooled point lists, index
 interruption leaves behind is found by `sweep`. There are no locks here: whoever changes the backlog holds the one of
 the state directory.
 
-Which packs a point needs is what the tables of its runs list. A run whose pages are not in the spool was written to
-the vault, before the vault was lost, and nothing of it lies here. A run of the spool whose table cannot be read might
-need anything: as long as a point has one, no pack is dropped.
+Which packs a point needs is what the tables of its runs list. A run whose pages are not in the spool was mostly written
+to the vault, before the vault was lost; but they may have vanished here, so the packs of the sessions that made the
+point stay with it. A run of the spool whose table cannot be read might need anything: as long as a point has one, no
+pack is dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import anyio.to_thread
 import msgspec
@@ -41,13 +42,22 @@ class PointPacks(msgspec.Struct, frozen=True):
     """The packs a point needs. `listed`: all that its runs list, those only the vault has included.
 
     `unread`: sentences about runs whose table opens nowhere. `certain`: none of those runs lies in the spool, so that
-    nothing in the spool is needed besides `listed`. `away`: why a store that may have a table could not be asked.
+    nothing in the spool is needed besides `listed` and the packs of `sessions` (16-byte ids). `away`: why a store that
+    may have a table could not be asked.
     """
 
     listed: frozenset[PackName]
     unread: tuple[str, ...] = ()
     certain: bool = True
     away: StoreError | None = None
+    sessions: frozenset[bytes] = frozenset()
+
+
+class _Needed(msgspec.Struct, frozen=True):
+    """What the points of the spool need: these packs, and all that these sessions wrote."""
+
+    listed: frozenset[PackName]
+    sessions: frozenset[bytes]
 
 
 class Spool:
@@ -179,13 +189,9 @@ class Spool:
         needed = await self._needed()
         if needed is None:
             return 0
-        unlisted = {pack: info for pack, info in (await self._objects_of_packs()).items() if pack not in needed}
-        orphans = [
-            pack
-            for pack, info in unlisted.items()
-            if info.size != pack.size or await self._session(info.name) not in open_sessions
-        ]
-        return await self._drop(orphans)
+        packs = await self._objects_of_packs()
+        unlisted = {pack: info for pack, info in packs.items() if pack not in needed.listed}
+        return await self._drop(await self._written_by_others(unlisted, {*open_sessions, *needed.sessions}))
 
     async def _roots(self) -> list[PointId]:
         names = [info.name async for info in self.objects.list(f"root/{self.identity.system.hex()}/")]
@@ -221,7 +227,8 @@ class Spool:
                     unread.append(f"volume {volume.name!r} of restore point {point}: {error}")
                     away = (error.away if isinstance(error, PagesAway) else None) or away
                     certain &= not any(pack in present for pack in near)
-        return PointPacks(frozenset(listed), tuple(unread), certain, away)
+        sessions = frozenset([root.body.session, *root.body.ended] if unread else [])
+        return PointPacks(frozenset(listed), tuple(unread), certain, away, sessions)
 
     async def _listed(self, run: RunDescriptor) -> frozenset[PackName]:
         if run.run not in self._tables:
@@ -230,9 +237,10 @@ class Spool:
             self._tables[run.run] = frozenset((await RunReader(pages, run).table()).names())
         return self._tables[run.run]
 
-    async def _needed(self) -> frozenset[PackName] | None:
-        """Return the packs the points of the spool list; None: not all that a point needs is known."""
-        needed: set[PackName] = set()
+    async def _needed(self) -> _Needed | None:
+        """Return what the points of the spool need; None: not all that a point needs is known."""
+        listed: set[PackName] = set()
+        sessions: set[bytes] = set()
         present = await self.packs()
         for point in await self.points():
             try:
@@ -243,8 +251,9 @@ class Spool:
                 return None
             if not packs.certain:
                 return None
-            needed |= packs.listed
-        return frozenset(needed)
+            listed |= packs.listed
+            sessions |= packs.sessions
+        return _Needed(frozenset(listed), frozenset(sessions))
 
     async def _leave(self, point: PointId, notes: Iterable[str], root: Root | None = None) -> int:
         try:
@@ -253,24 +262,41 @@ class Spool:
             listed = frozenset()  # what it needed is not known any more: `sweep` finds what nobody lists
         await self.objects.delete(point.root(self.identity.system))
         await self.drop_notes(notes)
-        needed = await self._needed()
-        return await self._drop(listed - needed) if needed is not None else 0
+        if (needed := await self._needed()) is None:
+            return 0
+        packs = await self._objects_of_packs()
+        going = {pack: info for pack, info in packs.items() if pack in listed and pack not in needed.listed}
+        return await self._drop(await self._written_by_others(going, needed.sessions))
 
     async def _drop(self, packs: Collection[PackName]) -> int:
         """Delete the index fragments that list none but these packs, then the packs: an index must not name ghosts."""
-        if not packs:
-            return 0
         present = await self._objects_of_packs()
         going = present.keys() & packs
         left = {pack for pack, info in present.items() if pack.size == info.size} - going
-        for name, listed in (await self.fragments()).items() if going else ():
-            if left.isdisjoint(listed) and (listed or not left):
-                await self.objects.delete(str(name))
+        if not left:  # nor is there anything a damaged fragment could name
+            names = [info.name async for info in self.objects.list(f"index/{self.identity.system.hex()}/")]
+        elif going:
+            fragments = (await self.fragments()).items()
+            names = [str(name) for name, listed in fragments if listed and left.isdisjoint(listed)]
+        else:
+            return 0
+        for name in names:
+            await self.objects.delete(name)
         await flush(self.objects)
         for pack in going:
             await self.objects.delete(present[pack].name)
         await flush(self.objects)
         return sum(present[pack].size for pack in going)
+
+    async def _written_by_others(
+        self, packs: Mapping[PackName, ObjectInfo], sessions: Collection[bytes]
+    ) -> list[PackName]:
+        """Return those packs that none of these sessions wrote, and those nobody can read: their size is wrong."""
+        return [
+            pack
+            for pack, info in packs.items()
+            if info.size != pack.size or not sessions or await self._session(info.name) not in sessions
+        ]
 
     async def _session(self, name: str) -> bytes:
         try:

@@ -282,3 +282,13 @@ async def test_a_fragment_that_does_not_open_stays_until_nothing_is_left() -> No
         assert damaged in backlog.names("index/")
         await spool.remove(point)
     assert backlog.names("index/") == set()
+
+
+async def test_what_has_the_name_of_a_pack_and_another_size_is_swept() -> None:
+    backlog = await Backlog().fill()
+    spool = await backlog.open()
+    listed = backlog.names("data/")
+    whole = PackName("data", backlog.system.id, bytes(32), 1000)
+    await backlog.store.put(str(whole), bytes(10))
+    assert await spool.sweep() == 10
+    assert backlog.names("data/") == listed
