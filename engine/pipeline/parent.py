@@ -95,8 +95,8 @@ async def settle_intent(state: StateStore, system: bytes, stores: Stores, parent
         return
     named = PointId.parse_root(intent.root)
     ours = named is not None and named[0] == system
-    store = stores.holding(intent.vault) if ours else None
-    store = store or (stores.cache if ours else None)  # which gets its copy after the root
+    store = stores.holding(intent.vault) if ours and intent.heads else None
+    store = store or (stores.cache if ours and intent.heads else None)  # which gets its copy after the root
     committed = store is not None and await _root_hash(store, intent.root) == intent.root_hash
     if named is not None and ours and not committed:
         parent.order_min = max(parent.order_min, named[1].order + 1)
@@ -116,7 +116,11 @@ async def settle_intent(state: StateStore, system: bytes, stores: Stores, parent
             volume.discard_staged()
     if committed:
         state.end_sessions()
-    state.clear_intent()
+    if committed or not ours:
+        state.clear_intent()
+    elif intent.heads:
+        # Dropped, but its order is remembered until a later commit: the root may be there all the same.
+        state.write_intent(msgspec.structs.replace(intent, heads={}))
 
 
 def _count_staged_missing(volume: VolumeState) -> None:
