@@ -50,7 +50,9 @@ def _stands_at(state: StateStore, volumes: Sequence[str], system: bytes, point: 
         return True  # nobody knows; what is lost already costs nothing more
     if intent is not None and intent.root == point.root(system):
         return True
-    return any(one is not None and PointId(one.order, one.incarnation) == point for one in (newest, *heads))
+    known = [PointId(one.order, one.incarnation) for one in (newest, *heads) if one is not None]
+    # A state that ends before the point was restored from a copy: its next point might get the same name once more.
+    return newest is None or point >= known[0] or point in known
 
 
 def _forget(state: StateStore, volumes: Sequence[str], newest: Newest | None, root: str) -> None:
