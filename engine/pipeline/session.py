@@ -131,7 +131,7 @@ class Session:
                 log.info("backlog_waits", component="spool", points=left, reason=why)
             elif left and self._opening.away_lately():
                 log.info("backlog_waits", component="spool", points=left, reason=report.fallback)
-            elif left:
+            elif left or await spool.notes():
                 await upload.open()
                 await upload.all()
         except StoreUnavailable as error:
