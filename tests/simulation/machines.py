@@ -3,128 +3,48 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import msgspec
+
+import adapters.cli.deleting
+import adapters.cli.upload
 import adapters.compose
-from adapters.config import Volume, parse_config
+from adapters.config import Config, parse_config
+from adapters.state import identity as files
 from adapters.state.directory import StateDirectory
+from adapters.state.pause import Pause, end_pause, paused, set_pause
 from adapters.stores.folder import FolderStore
-from engine.block import BLOCK_BYTES, PART_BYTES, PARTS
+from engine.block import BLOCK_BYTES
 from engine.errors import ForebayError
-from engine.exitcodes import DONE, SOMETHING_MISSING, of_error
-from engine.names import FORMAT
+from engine.exitcodes import DONE, IN_SPOOL, SOMETHING_MISSING, of_error
+from engine.names import PackName, PointId
 from engine.pipeline.report import SessionReport
+from engine.pipeline.upload import UploadReport
 from engine.pipeline.volume import VolumeSource
-from engine.policy import LanePolicy
 from engine.ports import Changes
-from engine.recovery.access import Access, by_passphrase
-from engine.recovery.places import Place, Places, Problems
-from engine.vault.adoption import adopt_cache
+from engine.vault.adoption import adopt_spool
 from engine.vault.formatobject import new_store
-from engine.vault.founding import enrol
 from engine.vault.identity import Identity
-from engine.vault.slots import KdfCost
+from engine.vault.offline import create_pending
 from tests.fakes import MemoryVolume
-from tests.simulation import clockwork
-from tests.simulation.clockwork import VirtualClock, put_in
+from tests.simulation.clockwork import VirtualClock
 from tests.simulation.disk import Died, Disk, powered
-from tests.simulation.stores import Kind, Port, SimStore, Weather, calm_port
+from tests.simulation.plans import Dropped, Plan, Published, RootMade, Settings
+from tests.simulation.spools import OWN, SpoolFolder
+from tests.simulation.stores import Broken, Kind, Port, SimStore, Weather
 
-PASSPHRASE: Final = "correct horse battery staple wagon"
-NAMES: Final = ("web-01", "db-02")
-BLOCKS_MAX: Final = 24
-PACK_BYTES: Final = 300_000
-_FOUNDED_FROM: Final = 7  # the seed of all keys: identities are the same in every simulation
+T = TypeVar("T")
 
-_ports: Final[dict[str, Port]] = {}  # by the path that stands for them in a configuration
-_machines: Final[dict[str, Machine]] = {}  # by name
+FOUNDING: Final = ("format", "key/", "cert/")
 
-
-@dataclass(frozen=True)
-class Founded:
-    """A vault and a cache with a domain, and systems enrolled in it; simulations begin with copies of it."""
-
-    vault: dict[str, bytes]
-    cache: dict[str, bytes]
-    identities: dict[str, Identity]
-    access: Access
-
-
-async def found() -> Founded:
-    """Found the domain all simulations begin with."""
-    clockwork.begin(_FOUNDED_FROM)
-    vault, near = SimStore("vault"), SimStore("cache")
-    vault.objects[FORMAT], near.objects[FORMAT] = new_store("vault").encode(), new_store("cache").encode()
-    ports = [
-        Port(store, Weather(), random.Random(0), lambda what: None, lambda op, name: True, lambda name, data: None)
-        for store in (vault, near)
-    ]
-    identities = {}
-    for name in NAMES:
-        enrolled = await enrol(ports[0], name, PASSPHRASE, None, KdfCost.cheapest(), VirtualClock())
-        identities[name] = (await adopt_cache(ports[1], enrolled.identity)).identity
-    places = Places([Place("vault", "vault", calm_port(vault))], Problems())
-    access = await by_passphrase(PASSPHRASE, None, places)
-    return Founded(vault.objects, near.objects, identities, access)
-
-
-@dataclass
-class Settings:
-    """What a machine's configuration says, as far as a simulation changes it."""
-
-    delta: bool = True
-    compression: str = "lz4"
-    share: str = "vault"
-    window_s: int = 0
-    cache: bool = True
-    on_error: str = "warn"
-    on_slow: str = "wait"
-    retries_max: int = 3
-    hints: bool = False
-
-
-@dataclass
-class Plan:
-    """One session: of which volumes, in which weather, and where the machine dies, if it does.
-
-    `crash_at`: at which of its events; `crash_on`: so many events after the first of this name. `vanish_on`: packs
-    vanish from the vault at the first event of this name.
-    """
-
-    volumes: list[str]
-    vault: Weather
-    cache: Weather
-    full: bool = False
-    crash_at: int | None = None
-    crash_on: tuple[str, int] = "", 0
-    power_cut: bool = False
-    disk_full: bool = False
-    vanish_on: str = ""
-
-    @property
-    def calm(self) -> bool:
-        dies = self.crash_at is not None or self.crash_on[0]
-        return self.vault.calm and self.cache.calm and not (dies or self.disk_full or self.vanish_on)
-
-
-@dataclass(frozen=True)
-class RootMade:
-    """A root a session tried to put: its bytes, what the volumes held, and whether it was a full session.
-
-    `own`: the names of what the session put. `began`, `put`: how many events there were in the world when the session
-    began, and with the put of the root.
-    """
-
-    data: bytes
-    contents: dict[str, bytes]
-    full: bool
-    own: set[str]
-    began: int
-    put: int
+PORTS: Final[dict[str, Port]] = {}  # by the path that stands for them in a configuration
+MACHINES: Final[dict[str, Machine]] = {}  # by name
+OPENED: Final[list[StateDirectory]] = []  # state directories that may not be closed
 
 
 class Machine:
@@ -139,25 +59,41 @@ class Machine:
         told: Callable[[str], None],
         now: Callable[[], int],
     ) -> None:
-        self.identity, self.home, self.stores, self.chance, self._told = identity, home, stores, chance, told
+        self.home, self.stores, self.chance, self._told = home, stores, chance, told
         self.name, self.system = identity.name, identity.system.hex()
         self.clock, self.settings = VirtualClock(), Settings()
         self.disk = Disk(home / "disk", self.event)
+        self.spool = SpoolFolder(home / "disk" / "spool")
+        self.identity = self.become(identity)
         self.contents: dict[str, bytes] = {}
         self.before: dict[str, bytes] = {}  # what they held at some time before
         self.roots: dict[str, RootMade] = {}  # every root it tried to put
+        self.seen: set[str] = set()  # its roots that whole listings showed since it last began something
+        self.published: list[Published] = []
+        self.dropped: list[Dropped] = []
+        self.reused: set[str] = set()  # names of roots that got other bytes
+        self.to_delete: set[str] = set()  # roots somebody wanted deleted
+        self.network = "home"
         self._now, self._began = now, 0
         self.generations: dict[str, bytes] = {}
         self.events = 0
         self._crash_at: int | None = None
         self._crash_on = "", 0
-        self._vanish_on = ""
+        self._vanish_on = self._way_on = ""
         self.vanish: Callable[[], None] = lambda: None
         self._dead = False
         self._backing_up: dict[str, bytes] = {}
-        self._full, self._own = False, set[str]()
+        self._full, self._own, self._sent, self._kept = False, set[str](), set[str](), set[str]()
         self.touched: set[str] = set()  # volumes whose state was lost, rolled back or given up since they were saved
-        _machines[self.name] = self
+        self.unsettled = False  # it may have put a root without hearing of it
+        self.forgetful = False  # its state was lost or rolled back: it may not know what it did
+        MACHINES[self.name] = self
+
+    def become(self, identity: Identity) -> Identity:
+        """Keep an identity as `init` does."""
+        self.identity = identity
+        files.save(self.home / "identity", identity)
+        return identity
 
     def event(self, what: str) -> None:
         """Count something the machine does; it may be the last."""
@@ -168,6 +104,9 @@ class Machine:
         if self._vanish_on and self._vanish_on in what:
             self._vanish_on = ""
             self.vanish()
+        if self._way_on and self._way_on in what:
+            self._way_on = ""
+            (self.disk.root / "state" / "lock.wanted").touch()
         if self._crash_on[0] and self._crash_on[0] in what:
             self._crash_at, self._crash_on = self.events + self._crash_on[1], ("", 0)
         if self.events == self._crash_at:
@@ -176,79 +115,243 @@ class Machine:
 
     def may(self, op: str, name: str) -> bool:
         """Tell whether this system may put an object of this name."""
-        kind, _, rest = name.partition("/")
-        return op == "put" and kind in ("data", "page", "index", "root", "note") and rest.startswith(f"{self.system}/")
+        own = name.startswith(OWN) and name.split("/")[1] == self.system
+        return op == "put" and (own or (self.identity.vault_pending and name.startswith(FOUNDING)))
 
-    def puts(self, name: str, data: bytes) -> None:
-        """Remember what was put in a session, and what a root stands for."""
+    def puts(self, kind: Kind, name: str, data: bytes) -> None:
+        """Remember what was put, and what a root stands for. Raises: Broken."""
         self._own.add(name)
+        if kind in ("vault", "spool"):
+            (self._sent if kind == "vault" else self._kept).add(name)
+        if not name.startswith("root/") or kind == "cache":
+            return
+        known = self.roots.get(name)
+        waited = known is not None and known.spooled
+        if known is not None and known.data != data:
+            self._reuse(name, known.data)
+            waited = False
+        if kind == "vault":
+            self._publish(name, waited)
+        if not (kind == "vault" and waited):
+            self.roots[name] = RootMade(
+                data, self._backing_up, self._full, self._own, self._sent, self._kept, self._began, self._now() + 1,
+                kind == "spool", self.settings.on_loss == "resume",
+            )  # fmt: skip
+
+    def _reuse(self, root: str, data: bytes) -> None:
+        """Let a root have the name of one that got nowhere: state that was brought back knows nothing of that one."""
+        there = data in (self.stores["vault"].objects.get(root), self.spool.get(root))
+        if there or self.to_delete & {root}:
+            raise Broken(f"{root} is put with other bytes than before")
+        self.reused.add(root)
+
+    def _publish(self, root: str, waited: bool) -> None:
+        whole = frozenset(
+            name
+            for name, data in self.stores["vault"].objects.items()
+            if (pack := PackName.parse(name)) is not None and pack.size == len(data)
+        )
+        self.published.append(Published(root, self._began, whole, self.waiting(), waited))
+
+    def waiting(self) -> tuple[str, ...]:
+        """Return the roots that lie in the spool and have no `removed` note there, oldest first."""
+        found = [PointId.parse_note(name) for name in self.spool.names(f"note/{self.system}/")]
+        removed = {note[1] for note in found if note is not None and note[2] == "removed"}
+        roots = [(name, PointId.parse_root(name)) for name in self.spool.names(f"root/{self.system}/")]
+        return tuple(name for name, parsed in roots if parsed is not None and parsed[1] not in removed)
+
+    def sees(self, names: set[str]) -> None:
+        """Remember which of this system's roots a listing gave."""
+        self.seen |= {name for name in names if name.startswith(f"root/{self.system}/")}
+
+    def deletes(self, name: str) -> None:
+        """Look at what is about to leave the spool. Raises: Broken."""
         if name.startswith("root/"):
-            self.roots[name] = RootMade(data, self._backing_up, self._full, self._own, self._began, self._now() + 1)
+            kept = self.stores["vault"].written.get(name) == self.spool.tried.get(name)
+            reason = name in self.to_delete or name in self.spool.ruined
+            if not kept and not (reason and name not in self.waiting()):
+                raise Broken(f"{name} is deleted from the spool, and the vault never had it")
+        elif (pack := PackName.parse(name)) is not None and len(self.spool.get(name) or b"") == pack.size:
+            self.dropped.append(Dropped(name, self.waiting()))
 
     def port(self, kind: Kind, weather: Weather) -> Port:
         """Return this machine's way to a store."""
-        return Port(self.stores[kind], weather, self.chance, self.event, self.may, self.puts)
+        puts = partial(self.puts, kind)
+        return Port(self.stores[kind], weather, self.chance, self.event, self.may, puts, self.sees)
 
-    def toml(self) -> str:
-        """Return the configuration file."""
+    def config(self) -> Config:
+        """Return the configuration."""
         has = self.settings
         near = f'[cache]\npath = "/{self.name}/cache"\non_error = "{has.on_error}"\non_slow = "{has.on_slow}"\n'
-        return "\n".join(
-            [
-                f'[system]\nname = "{self.name}"\nstate_dir = "{self.disk.root}/state"',
-                *(f'[[volume]]\nname = "{name}"\npath = "/{self.name}/volumes/{name}"' for name in self.contents),
-                f'[vault]\nurl = "file:///{self.name}/vault"\nreconnect_window = "{has.window_s} s"',
-                f'delta = {str(has.delta).lower()}\ncompression = "{has.compression}"\nshare = "{has.share}"',
-                f"{near}retries_max = {has.retries_max}" if has.cache else "",
-            ]
-        )
+        system = f'[system]\nname = "{self.name}"\nstate_dir = "{self.disk.root}/state"\n'
+        text = [
+            f'{system}identity_file = "{self.home}/identity"',
+            *(f'[[volume]]\nname = "{name}"\npath = "/{self.name}/volumes/{name}"' for name in self.contents),
+            f'[vault]\nurl = "file:///{self.name}/vault"\nreconnect_window = "{has.window_s} s"',
+            f'delta = {str(has.delta).lower()}\ncompression = "{has.compression}"\nshare = "{has.share}"',
+            f'on_loss = "{has.on_loss}"',
+            f"{near}retries_max = {has.retries_max}" if has.cache else "",
+            f'[spool]\npath = "{self.spool.path}"' if has.spool else "",
+        ]
+        config = parse_config("\n".join(text), self.home / "forebay.toml")
+        if config.spool is None or has.max_bytes is None:
+            return config
+        small = msgspec.structs.replace(config.spool, max_size_bytes=has.max_bytes)  # no file may say so little
+        return msgspec.structs.replace(config, spool=small)
 
     async def session(self, plan: Plan) -> SessionReport | None:
         """Run a session; None: the machine died in it, and has its power back."""
-        self.events, self._crash_at, self.disk.full = 0, plan.crash_at, plan.disk_full
-        self._full, self._vanish_on, self._crash_on = plan.full, plan.vanish_on, plan.crash_on
-        self._began, self._own = self._now(), set()
-        self._backing_up = {name: self.contents[name] for name in plan.volumes}
-        _ports[f"/{self.name}/vault"] = self.port("vault", plan.vault)
-        _ports[f"/{self.name}/cache"] = self.port("cache", plan.cache)
-        config = parse_config(self.toml(), self.home / "forebay.toml")
-        state: StateDirectory | None = None
-        report: SessionReport | None = None
-        try:
-            with powered(self.disk):
+        self._full, self._backing_up = plan.full, {name: self.contents[name] for name in plan.volumes}
+
+        async def backup() -> SessionReport:
+            config = self.config()
+            try:
                 state = StateDirectory.open(config.system.state_dir)
                 volumes = adapters.compose.chosen_volumes(config, plan.volumes)
                 session = await adapters.compose.build_session(
                     config, self.identity, state, volumes, full=plan.full, clock=self.clock
                 )
-                report = await session.run()
-        except ForebayError as error:  # what the command line would end with
-            report = SessionReport(session="", exit_code=of_error(error), error=str(error), route="ABORTED")
+                return await session.run()
+            except ForebayError as error:  # what the command line would end with
+                return SessionReport(session="", exit_code=of_error(error), error=str(error), route="ABORTED")
+
+        report = await self._run(plan, backup)
+        if report is None or report.point is None:
+            self.unsettled |= any(made.began == self._began for made in self.roots.values())
+        failed = report is None or report.exit_code not in (DONE, IN_SPOOL, SOMETHING_MISSING)
+        if plan.disk_full or (plan.full and failed):
+            self.touched |= set(self.contents)
+        return report
+
+    async def upload(self, plan: Plan) -> UploadReport | None:
+        """Run `forebay upload`; None: the machine died in it."""
+
+        async def upload() -> UploadReport:
+            told = _Told()
+            try:
+                await adapters.cli.upload._upload(told.context(self.config()), self.config())
+            except ForebayError as error:
+                return UploadReport(error=str(error), exit_code=of_error(error))
+            assert isinstance(told.document, UploadReport)
+            return told.document
+
+        return await self._run(plan, upload)
+
+    async def delete(self, plan: Plan, root: str) -> str | None:
+        """Run `forebay points --delete`; return what came of it, None: the machine died in it."""
+        parsed = PointId.parse_root(root)
+        assert parsed is not None
+        self.to_delete.add(root)
+
+        async def delete() -> str:
+            told = _Told()
+            try:
+                chosen = await adapters.cli.deleting._choose(self.config(), str(parsed[1]))
+                await adapters.cli.deleting._delete(told.context(self.config()), self.config(), chosen.point)
+            except ForebayError as error:
+                return f"not deleted: {error}"
+            return f"deleted: {told.document}"
+
+        return await self._run(plan, delete)
+
+    async def init(self, plan: Plan) -> str | None:
+        """Make the vault of a domain that was founded without one, as `forebay init` does; None: it died in it."""
+
+        async def init() -> str:
+            try:
+                self.become(await create_pending(PORTS[f"/{self.name}/vault"], self.identity))
+            except ForebayError as error:
+                return f"no vault: {error}"
+            return "the vault is made"
+
+        return await self._run(plan, init)
+
+    async def new_spool(self) -> None:
+        """Make an empty spool and adopt it, as `forebay init --spool` does."""
+        await FolderStore.create(self.spool.path, new_store("spool").encode())
+        spool = FolderStore(self.spool.path, self.system, "flush")
+        self.become((await adopt_spool(spool, self.identity)).identity)
+        self.disk.settle()
+
+    async def _run(self, plan: Plan, work: Callable[[], Awaitable[T]]) -> T | None:
+        """Do something on this machine; None: the machine died, and has its power back."""
+        self.events, self._crash_at, self.disk.full = 0, plan.crash_at, plan.disk_full
+        self._vanish_on, self._crash_on, self._way_on = plan.vanish_on, plan.crash_on, plan.way_on
+        self._began, self._own, self._sent, self.seen = self._now(), set(), set(), set()
+        self._kept = set(self.spool.written)
+        vault = self.port("vault", plan.vault)
+        if self.settings.elsewhere:
+            vault = Port(self.stores["elsewhere"], plan.vault, self.chance, self.event, _never, _nothing)
+        PORTS[f"/{self.name}/vault"] = vault
+        PORTS[f"/{self.name}/cache"] = self.port("cache", plan.cache)
+        try:
+            with powered(self.disk):
+                return await work()
         except BaseException:
             if not self._dead:
                 raise
         finally:
             if self._dead and plan.power_cut:
                 self.cut_power()
-            if state is not None:
-                state.close()
-            if not (self._dead and plan.power_cut):
-                self.disk.full = False
-            self._dead, self._crash_at, self._crash_on, self._vanish_on = False, None, ("", 0), ""
-        failed = report is None or report.exit_code not in (DONE, SOMETHING_MISSING)
-        if plan.disk_full or (plan.full and failed):
-            self.touched |= set(self.contents)
-        return report
+            while OPENED:
+                OPENED.pop().close()
+            self.disk.full = False
+            self._dead, self._crash_at, self._crash_on = False, None, ("", 0)
+            self._vanish_on = self._way_on = ""
+            self.spool.reckon()
+        return None
 
     def cut_power(self) -> None:
         """Let the machine, and a cache of its own, lose what is not durable."""
         self.disk.power_cut(self.chance)
+        self.spool.after_cut()
         if self.stores["cache"].volatile:
             self.stores["cache"].power_cut(self.chance)
+
+    def pause(self, pause: Pause | None) -> None:
+        """Run `forebay upload --pause` or `--resume`."""
+        state = self.disk.root / "state"
+        if state.is_dir() and pause is not None:
+            set_pause(state, pause)
+        elif state.is_dir():
+            end_pause(state)
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is to be uploaded now."""
+        with powered(self.disk):
+            return paused(self.disk.root / "state", self.clock.now_ms()) is not None
 
     def source(self, name: str) -> VolumeSource:
         """Return a volume as sessions take it."""
         return VolumeSource(name, lambda: MemoryVolume(name, bytearray(self.contents[name])), _Tracker(self, name))
+
+
+class _Told:
+    """Stands in for the terminal of a command, and keeps what the command gives there."""
+
+    def __init__(self) -> None:
+        self.document: Any = None
+
+    def context(self, config: Config) -> Any:
+        """Return this as the context of a command."""
+        self.config, self.quiet, self.stopped = config, False, ""
+        return self
+
+    def emit(self, document: Any, text: str = "") -> None:
+        self.document = document
+
+    def progress(self, what: str) -> _Told:
+        return self
+
+    def __enter__(self) -> _Told:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    async def watch(self, snapshot: Callable[[], Any]) -> None:
+        """Show nothing."""
 
 
 @dataclass(frozen=True)
@@ -279,68 +382,9 @@ class _Tracker:
         return Changes(extents, fresh)
 
 
-@cache
-def pool(count: int = 10) -> list[bytes]:
-    """Return blocks that any volume of any system may hold."""
-    chance = random.Random(11)
-    return [bytes(BLOCK_BYTES), *(chance.randbytes(BLOCK_BYTES) for _ in range(count))]
+def _never(op: str, name: str) -> bool:
+    return False
 
 
-def some_block(chance: random.Random) -> bytes:
-    """Return a block: zeros, one that others may have, one that compresses, or one nobody has."""
-    kind = chance.random()
-    if kind < 0.35:
-        return chance.choice(pool())
-    if kind < 0.5:
-        return chance.randbytes(64) * (BLOCK_BYTES // 64)
-    return chance.randbytes(BLOCK_BYTES)
-
-
-def some_volume(chance: random.Random) -> bytes:
-    """Return a volume of up to `BLOCKS_MAX` blocks, often with a short one at its end."""
-    blocks = b"".join(some_block(chance) for _ in range(chance.randrange(1, BLOCKS_MAX)))
-    return blocks + chance.choice((b"", chance.randbytes(777), bytes(PART_BYTES)))
-
-
-def changed(content: bytes, before: bytes, chance: random.Random) -> bytes:
-    """Return a volume with blocks and parts of blocks rewritten, some as they were `before`, or of another size."""
-    out = bytearray(content)
-    if chance.random() < 0.08:
-        size = chance.randrange(BLOCKS_MAX * BLOCK_BYTES)
-        out = out[:size] if size < len(out) else out + bytes(size - len(out))
-    blocks = len(out) // BLOCK_BYTES
-    for _ in range(chance.choice((0, 1, 2, 6)) if blocks else 0):
-        at = chance.randrange(blocks) * BLOCK_BYTES
-        old = before[at : at + BLOCK_BYTES]
-        block = old if len(old) == BLOCK_BYTES and chance.random() < 0.3 else some_block(chance)
-        out[at : at + BLOCK_BYTES] = block
-    for _ in range(chance.choice((0, 2, 4, 8)) if blocks else 0):
-        at = chance.randrange(blocks) * BLOCK_BYTES + chance.randrange(PARTS) * PART_BYTES
-        data = chance.randbytes(chance.choice((1, 100, PART_BYTES)))
-        out[at : at + len(data)] = data
-    return bytes(out)
-
-
-def _folder_store(root: Path, *arguments: Any, **named: Any) -> Port | FolderStore:
-    port = _ports.get(str(root))
-    return port if port is not None else FolderStore(root, *arguments, **named)
-
-
-class _SmallLane(LanePolicy, frozen=True):
-    """A lane with packs so small that a volume of a MiB needs several: below the bounds of a real one."""
-
-    def __post_init__(self) -> None:
-        pass
-
-
-def _small_lane(config: object) -> LanePolicy:
-    return _SmallLane(PACK_BYTES, 3 * PACK_BYTES, unflushed_records_max=6)
-
-
-def _source_of(volume: Volume) -> VolumeSource:
-    return _machines[volume.path.parts[1]].source(volume.name)
-
-
-def install() -> None:
-    """Let sessions be composed of simulated stores and volumes, and of small packs."""
-    put_in(adapters.compose, FolderStore=_folder_store, _lane=_small_lane, source_of=_source_of)
+def _nothing(name: str, data: bytes) -> None:
+    pass

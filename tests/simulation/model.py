@@ -1,65 +1,79 @@
-"""What must be true whatever happened: which points are committed, what they hold, and what may be missing of them."""
+"""What must be true whatever happened: which points are committed, what they hold, and what sessions may say."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import pairwise
+from typing import cast
 
-from engine.block import BLOCK_BYTES, DELTA_FLAG, ref_of
+from engine.block import BLOCK_BYTES
 from engine.errors import ForebayError
-from engine.exitcodes import DONE, FAILED, SOMETHING_MISSING
-from engine.fragment import open_fragment
-from engine.names import FragmentName, PackName, PointId
-from engine.pack import check_pack
-from engine.packtable import pack_names
+from engine.exitcodes import DONE, FAILED, IN_SPOOL, SOMETHING_MISSING
+from engine.names import PointId
 from engine.pipeline.report import SessionReport
 from engine.ports import ObjectStore
-from engine.recovery.access import Access
+from engine.recovery.access import Access, SystemAccess
+from engine.recovery.places import Place, Places, Problems
 from engine.recovery.restore import RestoreReport
-from engine.subkeys import DomainKeys
+from engine.vault.formatobject import StoreKind, read_format
 from tests.scenario.recover import Recoverer
-from tests.simulation.machines import Machine, Plan, RootMade
+from tests.simulation.losses import Losses, Missing, require
+from tests.simulation.machines import Machine
+from tests.simulation.plans import Plan
 from tests.simulation.stores import Broken, Kind, SimStore, calm_port
 
 SESSION_S_MAX = 4 * 3600.0
 
 
-@lru_cache(maxsize=4096)
-def ids_in(name: str, data: bytes) -> dict[bytes, bool]:
-    """Return the ids of the records of a whole pack, and whether each is whole."""
-    pack = PackName.parse(name)
-    assert pack is not None
-    entries = check_pack(pack, data, None, None)
-    deltas = (entries.lengths & DELTA_FLAG) != 0
-    return {ident.tobytes(): not delta for ident, delta in zip(entries.ids, deltas.tolist(), strict=True)}
+@dataclass
+class _Recoverer(Recoverer):
+    """A recovery from a spool, too."""
+
+    spool: ObjectStore | None = None
+
+    def places(self) -> tuple[Places, Problems]:
+        problems = Problems()
+        stores = (("cache", self.cache), ("spool", self.spool), ("vault", self.vault))
+        return Places([Place(name, name, store) for name, store in stores if store is not None], problems), problems
+
+    async def open(self, places: Places, *, fresh_keys: bool = False) -> SystemAccess:
+        await places.open(_check)
+        assert self.access is not None
+        return self.access.named(self.system)
+
+
+async def _check(place: Place) -> None:
+    await read_format(place.objects, cast("StoreKind", place.name))
 
 
 @dataclass
 class Model:
-    """The points of all machines, and what the world did to the stores.
-
-    `lost_at`: what was once found to be gone from a store, or short → how many events there had been in the world.
-    """
+    """The points of all machines, and what was said of them."""
 
     stores: Mapping[Kind, SimStore]
     machines: list[Machine]
     access: Access
-    keys: DomainKeys
+    losses: Losses
     now: Callable[[], int]
-    lost_at: dict[tuple[Kind, str], int] = field(default_factory=dict)
     cache_whole: set[str] = field(default_factory=set)  # roots whose session said that the cache got everything
-    committed: set[str] = field(default_factory=set)  # roots that were ever whole in the vault
-    harmed: bool = False
-    index_harmed: set[Kind] = field(default_factory=set)
+    committed: set[str] = field(default_factory=set)  # roots that were ever whole in the vault or a spool
+    uploaded: dict[str, int] = field(default_factory=dict)  # roots of the spool → events when their upload began
     reported: set[str] = field(default_factory=set)  # roots that a session with exit code 0 or 4 told of
     restored: int = 0
 
     def points(self, machine: Machine) -> list[str]:
-        """Return the names of the machine's committed roots, whole in the vault, oldest first."""
+        """Return the names of the machine's committed roots, whole in the vault or the spool, oldest first."""
         vault = self.stores["vault"].objects
-        return sorted(name for name, made in machine.roots.items() if vault.get(name) == made.data)
+        there = {name for name, made in machine.roots.items() if vault.get(name) == made.data}
+        return sorted(there.union(self.waiting(machine)))
+
+    def waiting(self, machine: Machine) -> list[str]:
+        """Return the names of the roots that wait, whole, in the machine's spool, oldest first."""
+        if not machine.spool.there:
+            return []
+        known = machine.roots
+        return [name for name in machine.waiting() if name in known and machine.spool.get(name) == known[name].data]
 
     def cache_has(self, root: str) -> bool:
         """Tell whether the cache should give a point by itself, but for what it lost since."""
@@ -67,64 +81,127 @@ class Model:
 
     def look(self) -> None:
         """Take note of points that came to be, and of what stores lost."""
+        for machine in self.machines:
+            for roots in (self.committed, self.cache_whole, self.reported):
+                roots -= machine.reused
+            for root in machine.reused:
+                self.uploaded.pop(root, None)
+                self.losses.forget(root)
+            machine.reused.clear()
         self.committed.update(*(self.points(machine) for machine in self.machines))
-        for kind, store in self.stores.items():
-            for name in store.damaged():
-                self.harmed = True
-                if name.startswith("index/"):
-                    self.index_harmed.add(kind)
-                # What rots keeps its size: only reading tells, until it vanishes.
-                if len(store.objects.get(name, b"")) != len(store.written[name]):
-                    self.lost_at.setdefault((kind, name), self.now())
+        self.losses.look(self.machines)
 
-    def check_session(self, machine: Machine, plan: Plan, report: SessionReport, before: list[str]) -> None:
-        """Compare what a session tells with what it was up against and with what lies in the vault."""
+    def in_the_way(self, machine: Machine, plan: Plan) -> bool:
+        """Tell whether anything keeps the vault, the cache or the machine from doing all that is asked of them."""
+        there = "format" in self.stores["vault"].objects and not machine.settings.elsewhere
+        return not (plan.calm and there and not machine.identity.vault_pending)
+
+    def spool_fails(self, machine: Machine) -> bool:
+        """Tell whether there is to be a spool, and is none."""
+        return machine.settings.spool and not (machine.spool.there and machine.spool.get("format"))
+
+    async def check_session(self, machine: Machine, plan: Plan, report: SessionReport, before: list[str]) -> None:
+        """Compare what a session tells with what it was up against and with what lies in vault and spool."""
         told = f"{machine.name}: {report}"
+        calm = not self.in_the_way(machine, plan)
         if not report.session:
-            require(not plan.calm, "a session could not begin though nothing was in its way", told)
+            require(not calm, "a session could not begin though nothing was in its way", told)
             return
-        routes = [change.route for change in report.route_history]
-        require(routes[-1] == report.route, "the last route is not the route", told)
-        for first, then in pairwise(routes):
-            require((first, then) != ("FALLBACK", "VAULT"), "a session returned from FALLBACK", told)
-        require(report.seconds < SESSION_S_MAX, "a session took for ever", told)
-        if report.exit_code == FAILED:
-            require(report.error is not None, "a session failed without a word", told)
-        if plan.calm:
-            require(report.exit_code == DONE, "a session failed though nothing was in its way", told)
-        if report.exit_code in (DONE, SOMETHING_MISSING):
-            require(report.point is not None and report.error is None, "exit code 0 without a point", told)
-        if plan.calm and machine.touched.isdisjoint(plan.volumes) and self._unharmed(machine):
+        self._check_route(machine, plan, report, told)
+        self._check_exit_code(machine, calm, report, told)
+        if calm and machine.touched.isdisjoint(plan.volumes) and self._unharmed(machine):
             new = [name for name in plan.volumes if not any(name in machine.roots[root].contents for root in before)]
-            problems = [one for one in report.problems if not any(f"volume {name!r}: there was" in one for name in new)]
+            expected = [f"volume {name!r}: there was" for name in new] + ["the spool"]
+            problems = [one for one in report.problems if not any(words in one for words in expected)]
             require(not problems, "a session complains though nothing was ever damaged", told)
         if report.point is None:
             return
         machine.touched -= set(plan.volumes)
         root = f"root/{machine.system}/{report.point}"
-        points = self.points(machine)
-        require(root in points, "the session tells of a point that is not in the vault", told)
-        require(not before or root > max(before), "a new point is not the newest", told)
+        made = machine.roots[root]
+        require(root in self.points(machine), "the session tells of a point that lies nowhere", told)
+        # What it made must come after all it was shown, and all it should remember.
+        known = {one for one in machine.seen if one in self.committed} | (set() if machine.forgetful else {*before})
+        known -= {root, *machine.to_delete}
+        require(not known or root > max(known), "a new point is not the newest", told)
+        machine.forgetful &= not calm
+        fell_back = any(change.route == "FALLBACK" for change in report.route_history)
+        require(made.spooled == fell_back, "a point went where the route does not lead", told)
+        whole = self.stores["vault"].written.get(root) == made.data
+        require(report.exit_code != DONE or whole, "exit code 0, and the point is not in the vault", told)
+        if report.exit_code == IN_SPOOL:
+            require(root in self.waiting(machine), "exit code 3 without a spooled point", told)
+        if made.spooled:
+            await self._check_reliance(machine, root, told)
         if report.exit_code in (DONE, SOMETHING_MISSING):
             self.reported.add(root)
+        await self._check_cache(machine, plan, report, root)
+
+    def _check_route(self, machine: Machine, plan: Plan, report: SessionReport, told: str) -> None:
+        routes = [change.route for change in report.route_history]
+        require(routes[-1] == report.route, "the last route is not the route", told)
+        for first, then in pairwise(routes):
+            require(first != "FALLBACK" or then == "ABORTED", "a session returned from FALLBACK", told)
+        require(machine.settings.spool or "FALLBACK" not in routes, "a session fell back to no spool", told)
+        require(report.seconds < SESSION_S_MAX, "a session took for ever", told)
+
+    def _check_exit_code(self, machine: Machine, calm: bool, report: SessionReport, told: str) -> None:
+        code = report.exit_code
+        if code == FAILED:
+            require(bool(report.error or report.problems), "a session failed without a word", told)
+        incomplete = any(each.holes for each in report.uploaded) or any("is lost, nobody" in p for p in report.problems)
+        may_fail = incomplete or machine.settings.room_bytes is not None or machine.settings.max_bytes is not None
+        if calm and self.spool_fails(machine):
+            require(code == SOMETHING_MISSING, "a session does not tell that there is no spool", told)
+        elif calm and machine.paused:
+            require(may_fail or code in (DONE, IN_SPOOL), "a session failed though nothing was in its way", told)
+        elif calm:
+            require(may_fail or code == DONE, "a session failed though nothing was in its way", told)
+        if code in (DONE, IN_SPOOL, SOMETHING_MISSING):
+            require(report.point is not None and report.error is None, "exit code 0 without a point", told)
+        if machine.settings.spool and machine.spool.there and not machine.disk.full:
+            waiting = len(machine.waiting())
+            require(report.backlog in (waiting, 0), "a session counts its backlog wrongly", f"{waiting}, {told}")
+
+    async def _check_reliance(self, machine: Machine, root: str, told: str) -> None:
+        """Check that a point in the spool relies on what earlier points list, on the spool, and its own session."""
+        made = machine.roots[root]
+        allowed = made.kept | (made.sent if made.resumed else set())
+        for older in self.committed & machine.roots.keys():
+            if older < root and (older not in machine.to_delete or older in self.stores["vault"].written):
+                allowed |= await self.losses.packs_of(machine, older)
+        beyond = await self.losses.packs_of(machine, root) - allowed
+        require(not beyond, f"a point in the spool relies on what no point lists: {sorted(beyond)}", told)
+
+    async def _check_cache(self, machine: Machine, plan: Plan, report: SessionReport, root: str) -> None:
+        if report.exit_code not in (DONE, IN_SPOOL) or report.cache != "ok":
+            return
         # Older pages are copied from the vault: while that is not well the cache may wait for them.
-        if report.exit_code == DONE and report.cache == "ok" and plan.vault.calm:
+        if machine.roots[root].spooled:
+            near = self.stores["cache"].objects
+            pages = [name for name in await self.losses.packs_of(machine, root) if name.startswith("page/")]
+            if all(name in near for name in pages):
+                self.cache_whole.add(root)
+        elif plan.vault.calm:
             self.cache_whole.add(root)
 
     def _unharmed(self, machine: Machine) -> bool:
         """Tell whether nothing but failures and deaths ever happened to what a machine relies on."""
         late = any(name.startswith(f"root/{machine.system}") for name in self.stores["vault"].late)
-        return not (late or self.harmed or any(store.garbage() for store in self.stores.values()))
+        garbage = any(self.stores[kind].garbage() for kind in ("vault", "cache"))
+        return not (late or self.losses.harmed or garbage)
 
     async def restore(self, machine: Machine, root: str, kinds: Iterable[Kind]) -> None:
         """Restore every volume of a point from these stores and compare; what is missing must have a reason."""
-        kinds = list(kinds)
-        ports: dict[Kind, ObjectStore] = {kind: calm_port(self.stores[kind]) for kind in kinds}
-        recoverer = Recoverer(ports.get("vault"), ports.get("cache"), machine.name, access=self.access)
-        point = PointId.parse_root(root)
+        stores = {kind: machine.spool.store() if kind == "spool" else self.stores[kind] for kind in kinds}
+        ports: dict[Kind, ObjectStore] = {kind: calm_port(store) for kind, store in stores.items()}
+        recoverer = _Recoverer(
+            ports.get("vault"), ports.get("cache"), machine.name, access=self.access, spool=ports.get("spool")
+        )
+        point, made = PointId.parse_root(root), machine.roots[root]
         assert point is not None
-        for volume, content in sorted(machine.roots[root].contents.items()):
-            told = f"{machine.name}: {volume} of {point[1]} from {' and '.join(kinds)}"
+        for volume, content in sorted(made.contents.items()):
+            told = f"{machine.name}: {volume} of {point[1]} from {' and '.join(stores)}"
             try:
                 done = await recoverer.restore(str(point[1]), volume)
             except ForebayError as error:
@@ -132,8 +209,11 @@ class Model:
             self.restored += 1
             missing = self.compare(content, done.content, done.report, told)
             if missing:
-                checked = self._checked(machine, root, volume)
-                self._explain(root, machine.roots[root], missing, checked, content, kinds, f"{told}: {done.report}")
+                near = "vault" not in stores and not self.cache_has(root)
+                since, told = self._since(machine, root, volume), f"{told}: {done.report}"
+                own = root not in self.uploaded
+                case = Missing(machine, root, missing, content, stores, since, own, near, told)
+                await self.losses.explain(case)
 
     def compare(self, content: bytes, got: bytes, report: RestoreReport, told: str) -> list[int]:
         """Check that a restore gave the exact bytes but for the holes it tells of; return the blocks missing."""
@@ -145,6 +225,21 @@ class Model:
             expected[start:stop] = bytes(stop - start)
         require(got == expected, "a restore gave other bytes than were backed up", f"{told}: {report}")
         return holes
+
+    def _since(self, machine: Machine, root: str, volume: str) -> Callable[[int], int]:
+        """Return from when on each block of a volume can only be missing if the vault lost it later."""
+        made = machine.roots[root]
+        if root in self.uploaded:
+            # All its packs were looked at before its root was put; what was gone then is said in a note.
+            holes = self.losses.holes_of(machine, root, volume)
+            return lambda block: 0 if block in holes else self.uploaded[root]
+        if made.spooled:
+            return lambda block: 0  # nobody could ask the vault
+        # Packs of others and of older sessions are looked at once more after the root; a session that died may not
+        # have come to that.
+        last = made.put + 1 if root in self.reported else made.began
+        checked = self._checked(machine, root, volume)
+        return lambda block: last if block in checked else 0
 
     def _checked(self, machine: Machine, root: str, volume: str) -> set[int]:
         """Return the blocks of which a session checked, before it put its root, that their packs are there.
@@ -164,71 +259,3 @@ class Model:
             if content[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
             != known[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
         }
-
-    def _explain(
-        self,
-        root: str,
-        made: RootMade,
-        missing: list[int],
-        checked: set[int],
-        content: bytes,
-        kinds: list[Kind],
-        told: str,
-    ) -> None:
-        """Check that each missing block lay in something the world destroyed, and lies nowhere else."""
-        listed = {kind: self._listed(kind) for kind in kinds}
-        # Packs of others and of older sessions are looked at once more after the root; a session that died may not
-        # have come to that.
-        last = made.put + 1 if root in self.reported else made.began
-        for block in missing:
-            since = last if block in checked else 0
-            lost = self._lost(kinds, since, made)
-            if any(name.startswith("page/") for _, name in lost) or (not made.full and self._pages_lost(kinds)):
-                continue  # pages or indexes: what they named may be missing altogether
-            require(bool(lost), f"block {block} is missing for no reason", told)
-            ident = ref_of(self.keys.blocks, content[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES])[:16]
-            deltas = False
-            for kind in kinds:
-                for name, data in self.stores[kind].written.items():
-                    if name.startswith("data/") and (whole := ids_in(name, data).get(ident)) is not None:
-                        deltas = deltas or not whole
-                        there = name in listed[kind] and self.stores[kind].objects.get(name) == data
-                        require(not (whole and there), f"block {block} lies whole in the {kind}", told)
-            # A delta is lost with any of its sources, whose ids only it knows.
-            held = any(ident in ids_in(name, self.stores[kind].written[name]) for kind, name in lost)
-            require(deltas or held, f"nothing that held block {block} was lost", told)
-
-    def _listed(self, kind: Kind) -> set[str]:
-        """Return the packs that whole index fragments in a store name: what lies elsewhere is not looked for."""
-        store, found = self.stores[kind], set[str]()
-        for name, data in store.objects.items():
-            fragment = FragmentName.parse(name)
-            if fragment is not None and store.written.get(name) == data:
-                found |= {str(pack) for pack in pack_names(open_fragment(fragment, data, self.keys, None).rows)}
-        return found
-
-    def _pages_lost(self, kinds: list[Kind]) -> bool:
-        # The cache gets copies of what the vault has.
-        pages = any(name.startswith("page/") for _, name in self._lost(["vault", *kinds], 0))
-        return pages or not self.index_harmed.isdisjoint(kinds)
-
-    def _lost(self, kinds: list[Kind], since: int, made: RootMade | None = None) -> list[tuple[Kind, str]]:
-        """Return what was lost that a point may rely on: what vanished `since`, what rotted, what its session put."""
-        found: list[tuple[Kind, str]] = []
-        for kind in kinds:
-            store = self.stores[kind]
-            for name in sorted(store.damaged()):
-                if not name.startswith(("data/", "page/")):
-                    continue
-                there = store.objects.get(name)
-                rotten = there is not None and len(there) == len(store.written[name])
-                own = made is not None and name in made.own
-                if rotten or own or kind == "cache" or self.lost_at.get((kind, name), 0) >= since:
-                    found.append((kind, name))
-        return found
-
-
-def require(holds: bool, what: str, told: str) -> None:
-    """Raise `Broken` unless a promise holds."""
-    if not holds:
-        raise Broken(f"{what}: {told}")

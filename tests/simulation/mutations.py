@@ -12,19 +12,29 @@ from typing import Any, Final
 
 import engine.packread
 import engine.packstore
+import engine.pipeline.beside
 import engine.pipeline.commit
 import engine.pipeline.delivery
+import engine.pipeline.opening
 import engine.pipeline.parent
 import engine.pipeline.reliance
 import engine.pipeline.resolve
+import engine.pipeline.route
+import engine.pipeline.upload
 import engine.recovery.restore
+import engine.spool
+import engine.spooldelete
 from adapters.state.files import Disk, StateFile
 from adapters.state.maps import VolumeMap
 from engine.acks import PackAck
+from engine.names import PointId
 from engine.packstore import PackStore
+from engine.pipeline.bounded import BoundedStore
 from engine.pipeline.pagecopies import PageCopies
 from engine.pipeline.parent import Parent
 from engine.pipeline.reliance import Reliance
+from engine.pipeline.session import Session
+from engine.pipeline.upload import Upload
 from tests.simulation.clockwork import put_in
 
 
@@ -89,7 +99,7 @@ def journal_always_replayed() -> None:
     rewritten(
         engine.pipeline.parent,
         "settle_intent",
-        ("committed = store is not None and await", "committed = store is not None or await"),
+        ("committed = store is not None and", "committed = bool(intent.heads) or store is not None and"),
     )
 
 
@@ -164,25 +174,163 @@ def pages_not_copied() -> None:
     put_in(PageCopies, bring=bring)
 
 
-# Each with the theme (world.THEMES) of the worlds in which it is looked for: None: any.
-MUTATIONS: Final[dict[str, tuple[str | None, Callable[[], None]]]] = {
-    made.__name__: (theme, made)
-    for theme, made in (
-        ("deaths", no_fsync),
-        ("deaths", no_folder_fsync),
-        ("cuts", no_cache_flush),
-        ("losses", short_objects_trusted),
-        ("losses", presence_not_checked),
-        ("deaths", journal_not_replayed),
-        ("deaths", journal_always_replayed),
-        ("deaths", staged_pages_lost),
-        ("cuts", unflushed_packs_trusted),
-        (None, nothing_is_missing),
-        (None, acknowledged_before_put),
-        (None, order_by_the_clock),
-        ("losses", sources_not_checked),
-        ("losses", packs_not_checked_after_the_root),
-        ("losses", holes_not_told),
-        (None, pages_not_copied),
+def returned_to_the_vault() -> None:
+    """A session in the fallback puts its root into the vault, if that is there."""
+    rewritten(
+        engine.pipeline.commit.Committer,
+        "put_root",
+        (
+            "await self.vault.objects.put(",
+            "stores = self.pages._stores if self.pages is not None else []\n"
+            "    away = [store for store in stores if store.store_name == 'vault']\n"
+            "    await (away or [self.vault])[0].objects.put(",
+        ),
+    )
+
+
+def backlog_passed() -> None:
+    """A session goes to the vault though points wait in the spool."""
+    rewritten(
+        engine.pipeline.opening.Opening, "open_spool", ("self.backlog = await self.spool.points()", "self.backlog = []")
+    )
+
+
+def root_before_its_packs() -> None:
+    """An upload publishes the root first."""
+    publish = Upload._publish
+
+    async def early(upload: Upload, point: PointId) -> None:
+        vault, _, spool = upload._opened()
+        name = point.root(upload._setup.identity.system)
+        await vault.objects.put(name, bytes(await spool.objects.get(name)))
+        await publish(upload, point)
+
+    put_in(Upload, _publish=early)
+
+
+def left_before_its_root() -> None:
+    """A point leaves the spool before its root is in the vault."""
+    rewritten(
+        engine.pipeline.upload.Upload,
+        "_publish",
+        ("    await spool.remove(point)\n", ""),
+        ("    await vault.recheck()\n", "    await spool.remove(point)\n    await vault.recheck()\n"),
+    )
+
+
+def unanswered_root_trusted() -> None:
+    """A root that was put without an answer counts as uploaded."""
+    rewritten(
+        engine.pipeline.upload.Upload,
+        "_publish",
+        (
+            "    await vault.objects.put(point.root(self._setup.identity.system), data)\n",
+            "    try:\n"
+            "        await vault.objects.put(point.root(self._setup.identity.system), data)\n"
+            "    except StoreError:\n"
+            "        pass\n",
+        ),
+    )
+
+
+def shared_packs_dropped() -> None:
+    """A point that leaves the spool takes all its packs along, also those that others there list."""
+    rewritten(engine.spool.Spool, "_leave", ("if pack in listed and pack not in needed.listed", "if pack in listed"))
+
+
+def everything_relied_on() -> None:
+    """A session in the fallback relies on all packs of the vault that it ever heard of."""
+    rewritten(
+        engine.pipeline.beside,
+        "lie_beside",
+        ("view.bar_packs(view.keys[~np.isin(view.keys, relied_on)])", "relied_on = distinct(relied_on, view.keys)"),
+    )
+    put_in(engine.pipeline.opening, lie_beside=engine.pipeline.beside.lie_beside)
+
+
+def nothing_completed() -> None:
+    """An upload does not look whether all that the point lists is in the vault."""
+
+    async def complete(upload: Upload, point: PointId, root: Any, packs: Any) -> dict[str, Any]:
+        return {}
+
+    put_in(Upload, _complete=complete)
+
+
+def spool_not_flushed() -> None:
+    """Packs and root of a spooled point are not made durable."""
+
+    async def skipped(store: BoundedStore) -> None:
+        pass
+
+    put_in(BoundedStore, flush=skipped)
+
+
+def spool_trusted_by_its_index() -> None:
+    """What the index of the spool lists counts as being there, also after it has left."""
+    rewritten(PackStore, "_install", ("if self._there is not None:", "if False:"))
+
+
+def newest_first() -> None:
+    rewritten(engine.pipeline.upload.Upload, "oldest", ("self._publish(points[0])", "self._publish(points[-1])"))
+
+
+def holes_not_noted() -> None:
+    """A point is published incomplete, and no note says what it lacks."""
+
+    async def put_note(upload: Upload, point: PointId, holes: Any, text: str) -> None:
+        pass
+
+    put_in(Upload, _put_note=put_note)
+
+
+def deleted_point_relied_on() -> None:
+    """Local state stays at a point of the spool that is deleted."""
+    put_in(engine.spooldelete, _stands_at=lambda state, volumes, system, point: False)
+
+
+def order_forgotten() -> None:
+    """A session that begins again in the spool forgets what the vault showed it."""
+    rewritten(
+        Session,
+        "_deliver",
+        ("opened.parent.order_min = max(opened.parent.order_min, self._parent.next_order(0))", "pass"),
+    )
+
+
+# Each with the theme (themes.py) of the worlds in which it is looked for, None: any, and the seed that found it first.
+MUTATIONS: Final[dict[str, tuple[str | None, int, Callable[[], None]]]] = {
+    made.__name__: (theme, first, made)
+    for theme, first, made in (
+        ("deaths", 1, no_fsync),
+        ("deaths", 2, no_folder_fsync),
+        ("cuts", 1, no_cache_flush),
+        ("losses", 11, short_objects_trusted),
+        ("losses", 2, presence_not_checked),
+        ("deaths", 1, journal_not_replayed),
+        ("deaths", 3, journal_always_replayed),
+        ("deaths", 1, staged_pages_lost),
+        ("cuts", 2, unflushed_packs_trusted),
+        (None, 2, nothing_is_missing),
+        (None, 1, acknowledged_before_put),
+        (None, 1, order_by_the_clock),
+        ("losses", 2, sources_not_checked),
+        ("losses", 19, packs_not_checked_after_the_root),
+        ("losses", 1, holes_not_told),
+        (None, 2, pages_not_copied),
+        ("fallback", 1, returned_to_the_vault),
+        ("fallback", 2, backlog_passed),
+        ("backlog", 1, root_before_its_packs),
+        ("backlog", 1, left_before_its_root),
+        ("failures", 4, unanswered_root_trusted),
+        ("fallback", 1, shared_packs_dropped),
+        ("fallback", 6, everything_relied_on),
+        ("misfortunes", 6, nothing_completed),
+        ("backlog", 3, spool_not_flushed),
+        ("fallback", 2, spool_trusted_by_its_index),
+        ("backlog", 1, newest_first),
+        ("misfortunes", 6, holes_not_noted),
+        ("backlog", 16, deleted_point_relied_on),
+        ("confusion", 10, order_forgotten),
     )
 }

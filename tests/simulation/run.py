@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.simulation import clockwork, disk, machines
-from tests.simulation.machines import Founded
+from tests.simulation import clockwork, composing, disk, founding
+from tests.simulation.founding import Founded
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.world import World
 
@@ -52,7 +52,13 @@ class Outcome:
 
 
 def simulate(
-    seed: int, founded: Founded, folder: Path, steps: int = STEPS, *, theme: str | None = None, show: bool = False
+    seed: int,
+    founded: Sequence[Founded],
+    folder: Path,
+    steps: int = STEPS,
+    *,
+    theme: str | None = None,
+    show: bool = False,
 ) -> Outcome:
     """Run one simulation in a folder below `folder`; `theme` (world.THEMES) None: the seed says which."""
     home = folder / f"{os.getpid()}"
@@ -70,15 +76,15 @@ def simulate(
     return Outcome(seed, world.trace, world.told, failure, world.log or [], world.sessions, world.model.restored)
 
 
-def prepare() -> Founded:
-    """Make this process one for simulations, and found the domain they begin with."""
+def prepare() -> Sequence[Founded]:
+    """Make this process one for simulations, and found the domains they begin with."""
     clockwork.install()
     disk.install()
-    machines.install()
-    return clockwork.run(machines.found)
+    composing.install()
+    return clockwork.run(founding.found)
 
 
-def simulated(seeds: Iterable[int], founded: Founded, steps: int, jobs: int) -> Iterator[Outcome]:
+def simulated(seeds: Iterable[int], founded: Sequence[Founded], steps: int, jobs: int) -> Iterator[Outcome]:
     """Run many seeds, in as many processes, and yield what came of each as it ends."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         one = partial(simulate, founded=founded, folder=Path(folder), steps=steps)
@@ -94,7 +100,7 @@ def _one(seed: int) -> Outcome:
     return _inherited[0](seed)
 
 
-def run_seeds(founded: Founded, seeds: Sequence[int], steps: int, jobs: int) -> int:
+def run_seeds(founded: Sequence[Founded], seeds: Sequence[int], steps: int, jobs: int) -> int:
     """Run seeds and tell of those that failed; return how many."""
     done = failed = sessions = restores = 0
     started = time.monotonic()
@@ -113,7 +119,7 @@ def run_seeds(founded: Founded, seeds: Sequence[int], steps: int, jobs: int) -> 
     return failed
 
 
-def show(founded: Founded, seed: int, steps: int) -> int:
+def show(founded: Sequence[Founded], seed: int, steps: int) -> int:
     """Run one seed and print every event of it; return 1 if it failed."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         outcome = simulate(seed, founded, Path(folder), steps, show=True)
@@ -121,15 +127,18 @@ def show(founded: Founded, seed: int, steps: int) -> int:
     return 1 if outcome.failure else 0
 
 
-def caught(founded: Founded, mutation: str, seeds: Iterable[int], folder: Path) -> str:
-    """Make a mistake, in a child process, and return the first seed that finds it, and how; "": none of them does."""
+def caught(founded: Sequence[Founded], mutation: str, seeds: Sequence[int], folder: Path) -> str:
+    """Make a mistake, in a child process, and return the first seed that finds it, and how; "": none of them does.
+
+    Seeds begin with the one that is known to have found it.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            theme, mutate = MUTATIONS[mutation]
+            theme, first, mutate = MUTATIONS[mutation]
             mutate()
-            for seed in seeds:
+            for seed in (first, *seeds):
                 outcome = simulate(seed, founded, folder, theme=theme)
                 if outcome.failure is not None:
                     os.write(write, f"seed {seed}: {outcome.promise[:PROMISE_MAX]}".encode())
@@ -145,7 +154,7 @@ def caught(founded: Founded, mutation: str, seeds: Iterable[int], folder: Path) 
     return found
 
 
-def run_mutations(founded: Founded, names: Iterable[str], seeds: Sequence[int]) -> int:
+def run_mutations(founded: Sequence[Founded], names: Iterable[str], seeds: Sequence[int]) -> int:
     """Run mutations; print what finds them, and return how many nothing does."""
     missed = 0
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
@@ -164,7 +173,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--show", type=int, metavar="SEED")
-    parser.add_argument("--mutation", choices=[*MUTATIONS, "all"])
+    parser.add_argument("--mutation", choices=[*MUTATIONS, "all"], nargs="+")
     parser.add_argument("--traces", action="store_true", help="print the digest of each seed's events")
     given = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets of names and bytes
@@ -175,7 +184,7 @@ def main() -> int:
     if given.show is not None:
         return show(founded, given.show, given.steps)
     if given.mutation:
-        return run_mutations(founded, [*MUTATIONS] if given.mutation == "all" else [given.mutation], seeds)
+        return run_mutations(founded, MUTATIONS if "all" in given.mutation else given.mutation, seeds)
     if given.traces:
         for outcome in simulated(seeds, founded, given.steps, given.jobs):
             print(outcome.seed, outcome.trace)

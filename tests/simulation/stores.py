@@ -16,7 +16,7 @@ from engine.errors import ObjectMissing, StoreRejected, StoreUnavailable
 from engine.ports import ObjectInfo
 from tests.fakes import flip_a_bit
 
-Kind = Literal["vault", "cache"]
+Kind = Literal["vault", "cache", "spool", "elsewhere"]
 HANG_S: Final = 86_400.0
 PICKED: Final = (
     "put root",
@@ -141,10 +141,16 @@ def any_weather(chance: random.Random) -> Weather:
     return chance.choice(kinds)()
 
 
+def away() -> Weather:
+    """Return a weather in which the store is never there."""
+    return Weather("gone", away_after=0, away_s=HANG_S)
+
+
 class Port:
     """A machine's way to a store: an ObjectStore, and a Barrier. `event` hears of every call, and may raise.
 
-    `may` tells whether the machine may "put" or "delete" an object of this name; `puts` is told of what it puts.
+    `may` tells whether the machine may "put" or "delete" an object of this name; `puts` is told of what it puts,
+    `sees` of the names a whole listing gave.
     """
 
     def __init__(
@@ -155,9 +161,10 @@ class Port:
         event: Callable[[str], None],
         may: Callable[[str, str], bool],
         puts: Callable[[str, bytes], None],
+        sees: Callable[[set[str]], None] = lambda names: None,
     ) -> None:
         self._store, self.weather, self._chance = store, weather, chance
-        self._event, self._may, self._puts = event, may, puts
+        self._event, self._may, self._puts, self._sees = event, may, puts, sees
         self._calls = self._puts_seen = 0
         self._away_until_s = -1.0
         self._call = ""
@@ -259,6 +266,7 @@ class Port:
                 yield ObjectInfo(name, len(content))
         if stop == len(names):
             raise StoreUnavailable("a listing broke off at its end")
+        self._sees(set(names))
 
     async def delete(self, name: str) -> None:
         if not self._may("delete", name):
