@@ -10,7 +10,7 @@ import pytest
 
 from tests.simulation.mutations import MUTATIONS
 
-SEEDS = 60
+SEEDS = 40
 PARTS = 2
 MUTATION_SEEDS = 40
 
