@@ -6,8 +6,8 @@ interruption leaves behind is found by `sweep`. There are no locks here: whoever
 the state directory.
 
 Which packs a point needs is what the tables of its runs list. A run whose pages are not in the spool was mostly written
-to the vault, before the vault was lost; but they may have vanished here, so the packs of the sessions that made the
-point stay with it. A run of the spool whose table cannot be read might need anything: as long as a point has one, no
+to the vault, before the vault was lost; but they may have vanished here: then what the session of the point wrote stays
+with it. A run of the spool whose table cannot be read might need anything: as long as a point has one, no
 pack is dropped.
 """
 
@@ -42,22 +42,35 @@ class PointPacks(msgspec.Struct, frozen=True):
     """The packs a point needs. `listed`: all that its runs list, those only the vault has included.
 
     `unread`: sentences about runs whose table opens nowhere. `certain`: none of those runs lies in the spool, so that
-    nothing in the spool is needed besides `listed` and the packs of `sessions` (16-byte ids). `away`: why a store that
-    may have a table could not be asked.
+    nothing in the spool is needed besides `listed`, unless pages have vanished there (`doubt`). `away`: why a store
+    that may have a table could not be asked.
     """
 
     listed: frozenset[PackName]
     unread: tuple[str, ...] = ()
     certain: bool = True
     away: StoreError | None = None
-    sessions: frozenset[bytes] = frozenset()
+    doubt: _Doubt | None = None
+
+
+class _Doubt(msgspec.Struct, frozen=True):
+    """What tells runs that lie in the vault from one whose pages have vanished in the spool.
+
+    `runs`: those whose table opens nowhere; `session`: 16 bytes, which made the point, `ended`: those whose packs it
+    may rely on besides; `pages`: packs of pages in the spool that the point lists.
+    """
+
+    runs: frozenset[bytes]
+    session: bytes
+    ended: tuple[bytes, ...]
+    pages: tuple[PackName, ...]
 
 
 class _Needed(msgspec.Struct, frozen=True):
-    """What the points of the spool need: these packs, and all that these sessions wrote."""
+    """What the points of the spool need: these packs, and what those in doubt may need."""
 
     listed: frozenset[PackName]
-    sessions: frozenset[bytes]
+    doubts: tuple[_Doubt, ...]
 
 
 class Spool:
@@ -191,7 +204,7 @@ class Spool:
             return 0
         packs = await self._objects_of_packs()
         unlisted = {pack: info for pack, info in packs.items() if pack not in needed.listed}
-        return await self._drop(await self._written_by_others(unlisted, {*open_sessions, *needed.sessions}))
+        return await self._drop(await self._unneeded(unlisted, needed, open_sessions))
 
     async def _roots(self) -> list[PointId]:
         names = [info.name async for info in self.objects.list(f"root/{self.identity.system.hex()}/")]
@@ -217,6 +230,7 @@ class Spool:
         unread: list[str] = []
         away: StoreError | None = None
         certain = True
+        shut: list[bytes] = []
         for volume in root.body.volumes:
             for run in volume.runs:
                 near = pack_names(rows_from_bytes(run.table_packs))
@@ -224,11 +238,13 @@ class Spool:
                 try:
                     listed |= await self._listed(run)
                 except StoreError as error:
+                    shut.append(run.run)
                     unread.append(f"volume {volume.name!r} of restore point {point}: {error}")
                     away = (error.away if isinstance(error, PagesAway) else None) or away
                     certain &= not any(pack in present for pack in near)
-        sessions = frozenset([root.body.session, *root.body.ended] if unread else [])
-        return PointPacks(frozenset(listed), tuple(unread), certain, away, sessions)
+        pages = tuple(pack for pack in present if pack.kind == "page" and pack in listed)
+        doubt = _Doubt(frozenset(shut), root.body.session, tuple(root.body.ended), pages) if shut else None
+        return PointPacks(frozenset(listed), tuple(unread), certain, away, doubt)
 
     async def _listed(self, run: RunDescriptor) -> frozenset[PackName]:
         if run.run not in self._tables:
@@ -240,11 +256,13 @@ class Spool:
     async def _needed(self) -> _Needed | None:
         """Return what the points of the spool need; None: not all that a point needs is known."""
         listed: set[PackName] = set()
-        sessions: set[bytes] = set()
+        doubts: list[_Doubt] = []
+        older: set[bytes] = set()  # runs of the points before
         present = await self.packs()
         for point in await self.points():
             try:
-                packs = await self._packs_of(point, present)
+                root = (await self.root(point))[0]
+                packs = await self._packs_of(point, present, root)
             except ObjectMissing:
                 continue
             except StoreCorrupt:
@@ -252,8 +270,10 @@ class Spool:
             if not packs.certain:
                 return None
             listed |= packs.listed
-            sessions |= packs.sessions
-        return _Needed(frozenset(listed), frozenset(sessions))
+            if packs.doubt is not None and not packs.doubt.runs <= older:
+                doubts.append(packs.doubt)
+            older.update(run.run for volume in root.body.volumes for run in volume.runs)
+        return _Needed(frozenset(listed), tuple(doubts))
 
     async def _leave(self, point: PointId, notes: Iterable[str], root: Root | None = None) -> int:
         try:
@@ -266,7 +286,7 @@ class Spool:
             return 0
         packs = await self._objects_of_packs()
         going = {pack: info for pack, info in packs.items() if pack in listed and pack not in needed.listed}
-        return await self._drop(await self._written_by_others(going, needed.sessions))
+        return await self._drop(await self._unneeded(going, needed))
 
     async def _drop(self, packs: Collection[PackName]) -> int:
         """Delete the index fragments that list none but these packs, then the packs: an index must not name ghosts."""
@@ -288,15 +308,29 @@ class Spool:
         await flush(self.objects)
         return sum(present[pack].size for pack in going)
 
-    async def _written_by_others(
-        self, packs: Mapping[PackName, ObjectInfo], sessions: Collection[bytes]
+    async def _unneeded(
+        self, packs: Mapping[PackName, ObjectInfo], needed: _Needed, open_sessions: Collection[bytes] = ()
     ) -> list[PackName]:
-        """Return those packs that none of these sessions wrote, and those nobody can read: their size is wrong."""
-        return [
-            pack
-            for pack, info in packs.items()
-            if info.size != pack.size or not sessions or await self._session(info.name) not in sessions
-        ]
+        """Return those of these unlisted packs that no session and no point may need."""
+        whole = [pack for pack, info in packs.items() if info.size == pack.size]
+        torn = [pack for pack, info in packs.items() if info.size != pack.size]
+        if not needed.doubts and not open_sessions:
+            return torn + whole
+        written = {pack: await self._session(packs[pack].name) for pack in whole}
+        data = {session for pack, session in written.items() if pack.kind == "data"}
+        kept = set(open_sessions)
+        for doubt in needed.doubts:
+            kept.add(doubt.session)
+            # A point lists what its session wrote, unless its own pages are gone: then nothing of its packs is known.
+            if doubt.session in data or not await self._wrote_any(doubt):
+                kept.update(doubt.ended)
+        return torn + [pack for pack, session in written.items() if session not in kept]
+
+    async def _wrote_any(self, doubt: _Doubt) -> bool:
+        for pack in doubt.pages:
+            if await self._session(str(pack)) == doubt.session:
+                return True
+        return False
 
     async def _session(self, name: str) -> bytes:
         try:
