@@ -164,12 +164,7 @@ class SmbFiles:
             self._make_folders(link, name)
             file = self._create_new(link, name)
         with closing(link, file):
-            offset = 0
-            while offset < len(view):
-                step = link.step_bytes()
-                link.write(file, offset, bytes(view[offset : offset + step]))
-                offset += step
-                call.progress()
+            link.write_all(file, view, call.progress)
             link.flush(file)
             call.progress()
 
@@ -233,14 +228,7 @@ class SmbFiles:
             with closing(link, file):
                 left = max(0, file.size - offset)
                 left = left if length is None else min(length, left)
-                at, pieces = offset, list[bytes]()
-                while left:
-                    piece = link.read(file, at, min(link.step_bytes(), left))
-                    call.progress()
-                    if not piece:
-                        break
-                    pieces.append(piece)
-                    at, left = at + len(piece), left - len(piece)
+                pieces = link.read_all(file, offset, left, call.progress)
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
         return self.here(call, read, name)
@@ -326,7 +314,7 @@ class SmbFiles:
             folder = self.folder if link.exists(self.folder) else self.folder.rpartition("/")[0]
             names = [f"{folder}/{self._temporary()}" if folder else self._temporary() for _ in range(2)]
             with closing(link, link.create(names[0], WRITE | DELETE, PLAIN_FILE, disposition=CREATE)) as file:
-                link.write(file, 0, b"\0")
+                link.write_all(file, memoryview(b"\0"), call.progress)
                 link.rename(file, names[1], replace=False)
             with opened(link, names[1], DELETE | READ_ATTRIBUTES, PLAIN_FILE | DELETE_ON_CLOSE):
                 pass

@@ -15,7 +15,7 @@ from engine.errors import ForebayError, StoreUnavailable
 
 T = TypeVar("T")
 
-IDLE_MAX: Final = 3
+IDLE_MAX: Final = 4
 _BROKEN: Final = {
     "gone": (StoreUnavailable, GONE),
     "garbled": (StoreUnavailable, NONSENSE),

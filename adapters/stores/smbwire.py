@@ -13,8 +13,10 @@ import logging
 import socket
 import struct
 import uuid
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
@@ -37,6 +39,7 @@ from adapters.stores.smberrors import ABSENT, Garbled, ShortWrite
 
 REQUEST_BYTES: Final = 1 << 20  # larger ones are slower: measured
 CREDIT_BYTES: Final = 1 << 16
+AHEAD_MAX: Final = 2  # requests of one read or write on their way, so that the line has no pause between them
 WORKER_ENDS_S: Final = 1.0  # how long the library's thread may take to end after it noticed
 
 READ_ATTRIBUTES: Final = 0x0080
@@ -59,6 +62,7 @@ FILE_RENAME_INFORMATION: Final = 10
 
 _CREATED: Final = struct.Struct("<8xQ8xQ16xQI4x16s")
 _READ: Final = struct.Struct("<2xBxI")
+_WRITTEN: Final = struct.Struct("<4xI")
 _QUERIED: Final = struct.Struct("<2xHI")
 _ENTRY: Final = struct.Struct("<I36xQ8xII")
 _NO_MORE: Final = (NtStatus.STATUS_NO_MORE_FILES, NtStatus.STATUS_NO_SUCH_FILE)
@@ -163,9 +167,20 @@ class Link:
         return "gone" if ended or self._is_cut else None
 
     def _ask(self, message: Any) -> bytes:
-        request = self._connection.send(message, sid=self._session.session_id, tid=self._tree.tree_connect_id)
+        return self._answer(self._send(message))
+
+    def _send(self, message: Any) -> Any:
+        return self._connection.send(message, sid=self._session.session_id, tid=self._tree.tree_connect_id)
+
+    def _answer(self, request: Any) -> bytes:
         response = self._connection.receive(request, resolve_symlinks=False)
         return bytes(response["data"].get_value())
+
+    def _drain(self, requests: Iterable[Any]) -> None:
+        """Take the answers nobody waits for any more, so that the link can be used further."""
+        for request in requests:
+            with suppress(SMBResponseException):
+                self._answer(request)
 
     def _path(self, name: str) -> str:
         return (self._prefix + name.replace("/", "\\")).rstrip("\\")
@@ -215,34 +230,76 @@ class Link:
         most = min(connection.max_read_size, connection.max_write_size, connection.max_transact_size)
         return max(CREDIT_BYTES, min(REQUEST_BYTES, int(most), credit_bytes))
 
-    def read(self, handle: Handle, offset: int, length: int) -> bytes:
-        """Return up to `length` bytes from `offset`, b"" only at the end of the file."""
+    def _may_send(self, ahead: int) -> bool:
+        """Tell whether another full request may be sent while `ahead` are on their way."""
+        window, connection = self._connection.sequence_window, self._connection
+        credits = REQUEST_BYTES // CREDIT_BYTES if connection.supports_multi_credit else 1
+        return not ahead or (ahead < AHEAD_MAX and window["high"] - window["low"] >= credits)
+
+    def _read_request(self, handle: Handle, offset: int, length: int) -> Any:
         message = SMB2ReadRequest()
         message["length"] = length
         message["offset"] = offset
         message["file_id"] = handle.id
         message["padding"] = b"\x50"
-        try:
-            answer = self._ask(message)
-        except SMBResponseException as error:
-            if error.status == NtStatus.STATUS_END_OF_FILE:
-                return b""
-            raise
-        start, count = _fields(_READ, answer)
-        if not 0 < count <= length or start < 64 or len(answer) < start - 64 + count:
-            raise Garbled
-        return answer[start - 64 : start - 64 + count]
+        return message
 
-    def write(self, handle: Handle, offset: int, data: bytes) -> None:
-        """Write `data`, at most `step_bytes()`, at `offset`."""
+    def read(self, handle: Handle, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset`, b"" only at the end of the file."""
+        return _read_bytes(lambda: self._ask(self._read_request(handle, offset, length)), length)
+
+    def read_all(self, handle: Handle, offset: int, length: int, moved: Callable[[], None]) -> list[bytes]:
+        """Return `length` bytes from `offset`, fewer only if the file ends; `moved` is called after every piece."""
+        waiting: deque[tuple[Any, int]] = deque()
+        at, asked, end, pieces = offset, offset, offset + length, list[bytes]()
+        try:
+            while at < end:
+                if asked < end and self._may_send(len(waiting)):
+                    count = min(self.step_bytes(), end - asked)
+                    waiting.append((self._send(self._read_request(handle, asked, count)), count))
+                    asked += count
+                    continue
+                request, count = waiting.popleft()
+                piece = _read_bytes(partial(self._answer, request), count)
+                moved()
+                if not piece:
+                    break
+                pieces.append(piece)
+                at += len(piece)
+                if len(piece) < count:  # what was asked for ahead begins too late
+                    self._drain(request for request, _ in waiting)
+                    waiting.clear()
+                    asked = at
+        finally:
+            self._drain(request for request, _ in waiting)
+        return pieces
+
+    def write_all(self, handle: Handle, view: memoryview, moved: Callable[[], None]) -> None:
+        """Write `view` from the file's beginning on; `moved` is called after every piece that was taken."""
+        waiting: deque[tuple[Any, int]] = deque()
+        sent = 0
+        try:
+            while waiting or sent < len(view):
+                if sent < len(view) and self._may_send(len(waiting)):
+                    piece = bytes(view[sent : sent + self.step_bytes()])
+                    waiting.append((self._send(self._write_request(handle, sent, piece)), len(piece)))
+                    sent += len(piece)
+                    continue
+                request, count = waiting.popleft()
+                (taken,) = _fields(_WRITTEN, self._answer(request))
+                if taken != count:
+                    raise ShortWrite(f"the server took {taken} of {count} bytes")
+                moved()
+        finally:
+            self._drain(request for request, _ in waiting)
+
+    def _write_request(self, handle: Handle, offset: int, data: bytes) -> Any:
         message = SMB2WriteRequest()
         message["length"] = len(data)
         message["offset"] = offset
         message["file_id"] = handle.id
         message["buffer"] = data
-        count = int.from_bytes(self._ask(message)[4:8], "little")
-        if count != len(data):
-            raise ShortWrite(f"the server took {count} of {len(data)} bytes")
+        return message
 
     def flush(self, handle: Handle) -> None:
         """Return once what was written, and the file's name, is durable."""
@@ -290,6 +347,20 @@ class Link:
                 return False
             raise
         return True
+
+
+def _read_bytes(ask: Callable[[], bytes], length: int) -> bytes:
+    """Return what a read gave; b"" at the end of the file."""
+    try:
+        answer = ask()
+    except SMBResponseException as error:
+        if error.status == NtStatus.STATUS_END_OF_FILE:
+            return b""
+        raise
+    start, count = _fields(_READ, answer)
+    if not 0 < count <= length or start < 64 or len(answer) < start - 64 + count:
+        raise Garbled
+    return answer[start - 64 : start - 64 + count]
 
 
 def _fields(form: struct.Struct, answer: bytes, at: int = 0) -> tuple[Any, ...]:
