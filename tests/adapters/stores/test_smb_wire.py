@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from smbprotocol.header import Commands
 
 from adapters.stores import smbwire
-from adapters.stores.smberrors import Garbled
+from adapters.stores.smberrors import Garbled, ShortWrite
 from adapters.stores.smbwire import Entry, Handle, Link, Login
 
 
@@ -61,10 +63,10 @@ class Answering(Link):
 
     def __init__(self, answer: bytes) -> None:
         super().__init__(Login("nas", 445, "share", "agent", True))
-        self._answer = answer
+        self._same = answer
 
     def _ask(self, message: object) -> bytes:
-        return self._answer
+        return self._same
 
 
 @pytest.mark.parametrize(
@@ -81,3 +83,52 @@ def test_a_read_that_answers_something_else_than_bytes_asked_for_is_nonsense(sta
 def test_a_read_gives_what_was_sent() -> None:
     answer = struct.pack("<HBBIII", 17, 80, 0, 4, 0, 0) + b"some"
     assert Answering(answer).read(Handle(b"", 5, 0, 0, 0), 0, 5) == b"some"
+
+
+FILE = Handle(b"\0" * 16, 5 << 20, 0, 0, 0)
+CONTENT = bytes(range(256)) * (5 << 12)
+
+
+class Serving(Link):
+    """A link whose server has one file, of which it gives and takes at most `most_bytes` a request."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(Login("nas", 445, "share", "agent", True))
+        self._connection.supports_multi_credit = True
+        self._connection.max_read_size = self._connection.max_write_size = self._connection.max_transact_size = 1 << 20
+        self._connection.sequence_window["high"] = 1000
+        self.most_bytes, self.under_way, self.most_under_way = most_bytes, 0, 0
+
+    def _send(self, message: Any) -> Any:
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        return message["offset"].get_value(), message["length"].get_value(), message.COMMAND
+
+    def _answer(self, request: Any) -> bytes:
+        self.under_way -= 1
+        offset, length, command = request
+        count = min(length, self.most_bytes)
+        if command == Commands.SMB2_WRITE:
+            return struct.pack("<HHII", 17, 0, count, 0)
+        return struct.pack("<HBBIII", 17, 80, 0, count, 0, 0) + CONTENT[offset : offset + count]
+
+
+@pytest.mark.parametrize("most_bytes", [1 << 20, 1000_000, 99_991])
+@pytest.mark.parametrize(("offset", "length"), [(0, 5 << 20), (12345, 3_000_000), (5, 1), (7, 0)])
+def test_a_server_that_gives_less_than_asked_for_is_asked_again(most_bytes: int, offset: int, length: int) -> None:
+    link, moves = Serving(most_bytes), list[None]()
+    pieces = link.read_all(FILE, offset, length, lambda: moves.append(None))
+    assert b"".join(pieces) == CONTENT[offset : offset + length]
+    assert len(moves) == len(pieces)
+    assert link.under_way == 0
+    assert link.most_under_way <= smbwire.AHEAD_MAX
+
+
+def test_a_server_that_takes_less_than_it_is_given_is_told_and_every_answer_is_taken() -> None:
+    link = Serving(99_991)
+    with pytest.raises(ShortWrite, match="took 99991 of 1048576 bytes"):
+        link.write_all(FILE, memoryview(CONTENT), lambda: None)
+    assert link.under_way == 0
+    whole = Serving(1 << 20)
+    whole.write_all(FILE, memoryview(CONTENT), lambda: None)
+    assert (whole.under_way, whole.most_under_way) == (0, smbwire.AHEAD_MAX)
