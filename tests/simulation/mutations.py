@@ -324,7 +324,7 @@ MUTATIONS: Final[dict[str, tuple[str | None, int, Callable[[], None]]]] = {
         ("fallback", 2, backlog_passed),
         ("backlog", 1, root_before_its_packs),
         ("backlog", 1, left_before_its_root),
-        ("failures", 4, unanswered_root_trusted),
+        ("fallback", 17, unanswered_root_trusted),
         ("fallback", 1, shared_packs_dropped),
         ("fallback", 6, everything_relied_on),
         ("misfortunes", 6, nothing_completed),

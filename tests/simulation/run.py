@@ -23,6 +23,7 @@ from pathlib import Path
 from tests.simulation import clockwork, composing, disk, founding
 from tests.simulation.founding import Founded
 from tests.simulation.mutations import MUTATIONS
+from tests.simulation.stores import Broken
 from tests.simulation.world import World
 
 STEPS = 16
@@ -48,7 +49,8 @@ class Outcome:
     @property
     def promise(self) -> str:
         """What was broken, in a line."""
-        return self.failure.strip().splitlines()[-1] if self.failure else ""
+        lines = self.failure.strip().splitlines() if self.failure else [""]
+        return next((line.strip("| ") for line in reversed(lines) if Broken.__name__ in line), lines[-1])
 
 
 def simulate(
