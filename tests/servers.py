@@ -75,6 +75,8 @@ def start_s3(data: Path, port: int | None = None) -> S3Server:
         tried = _start_ceph(data, chosen) if CEPH else _start_seaweed(data, chosen)
         if tried.returncode == 0:
             return msgspec.convert(DEFAULTS | json.loads(tried.stdout.splitlines()[-1]), S3Server)
+        if CEPH and port is None:
+            _script("s3_ceph.sh", "wipe", str(data))  # its configuration names the port
     raise AssertionError(f"no S3 server could be started: {tried and tried.stderr}")
 
 
