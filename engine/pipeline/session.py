@@ -121,11 +121,13 @@ class Session:
             return
         self.phase = "uploading the backlog"
         report, left = self.report, -1
+        waiting = {report.point}
         upload = Upload(self.setup, lambda: settings.wanted() or settings.no_upload() is not None)
         try:
             # Packs of sessions that were cut off, which the point made now does not list either.
             await spool.sweep(await anyio.to_thread.run_sync(self.setup.state.open_sessions))
-            left = len(await spool.points())
+            waiting = {str(point) for point in await spool.points()}
+            left = len(waiting)
             settings.offer()
             if left and (why := settings.no_upload()) is not None:
                 log.info("backlog_waits", component="spool", points=left, reason=why)
@@ -144,7 +146,8 @@ class Session:
             self._opening.hear(self._making_room.report)
         published = {each.point for each in report.uploaded}
         report.backlog = max(0, left - len(upload.report.uploaded) - len(upload.report.lost))
-        if self._route.route == "FALLBACK" and report.exit_code == DONE and report.point not in published:
+        # A vault that was lost after the point had got there leads to the spool, too.
+        if self._route.route == "FALLBACK" and report.exit_code == DONE and report.point in waiting - published:
             report.exit_code = IN_SPOOL
 
     async def _room(self, opened: Opened, spool: Side) -> bool:
