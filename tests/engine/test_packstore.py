@@ -139,6 +139,26 @@ def test_after_a_power_cut_unflushed_packs_are_not_believed_in() -> None:
     run(main)
 
 
+def test_a_pack_that_was_read_back_is_durable_from_the_next_flush_on() -> None:
+    async def main() -> None:
+        objects = MemoryStore(barrier=True)
+        alice = Machine(objects, TEAM)
+        await put_blocks(alice, BLOCKS[:2], publish=False)
+        await alice.restart().refresh()  # it was killed: what it put lies in memory still
+        assert all(finds(alice, BLOCKS[:2]))
+        objects.power_cut()
+        await alice.restart().refresh()
+        assert not any(finds(alice, BLOCKS[:2]))
+        await put_blocks(alice, BLOCKS[2:4], publish=False)
+        await alice.restart().refresh()
+        await alice.store.flush()
+        objects.power_cut()
+        await alice.restart().refresh()
+        assert all(finds(alice, BLOCKS[2:4]))
+
+    run(main)
+
+
 def test_reading_back_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         alice = Machine(MemoryStore(), TEAM)
