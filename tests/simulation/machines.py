@@ -85,6 +85,7 @@ class Machine:
         self._backing_up: dict[str, bytes] = {}
         self._full, self._own, self._sent, self._kept = False, set[str](), set[str](), set[str]()
         self.touched: set[str] = set()  # volumes whose state was lost, rolled back or given up since they were saved
+        self.forked = False  # what it forgot has the name of what it did since
         self.unsettled = False  # it may have put a root without hearing of it
         self.forgetful = False  # its state was lost or rolled back: it may not know what it did
         MACHINES[self.name] = self
@@ -141,7 +142,9 @@ class Machine:
     def _reuse(self, root: str, data: bytes) -> None:
         """Let a root have the name of one that got nowhere: state that was brought back knows nothing of that one."""
         there = data in (self.stores["vault"].objects.get(root), self.spool.get(root))
-        if there or self.to_delete & {root}:
+        # State that was brought back, a clock that is behind, and nobody to ask: only then may names meet.
+        self.forked |= there and self.forgetful and root not in self.seen
+        if (there and not self.forked) or self.to_delete & {root}:
             raise Broken(f"{root} is put with other bytes than before")
         self.reused.add(root)
 

@@ -30,6 +30,10 @@ OLDER_MAX: Final = 4
 EVERYWHERE: Final[tuple[Kind, ...]] = ("vault", "cache", "spool")
 
 
+class Forked(Exception):
+    """Two points have one name: what becomes of them is not simulated."""
+
+
 class World:
     """One simulation. `told`: what happened, a line a step; `trace`: a digest of every single event."""
 
@@ -91,7 +95,10 @@ class World:
         """Run `steps` random steps, then let all faults stop, and check that everything comes right."""
         for number in range(1, steps + 1):
             self._step = number
-            await self.step()
+            try:
+                await self.step()
+            except Forked:
+                return
         await self.converge(steps + 1)
 
     async def step(self) -> None:
@@ -170,6 +177,8 @@ class World:
         self._tell(f"{machine.name} backs up {plan.volumes}{full}, {plan}{near}")
         self.sessions += 1
         report = await machine.session(plan)
+        if machine.forked:
+            raise Forked
         if unsettled and self.model.in_the_way(machine, plan):
             # Where nobody can ask whether a root got there, it counts as not put: if it did, state is another fork's.
             machine.touched |= set(machine.contents)
