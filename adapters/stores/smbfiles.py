@@ -28,6 +28,7 @@ from adapters.stores.smbwire import (
     DELETE_ON_CLOSE,
     FOLDER,
     IS_FOLDER,
+    OPEN_OR_CREATE,
     PLAIN_FILE,
     READ,
     READ_ATTRIBUTES,
@@ -46,6 +47,7 @@ MARKER_BYTES_MAX: Final = 4096
 PUBLISH_TRIES_MAX: Final = 8
 # The first character of a temporary name: no object's name has it.
 TMP: Final = "~"
+LOCK: Final = f"{TMP}init-lock"  # open as long as a store is made
 PAUSES_S: Final = (0.01, 0.2)  # between two looks at a file that others have open: the first one and the longest
 
 
@@ -323,23 +325,38 @@ class SmbFiles:
 
     def create(self, call: Call, marker: bytes) -> None:
         """Make the folder of a new store and put its format object. Raises: ConfigError, and as `Links.use`."""
+        where, options = self._links.where, PLAIN_FILE | DELETE_ON_CLOSE
 
         def make(link: Link) -> None:
-            if self._look(link) == "store":
-                raise ConfigError(
-                    f"{self._links.where} already holds a store: choose another folder, or use the one that is there"
-                )
+            self._require_new(link)
             make_folder(link, self.folder)
+            # Of two that rename at the same moment Samba lets both; a file that is open for one alone has one opener.
+            try:
+                lock = link.create(self._at(LOCK), WRITE | DELETE, options, disposition=OPEN_OR_CREATE, sharing=0)
+            except SMBResponseException as error:
+                if error.status not in BUSY:
+                    raise
+                raise ConfigError(f"{where} is made a store by someone else just now: run init again") from error
+            with closing(link, lock):
+                self._require_new(link)
+                put_marker(link)
+
+        def put_marker(link: Link) -> None:
             for each in list(link.entries(self.folder, f"{TMP}init-*")):
                 with suppress_absent():
-                    self._remove(link, each.name)
+                    if each.name != LOCK:
+                        self._remove(link, each.name)
             temporary = f"{TMP}init-{secrets.token_hex(12)}"
             self._write_new(call, link, temporary, memoryview(marker))
             if not self._publish(call, link, temporary, FORMAT, len(marker), replace=False):
                 self._remove(link, temporary)
-                raise ConfigError(f"{self._links.where} was made a store by someone else just now: run init again")
+                raise ConfigError(f"{where} was made a store by someone else just now: run init again")
 
         self._links.use(call, make)
+
+    def _require_new(self, link: Link) -> None:
+        if self._look(link) == "store":
+            raise ConfigError(f"{self._links.where} already holds a store: choose another folder, or use that one")
 
 
 @contextmanager

@@ -48,6 +48,7 @@ WRITE: Final = 0x0002 | READ_ATTRIBUTES
 DELETE: Final = 0x0001_0000
 OPEN: Final = 1
 CREATE: Final = 2
+OPEN_OR_CREATE: Final = 3
 FOLDER: Final = 0x0001  # the options of a create request
 PLAIN_FILE: Final = 0x0040
 DELETE_ON_CLOSE: Final = 0x1000

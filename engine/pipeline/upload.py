@@ -4,8 +4,8 @@
     in from the cache → notes → root, byte for byte → local state knows → the point leaves the spool
 
 Every step may be the last one the machine ever does: packs that were acknowledged are known to the ack log of the vault
-and not sent again, a root that was put is put again with the same bytes. One bad point never blocks the rest: what
-cannot be filled in is published as holes, and a point that needs the cache while that is away is passed over and waits.
+and not sent again, a root that was put is put again with the same bytes. One bad point never blocks the rest: what no
+store has is published as holes; what needs a cache that is away, or whose name another point in the vault has, waits.
 """
 
 from __future__ import annotations
@@ -67,6 +67,10 @@ class UploadReport(msgspec.Struct, kw_only=True):
     exit_code: int = 0
 
 
+class NameTaken(Exception):
+    """The vault has another point of this name: a copy of local state went on without seeing the original's points."""
+
+
 class Within(msgspec.Struct, frozen=True):
     """What a session has open while it has an upload make room; `vault`, `cache` None: it has not."""
 
@@ -94,7 +98,7 @@ class Upload:
         self._cache: Side | None = None
         self._cache_away: StoreUnavailable | None = None
         self._damaged: set[PackName] = set()  # in the spool
-        self._waiting: set[PointId] = set()  # for the cache
+        self._waiting: set[PointId] = set()
         self._in_session = False
 
     async def anything(self) -> bool:
@@ -151,21 +155,29 @@ class Upload:
         try:
             await self._publish(rest[0])
         except CacheAway as error:
-            self._waiting.add(rest[0])
-            self.report.problems.append(
-                f"restore point {rest[0]} waits in the spool: it needs what the vault lost, and the cache, which may "
-                f"have it, is away ({error}); connect it, or set [cache] enabled = false to have the point published "
-                "as it is"
+            reason = (
+                f"it needs what the vault lost, and the cache, which may have it, is away ({error}); connect it, or "
+                "set [cache] enabled = false to have the point published as it is"
             )
-            return True
-        self.report.left -= 0 if self.report.stopped else 1
-        return not self.report.stopped
+        except NameTaken:
+            reason = (
+                "the vault has another one of that name, made before local state was rolled back, or by a copy of "
+                "this machine; it can be restored from there"
+            )
+        else:
+            self.report.left -= 0 if self.report.stopped else 1
+            return not self.report.stopped
+        self._waiting.add(rest[0])
+        self.report.problems.append(f"restore point {rest[0]} waits in the spool: {reason}")
+        return True
 
     async def _publish(self, point: PointId) -> None:
         vault, _, spool = self._opened()
         root, data = await self._root(spool, point)
         if root is None:
             return
+        if await self._taken(point, data):
+            raise NameTaken
         packs = await spool.packs_of(point, root)
         if packs.away is not None:
             raise packs.away
@@ -204,6 +216,17 @@ class Upload:
         self.report.lost.append(str(point))
         await spool.delete(point, self._setup.clock.now_ms(), "its root was damaged in the spool")
         return None, b""
+
+    async def _taken(self, point: PointId, data: bytes) -> bool:
+        """Tell whether the vault has another whole root by the name; one that was cut is replaced by the put."""
+        name = point.root(self._setup.identity.system)
+        try:
+            if (found := bytes(await self._opened()[0].objects.get(name))) == data:
+                return False
+            open_root(name, found, self._setup.identity.listing_key, self._known().verify_number)
+        except (ObjectMissing, StoreCorrupt):
+            return False
+        return True
 
     async def _send(self, packs: PointPacks) -> tuple[int, int]:
         """Put the point's packs that the vault lacks; return how many, and their bytes."""

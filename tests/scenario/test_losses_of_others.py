@@ -20,9 +20,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import FakeClock
+from tests.scenario import inprocess
 from tests.scenario.crash_backlog import Backlog, waiting
 from tests.scenario.crash_driver import Fault
-from tests.scenario.crash_machine import KILLED, CrashMachine, Forge, change, in_memory, made, objects
+from tests.scenario.crash_machine import KILLED, CrashMachine, Forge, change, check_whole, in_memory, made, objects
 from tests.scenario.machine import BLOCK, overwrite
 from tests.scenario.mallory import Mallory, identity_of
 
@@ -232,3 +234,41 @@ def test_interrupted_clean_up_followed_by_a_backup(one: Backlog, fast_path: Path
     assert not objects(backlog.spool).keys() & orphans
     backlog.keep(report["point"])
     settled(backlog)
+
+
+def test_rolled_back_state_and_a_clock_that_stands_still(one: Backlog, fast_path: Path) -> None:
+    """Two points of one name: neither may replace the other, and those behind are uploaded all the same."""
+    backlog = one.copy_to(fast_path / "work")
+    machine, generator = backlog.machine, random.Random(5)
+    machine.back()
+    backlog.upload_all()
+    old = shutil.copytree(machine.state, fast_path / "old")
+    change(machine, generator)
+    first = inprocess.backup(machine, clock=FakeClock(1)).point
+    assert first is not None
+    backlog.keep(first)
+    held = (machine.vault / "root").rglob(first)
+    (root,) = [path.read_bytes() for path in held]
+    shutil.rmtree(machine.state)
+    old.rename(machine.state)
+    assert machine.cache is not None
+    machine.cache.rename(fast_path / "cache")  # nobody tells of the newer point
+    machine.away()
+    change(machine, generator)
+    twin = inprocess.backup(machine, clock=FakeClock(1))
+    assert (twin.exit_code, twin.point) == (3, first)
+    change(machine, generator)
+    later = inprocess.backup(machine, clock=FakeClock(1)).point
+    assert later is not None
+    backlog.keep(later)
+    machine.back()
+    (fast_path / "cache").rename(machine.cache)
+    report = inprocess.upload(machine)
+    (problem,) = report.problems
+    assert f"restore point {first} waits in the spool: the vault has another one of that name" in problem
+    assert [each.point for each in report.uploaded] == [later]
+    assert report.left == 1
+    assert [path.read_bytes() for path in (machine.vault / "root").rglob(first)] == [root]
+    with backlog.without_cache():
+        backlog.restore(later)
+    check_whole(machine.vault, objects(machine.vault))
