@@ -18,7 +18,7 @@ from aiobotocore.session import AioSession
 from botocore.exceptions import BotoCoreError
 from botocore.loaders import Loader, create_loader
 
-from adapters.stores.s3body import make_socket
+from adapters.stores.s3body import PIECE_BYTES, make_socket
 from adapters.stores.s3errors import renamed
 from adapters.stores.s3limit import MOST, PutLimit
 from adapters.stores.s3settings import S3Settings, read_keys
@@ -102,11 +102,13 @@ class S3Connection:
             made = session.create_client(
                 "s3", region_name=region, endpoint_url=settings.endpoint, verify=verify, config=config, **keys
             )
-            return await self._stack.enter_async_context(made)
+            client = await self._stack.enter_async_context(made)
         except (BotoCoreError, ValueError) as error:
             if (ours := renamed(error, settings.where)) is not None:
                 raise ours from error
             raise StoreRejected(f"{settings.where}: it cannot be reached as configured: {error}") from error
+        client.meta.events.register("before-sign.s3.PutObject", _send_small_at_once)
+        return client
 
     def _quieten(self) -> None:
         """Keep what aiohttp's task that writes a request says from the log: who waits for the answer is told."""
@@ -123,6 +125,12 @@ class S3Connection:
 
         loop.set_exception_handler(handle)
         self._stack.callback(loop.set_exception_handler, before)
+
+
+def _send_small_at_once(request: Any, **_: object) -> None:
+    """Leave `Expect: 100-continue` out of a small put: to wait for leave is a round trip, which is longer than it."""
+    if int(request.headers.get("Content-Length", 0)) <= PIECE_BYTES:
+        del request.headers["Expect"]
 
 
 @cache

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from adapters.stores.s3 import S3Store
+from adapters.stores.s3body import PIECE_BYTES
 from adapters.stores.s3client import S3Connection
 from engine.errors import ObjectMissing, StoreRejected, StoreThrottled, StoreUnavailable
 from engine.liveness import StallBound
@@ -237,3 +238,10 @@ async def test_errors_name_the_bucket_and_the_object_and_no_secret(s3_server: S3
                     await call()
                 assert f"s3://{BUCKET}/" in str(caught.value)
                 assert "verysecretvalue" not in str(caught.value)
+
+
+async def test_only_a_large_put_waits_for_leave_to_send(store: S3Store, front: S3Front) -> None:
+    await store.put("data/small", bytes(PIECE_BYTES))
+    assert "expect" not in front.headers
+    await store.put("data/large", bytes(PIECE_BYTES + 1))
+    assert front.headers["expect"] == "100-continue"
