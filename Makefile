@@ -1,5 +1,5 @@
 # Every target does its own set-up; on a fresh Debian machine with Python 3.11 or newer nothing else is needed.
-.PHONY: setup tools run test test-ceph lint check bench bench-draw bench-s3 simulate package clean lock
+.PHONY: setup tools run test test-ceph lint check bench bench-draw simulate package clean lock
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -41,21 +41,18 @@ lint: $(READY)
 # Forebay beside restic and borg and the limits of this machine: a table, bench-data/results.json and docs/bench.svg.
 # SIZE=2G: the small volume. RUNS=1: no medians. ROWS=first-lz4,random: only some of the work, beside the fastest peers
 # only (or PEERS=restic,borg), and no picture. INDEX=1: 160 million index entries as well. QUIET=0: do not wait for a
-# quiet machine. BENCH_DIR, SHARED: where the data is, and the scripts.
+# quiet machine. BENCH_DIR, SHARED, SERVICES: where the data is, the scripts, and those of the servers.
 BENCH = $(BIN)/python -m deploy.bench.main --dir $(or $(BENCH_DIR),bench-data)
 
 bench: $(READY)
 	bash deploy/bench/setup.sh
 	$(BENCH) --size $(or $(SIZE),8G) --runs $(or $(RUNS),3) --shared $(or $(SHARED),../shared/bench) \
+	    --services $(or $(SERVICES),../shared/services) \
 	    --quiet $(or $(QUIET),60) $(if $(ROWS),--rows $(ROWS)) $(if $(PEERS),--peers $(PEERS)) $(if $(INDEX),--index)
 
 # Table and picture once more, from the figures of the last full bench.
 bench-draw: $(READY)
 	$(BENCH) --draw
-
-# The S3 store beside the plain client, on a server of its own.
-bench-s3: $(READY)
-	$(BIN)/python -m deploy.bench.bucketbench --scripts $(or $(SERVICES),../shared/services) --dir build/bucketbench
 
 # Simulations of the whole agent, each from one seed (tests/simulation): SEEDS=100000 of them, FROM=1 on. Those that
 # break a promise are told step by step, and how to run them again.

@@ -27,6 +27,8 @@ class Setup:
     hints: bool = False
     delta: bool = True
     spool: bool = False
+    vault_url: str = ""  # instead of the folder
+    vault_lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class Site:
             f'[system]\nname = "bench"\nstate_dir = {quoted(self.folder / "state")}',
             f'\n[[volume]]\nname = "{VOLUME}"\npath = {quoted(self.volume)}',
             *([f"hints = {quoted(self.hints)}"] if setup.hints else []),
-            f'\n[vault]\nurl = {json.dumps(self.vault.as_uri())}\ncompression = "{setup.compression}"',
+            f"\n[vault]\nurl = {json.dumps(setup.vault_url or self.vault.as_uri())}",
+            f'compression = "{setup.compression}"',
+            *setup.vault_lines,
             *([] if setup.delta else ["delta = false"]),
             *([f"\n[spool]\npath = {quoted(self.spool)}"] if setup.spool else []),
             *([f"\n[cache]\npath = {quoted(self.folder / 'near')}"] if setup.cache else []),

@@ -167,6 +167,7 @@ def own_work(results: Results, limits: dict[str, float]) -> Iterator[Line]:
         if found is not None:
             yield Line(step, title, "s", found, floor=most(bound))
     yield from without_a_vault(results)
+    yield from over_servers(results)
     for size, peak in peaks(results):
         yield Line(f"memory-{size}", f"peak memory, {size_text(size)}", "MiB", peak, floor=most(400.0))
     for row in results.select(work="index"):
@@ -208,6 +209,20 @@ def without_a_vault(results: Results) -> Iterator[Line]:
     if into["upload"] is not None and into["copy"] is not None:
         title = "upload of the backlog, against a plain copy"
         yield Line("upload", title, "s", into["upload"], into["copy"], "cp", times(0.8))
+
+
+def over_servers(results: Results) -> Iterator[Line]:
+    """Yield backups to servers and restores beside a plain client's copies, and how full a thin line was kept."""
+    for kind, store in (("s3", "S3"), ("smb", "SMB")):
+        for step, what in (("put", f"first backup to {store}"), ("get", f"restore from {store}")):
+            ours = results.figure("seconds", work=kind, step=step)
+            plain = results.figure("seconds", work=kind, step=f"plain-{step}")
+            if ours is not None and plain is not None:
+                title = f"{what}, against a plain client's copy"
+                yield Line(f"{kind}-{step}", title, "s", ours, plain, "plain client", times(0.8))
+    for row in results.select(work="line"):
+        title = f"changes over 20 Mbit/s, 80 ms late, {row['step'].upper()}, against the full line"
+        yield Line(f"line-{row['step']}", title, "s", row["took"], row["took"] * row["full"], "full line", times(0.95))
 
 
 def added_per_changed(results: Results, days: int) -> float | None:

@@ -41,6 +41,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="medians of so many runs (default: 3)")
     parser.add_argument("--dir", type=Path, default=Path("bench-data"), help="volumes, scratch space and results")
     parser.add_argument("--shared", type=Path, default=Path("../shared/bench"), help="gen.py, peers.py and limits.py")
+    parser.add_argument("--services", type=Path, default=Path("../shared/services"), help="the scripts of the servers")
     parser.add_argument(
         "--rows", default="", metavar="NAME,…", help=f"only some work: {', '.join(steps.NAMES)}; no picture then"
     )
@@ -61,7 +62,8 @@ def measure(arguments: argparse.Namespace) -> Results:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "bench.log"
     log.unlink(missing_ok=True)
-    tools = steps.Tools(arguments.shared.absolute(), folder, Meter(load_peers(arguments.shared), log, arguments.quiet))
+    meter = Meter(load_peers(arguments.shared), log, arguments.quiet)
+    tools = steps.Tools(arguments.shared.absolute(), arguments.services.absolute(), folder, meter)
     data = {size: tools.volume(size) for size in plan.volumes}
     size = arguments.size
     results = Results(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.bench import history, machine
+from deploy.bench import history, machine, remote, servers
 from deploy.bench.lines import PEERS, WORKS, size_text
 from deploy.bench.meter import Meter, Stop
 from deploy.bench.results import Results, Row
@@ -23,7 +23,9 @@ INDEX_ENTRIES = 160_000_000
 STEPS = ("full", "nochange", "a", "b", "c", "restore")
 # Days are cumulative, and the newest point is that after the last.
 BEFORE = {"restore": ("a", "b", "c")}
-OWN = ("days10", "days30", "latency", "contiguous", "sparse", "away")
+# By row, the servers it takes: without their scripts it is left out, and named.
+SERVED = {"s3": ("s3",), "smb": ("smb",), "line": ("s3", "smb")}
+OWN = ("days10", "days30", "latency", "contiguous", "sparse", "away", *SERVED)
 NAMES = (*(work.name for work in WORKS), *OWN, "index")
 # While tuning: the peers that have been the fastest at a step, and nobody else.
 FASTEST = {
@@ -85,9 +87,10 @@ def plan_of(rows: str, peers: str, size: str, *, index: bool = False) -> Plan:
 
 @dataclass(frozen=True)
 class Tools:
-    """The scripts of `shared`, the bench's folder, and the meter."""
+    """The scripts of `shared` and of `services`, the bench's folder, and the meter."""
 
     shared: Path
+    services: Path
     folder: Path
     meter: Meter
 
@@ -217,9 +220,24 @@ def own_work(plan: Plan, tools: Tools, runs: int) -> Iterator[Row]:
     if "sparse" in plan.own:
         with history.Machine(tools.meter, folder, sparse_bytes=history.SPARSE_BYTES) as one:
             yield from attempt("sparse", history.sparse(one))
+    for name in (name for name in SERVED if name in plan.own):
+        yield from attempt(name, served(name, tools, runs))
     if "index" in plan.own:
         print("Looking ids up in an index of 160 million entries ...", flush=True)
         yield from attempt("index", tools.index())
+
+
+def served(name: str, tools: Tools, runs: int) -> Iterator[Row]:
+    """Do the work of a row that takes servers, unless they are not there."""
+    if (why := servers.missing(tools.services, SERVED[name])) is not None:
+        print(f"bench: the row {name} is left out: {why}", file=sys.stderr)
+        return
+    for kind in SERVED[name]:
+        folder = tools.folder / "served"
+        if name == "line":
+            yield from remote.thin(tools.meter, kind, tools.services, folder)
+        else:
+            yield from remote.pipeline(tools.meter, kind, tools.services, folder, runs)
 
 
 def attempt(name: str, rows: Iterator[Row]) -> Iterator[Row]:

@@ -85,6 +85,10 @@ def own_rows() -> list[Row]:
     rows += [{"work": "contiguous", "size": SIZE} | figures(0.6) | {"step": "hints"}]
     seconds = {"vault": 10.0, "spool": 10.5, "copy": 3.0, "upload": 3.6, "restore": 8.0}
     rows += [{"work": "away", "size": SIZE, "step": step} | figures(taken) for step, taken in seconds.items()]
+    for kind, (put, get) in {"s3": (10.0, 5.0), "smb": (9.0, 4.0)}.items():
+        seconds = {"put": put, "get": get, "plain-put": 8.0, "plain-get": 3.0}
+        rows += [{"work": kind, "size": SIZE, "step": step} | figures(taken) for step, taken in seconds.items()]
+        rows += [{"work": "line", "size": SIZE, "step": kind, "took": put * 5, "full": 0.96} | figures(put * 5.5)]
     rows += [{"work": "latency", "step": "status", "wall": wall} for wall in (0.3, 0.31, 0.9)]
     rows += [{"work": "latency", "step": "reading", "wall": wall} for wall in (0.5, 0.7, 0.9)]
     found = {

@@ -56,6 +56,11 @@ def test_medians_are_compared_and_the_sync_afterwards_counts() -> None:
         ("contiguous", 0.24, False),
         ("fallback", 1.05, True),
         ("upload", 3.0 / 3.6, True),
+        ("s3-put", 0.8, True),
+        ("s3-get", 0.6, False),
+        ("smb-put", 8 / 9, True),
+        ("smb-get", 0.75, False),
+        ("line-s3", 0.96, True),
     ],
 )
 def test_ratios_stand_the_way_round_their_floor_is_meant(name: str, ratio: float, met: bool | None) -> None:

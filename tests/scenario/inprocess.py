@@ -11,6 +11,7 @@ import msgspec
 
 from adapters.compose import build_setup, chosen_volumes
 from adapters.config import load_config
+from adapters.lifetime import lifetime
 from adapters.state import identity as files
 from adapters.state.directory import StateDirectory
 from adapters.stores.folder import FolderStore
@@ -64,7 +65,11 @@ def _run(
             setup = await build_setup(config, identity, state, chosen_volumes(config, ()), full=full, clock=clock)
             return await work(msgspec.structs.replace(setup, vault=around(setup.vault)))
 
-    return anyio.run(main)
+    async def living() -> T:
+        async with lifetime():
+            return await main()
+
+    return anyio.run(living)
 
 
 def newest_root(machine: Machine) -> Root:

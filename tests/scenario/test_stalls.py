@@ -1,0 +1,153 @@
+"""Lines that stall, are thin and late, in the middle of sessions, uploads and restores: over S3 and over SMB."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from adapters.config import load_config
+from adapters.lifetime import lifetime
+from adapters.openstore import open_remote
+from engine.pipeline.kept import KeptStore
+from engine.pipeline.report import SessionReport
+from engine.pipeline.retry import RetryingStore
+from engine.pipeline.upload import UploadReport
+from engine.policy import RetryPolicy
+from engine.ports import Clock, ObjectStore
+from tests.chaos import ProxyProcess
+from tests.fakes import FakeClock
+from tests.s3stores import write_keys
+from tests.samba import Samba
+from tests.scenario import inprocess
+from tests.scenario.cheap import enrol
+from tests.scenario.machine import Machine, random_volume
+from tests.scenario.recover import Recoverer
+from tests.servers import BUCKET, S3Server
+
+pytestmark = [pytest.mark.root, pytest.mark.services]
+
+BLOCKS = 110  # one pack of almost 4 MiB
+STALL_S = 1.0  # how long a call may move nothing, here
+STALLS = {"cut_after": 2 << 20, "cut_how": "stall"}
+THIN = {"rate": 2_000_000, "delay": 0.005}  # a pack takes more than twice as long as a call may move nothing
+WHOLE = {"mode": "ok", "rate": 0, "delay": 0.0, "cut_after": None, "cut_times": None, "kill": True}
+
+
+class Weather(FakeClock):
+    """A clock whose sleeps pass at once; the first one ends the stall, and the line is down until `back_s` after it."""
+
+    def __init__(self, proxy: ProxyProcess, back_s: float | None) -> None:
+        super().__init__()
+        self._proxy, self._lasts_s = proxy, back_s
+        self._back_at: float | None = None
+
+    async def sleep(self, seconds: float) -> None:
+        if not self.slept:
+            self._proxy.tell(mode="refuse", kill=True)
+            self._back_at = None if self._lasts_s is None else self.monotonic() + self._lasts_s
+        await super().sleep(seconds)
+        if self._back_at is not None and self.monotonic() >= self._back_at:
+            self._back_at = None
+            self._proxy.tell(**WHOLE)
+
+
+class Far(msgspec.Struct):
+    """A machine whose vault lies behind a proxy, and what is done with it, with little patience."""
+
+    machine: Machine
+    proxy: ProxyProcess
+
+    @property
+    def content(self) -> bytes:
+        return self.machine.volumes["data"].read_bytes()
+
+    def vault(self, clock: Clock, retries_max: int, stall_s: float) -> ObjectStore:
+        place = load_config(self.machine.config).vault.place
+        assert not isinstance(place, Path)
+        store = open_remote(place, "0" * 32, connect_timeout_s=5.0, stall_timeout_s=stall_s)
+        policy = RetryPolicy(retries_max=retries_max, stall_s=2 * stall_s)
+        return RetryingStore(KeptStore(store), policy, clock, random.Random(1))
+
+    def backup(self, clock: Clock, retries_max: int = 0, stall_s: float = STALL_S) -> SessionReport:
+        return inprocess.backup(self.machine, clock=clock, around=lambda _: self.vault(clock, retries_max, stall_s))
+
+    def upload(self, clock: Clock, retries_max: int) -> UploadReport:
+        return inprocess.upload(self.machine, clock=clock, around=lambda _: self.vault(clock, retries_max, STALL_S))
+
+    def restored(self, retries_max: int = 0, stall_s: float = STALL_S) -> bytes:
+        async def main() -> bytes:
+            async with lifetime():
+                recoverer = Recoverer(self.vault(FakeClock(), retries_max, stall_s))
+                return (await recoverer.restore()).content
+
+        return anyio.run(main)
+
+
+@pytest.fixture(params=["s3", "smb"])
+def far(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Far]:
+    server: S3Server | Samba = request.getfixturevalue("s3_server" if request.param == "s3" else "samba")
+    proxy = ProxyProcess(server.port)
+    folder = secrets.token_hex(6)
+    if isinstance(server, S3Server):
+        url = f"s3://{BUCKET}/{folder}"
+        keys = write_keys(tmp_path / "keys", server.access_key, server.secret_key)
+        login = f'endpoint_url = "http://127.0.0.1:{proxy.port}"\ncredentials_file = "{keys}"'
+    else:
+        url = server.url(folder, port=proxy.port)
+        secret = tmp_path / "password"
+        secret.touch(mode=0o600)
+        secret.write_text(server.password)
+        login = f'user = "{server.user}"\npassword_file = "{secret}"'
+    machine = Machine(
+        tmp_path / "m", tmp_path, volumes={"data": random_volume(tmp_path / "data.img", BLOCKS)},
+        spool=tmp_path / "spool", urls={"vault": url},
+        extra={"vault": f'{login}\ncompression = "none"\nreconnect_window = "30 min"'},
+    )  # fmt: skip
+    enrol(machine)
+    yield Far(machine, proxy)
+    proxy.close()
+
+
+def test_a_session_goes_on_after_a_line_that_stalled_and_was_down_for_twenty_minutes(far: Far) -> None:
+    far.proxy.tell(**STALLS, cut_dir="up")
+    report = far.backup(Weather(far.proxy, 1200))
+    assert (report.exit_code, report.error, report.problems) == (0, None, [])
+    assert [change.route for change in report.route_history] == ["VAULT", "RECONNECTING", "VAULT"]
+    assert report.seconds >= 1200
+    assert far.restored() == far.content
+
+
+def test_a_line_down_for_longer_than_the_window_leads_to_the_spool_whose_upload_outlives_stalls(far: Far) -> None:
+    far.proxy.tell(**STALLS, cut_dir="up")
+    report = far.backup(Weather(far.proxy, None))
+    assert report.exit_code == 3
+    (problem,) = report.problems
+    assert "the vault was lost and did not come back within 1800 s" in problem
+    assert [change.route for change in report.route_history] == ["VAULT", "RECONNECTING", "FALLBACK"]
+    assert report.seconds >= 1800
+    cuts = far.proxy.tell(**WHOLE)["cuts"]
+    far.proxy.tell(**STALLS, cut_dir="up", cut_times=cuts + 2)
+    assert far.upload(FakeClock(), retries_max=5).left == 0
+    assert far.proxy.tell(**WHOLE)["cuts"] == cuts + 2
+    assert far.restored() == far.content
+
+
+def test_a_restore_outlives_stalls(far: Far) -> None:
+    far.backup(FakeClock())
+    cuts = far.proxy.tell(**STALLS, cut_dir="down", cut_times=2, kill=True)["cuts"]
+    assert far.restored(retries_max=5) == far.content
+    assert far.proxy.tell(**WHOLE)["cuts"] == cuts + 2
+
+
+def test_a_thin_and_late_line_is_no_stalled_one(far: Far) -> None:
+    far.proxy.tell(**THIN)
+    report = far.backup(FakeClock(), stall_s=1.2)
+    assert (report.exit_code, report.problems) == (0, [])
+    assert [change.route for change in report.route_history] == ["VAULT"]
+    assert far.restored(stall_s=1.2) == far.content
