@@ -14,6 +14,7 @@ import pytest
 from adapters.config import load_config
 from adapters.lifetime import lifetime
 from adapters.openstore import open_remote
+from deploy.bench.line import Line
 from engine.pipeline.kept import KeptStore
 from engine.pipeline.report import SessionReport
 from engine.pipeline.retry import RetryingStore
@@ -35,8 +36,9 @@ pytestmark = [pytest.mark.root, pytest.mark.services]
 BLOCKS = 110  # one pack of almost 4 MiB
 STALL_S = 1.0  # how long a call may move nothing, here
 STALLS = {"cut_after": 2 << 20, "cut_how": "stall"}
-THIN = {"rate": 2_000_000, "delay": 0.005}  # a pack takes more than twice as long as a call may move nothing
-WHOLE = {"mode": "ok", "rate": 0, "delay": 0.0, "cut_after": None, "cut_times": None, "kill": True}
+THIN_BYTES_PER_S, LATE_S = 2_000_000, 0.005
+PATIENCE_S = 1.6  # over such a line a pack takes longer
+WHOLE = {"mode": "ok", "cut_after": None, "cut_times": None, "kill": True}
 
 
 class Weather(FakeClock):
@@ -57,6 +59,18 @@ class Weather(FakeClock):
             self._proxy.tell(**WHOLE)
 
 
+class Impatient(FakeClock):
+    """A clock whose sleeps pass at once; before a call is made again, the line's dead connections end."""
+
+    def __init__(self, proxy: ProxyProcess) -> None:
+        super().__init__()
+        self._proxy = proxy
+
+    async def sleep(self, seconds: float) -> None:
+        self._proxy.tell(kill=True)
+        await super().sleep(seconds)
+
+
 class Far(msgspec.Struct):
     """A machine whose vault lies behind a proxy, and what is done with it, with little patience."""
 
@@ -66,6 +80,12 @@ class Far(msgspec.Struct):
     @property
     def content(self) -> bytes:
         return self.machine.volumes["data"].read_bytes()
+
+    def goes_by(self, port: int) -> None:
+        """Reach the vault by another port than the proxy's."""
+        old, new = f"127.0.0.1:{self.proxy.port}", f"127.0.0.1:{port}"
+        for settings in (self.machine.urls, self.machine.extra):
+            settings["vault"] = settings["vault"].replace(old, new)
 
     def vault(self, clock: Clock, retries_max: int, stall_s: float) -> ObjectStore:
         place = load_config(self.machine.config).vault.place
@@ -133,7 +153,7 @@ def test_a_line_down_for_longer_than_the_window_leads_to_the_spool_whose_upload_
     assert report.seconds >= 1800
     cuts = far.proxy.tell(**WHOLE)["cuts"]
     far.proxy.tell(**STALLS, cut_dir="up", cut_times=cuts + 2)
-    assert far.upload(FakeClock(), retries_max=5).left == 0
+    assert far.upload(Impatient(far.proxy), retries_max=20).left == 0
     assert far.proxy.tell(**WHOLE)["cuts"] == cuts + 2
     assert far.restored() == far.content
 
@@ -146,8 +166,10 @@ def test_a_restore_outlives_stalls(far: Far) -> None:
 
 
 def test_a_thin_and_late_line_is_no_stalled_one(far: Far) -> None:
-    far.proxy.tell(**THIN)
-    report = far.backup(FakeClock(), stall_s=1.2)
-    assert (report.exit_code, report.problems) == (0, [])
-    assert [change.route for change in report.route_history] == ["VAULT"]
-    assert far.restored(stall_s=1.2) == far.content
+    with Line(far.proxy.port, THIN_BYTES_PER_S, LATE_S) as line:
+        far.goes_by(line.port)
+        report = far.backup(FakeClock(), retries_max=5, stall_s=PATIENCE_S)
+        assert (report.exit_code, report.problems) == (0, [])
+        assert [change.route for change in report.route_history] == ["VAULT"]
+        assert far.restored(retries_max=5, stall_s=PATIENCE_S) == far.content
+        assert line.fullness()[1] > PATIENCE_S
