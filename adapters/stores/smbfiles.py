@@ -21,12 +21,12 @@ from smbprotocol.exceptions import SMBException, SMBResponseException
 
 from adapters.stores.calls import Call
 from adapters.stores.smberrors import ABSENT, ACCESS_DENIED, BUSY, COLLISION
+from adapters.stores.smbhandles import closing, exists, make_folder, opened, suppress_absent
 from adapters.stores.smblinks import Links
 from adapters.stores.smbwire import (
     CREATE,
     DELETE,
     DELETE_ON_CLOSE,
-    FOLDER,
     IS_FOLDER,
     OPEN_OR_CREATE,
     PLAIN_FILE,
@@ -77,6 +77,27 @@ class SmbFiles:
 
         return self._links.use(call, checked, name)
 
+    def looking(self, call: Call, work: Callable[[Link], T], name: str) -> T:
+        """Return `work(link)`, which changes nothing, as `here`, in fewer round trips. Raises: as `Links.use`."""
+        return self._links.use(call, lambda link: self._beside_marker(link, lambda: work(link)), name)
+
+    def _beside_marker(self, link: Link, work: Callable[[], T]) -> T:
+        """Return `work()`, which changes nothing, while the server is asked for the marker: that one counts first."""
+        if (known := self._marker) is None:
+            self.check_marker(link)
+            return work()
+        looked = link.peek_later(self._at(FORMAT), PLAIN_FILE)
+        try:
+            return work()
+        finally:
+            try:
+                found = looked()
+                same = (known[0].created, known[0].written) == (found.created, found.written)
+            except SMBResponseException:
+                same = False
+            if not same:
+                self.check_marker(link)
+
     def check_marker(self, link: Link) -> None:
         """Tell this store from an empty folder, and from another store in its place."""
         try:
@@ -106,15 +127,18 @@ class SmbFiles:
     def put(self, call: Call, name: str, data: Bytes) -> None:
         """See the port."""
         view = memoryview(data).cast("B")
-        self.here(call, lambda link: self._put(call, link, name, view), name)
+        self._links.use(call, lambda link: self._put(call, link, name, view), name)
 
     def _put(self, call: Call, link: Link, name: str, view: memoryview) -> None:
         folder = name.rpartition("/")[0]
         temporary = f"{folder}/{self._temporary()}" if folder else self._temporary()
         written = False
+        standing = self._beside_marker(link, lambda: self._standing(call, link, name, view))
+        call.progress()
         try:
-            for _ in range(PUBLISH_TRIES_MAX):
-                standing = self._standing(call, link, name, view)
+            for tried in range(PUBLISH_TRIES_MAX):
+                if tried:
+                    standing = self._standing(call, link, name, view)
                 if standing == "same":
                     return
                 if not written:
@@ -181,8 +205,12 @@ class SmbFiles:
 
     def _publish(self, call: Call, link: Link, temporary: str, name: str, size: int, *, replace: bool) -> bool:
         """Give a written file its name; False if, without `replace`, the name exists by now."""
+
+        def reopen() -> Handle:  # it may not be closed yet
+            return link.create(self._at(temporary), WRITE | DELETE, PLAIN_FILE)
+
         # Opened anew: what the server says now is what it keeps, not what this handle wrote.
-        with opened(link, self._at(temporary), WRITE | DELETE, PLAIN_FILE) as file:
+        with closing(link, self._patiently(call, reopen)) as file:
             if file.size != size:
                 raise StoreUnavailable(
                     f"{self._links.where}: object {name} has {file.size} of {size} bytes after it was written: check"
@@ -233,7 +261,7 @@ class SmbFiles:
                 pieces = link.read_all(file, offset, left, call.progress)
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-        return self.here(call, read, name)
+        return self.looking(call, read, name)
 
     def stat(self, call: Call, name: str) -> int:
         """See the port."""
@@ -242,7 +270,7 @@ class SmbFiles:
             with self._naming_absent(name):
                 return self._patiently(call, lambda: link.peek(self._at(name), PLAIN_FILE)).size
 
-        return self.here(call, look, name)
+        return self.looking(call, look, name)
 
     @contextmanager
     def _naming_absent(self, name: str) -> Iterator[None]:
@@ -293,16 +321,16 @@ class SmbFiles:
 
     def _look(self, link: Link) -> Literal["store", "new"]:
         where, (parent, slash, _) = self._links.where, self.folder.rpartition("/")
-        if link.exists(self._at(FORMAT)):
+        if exists(link, self._at(FORMAT)):
             return "store"
         try:
             names = [each.name for each in link.entries(self.folder, "*")]
         except SMBResponseException as error:
             if error.status not in ABSENT:
                 raise
-            if link.exists(self.folder):
+            if exists(link, self.folder):
                 raise ConfigError(f"{where} is not a folder: choose another path") from error
-            if slash and not link.exists(parent):
+            if slash and not exists(link, parent):
                 raise ConfigError(f"there is no folder {parent!r} in the share of {where}: make it") from error
             return "new"
         if any(not name.startswith(f"{TMP}init-") for name in names):
@@ -313,7 +341,7 @@ class SmbFiles:
         """Return if files can be made, renamed and removed where the store is, or is to be. Raises: as `Links.use`."""
 
         def write(link: Link) -> None:
-            folder = self.folder if link.exists(self.folder) else self.folder.rpartition("/")[0]
+            folder = self.folder if exists(link, self.folder) else self.folder.rpartition("/")[0]
             names = [f"{folder}/{self._temporary()}" if folder else self._temporary() for _ in range(2)]
             with closing(link, link.create(names[0], WRITE | DELETE, PLAIN_FILE, disposition=CREATE)) as file:
                 link.write_all(file, memoryview(b"\0"), call.progress)
@@ -337,7 +365,7 @@ class SmbFiles:
                 if error.status not in BUSY:
                     raise
                 raise ConfigError(f"{where} is made a store by someone else just now: run init again") from error
-            with closing(link, lock):
+            with closing(link, lock, waiting=True):
                 self._require_new(link)
                 put_marker(link)
 
@@ -357,41 +385,3 @@ class SmbFiles:
     def _require_new(self, link: Link) -> None:
         if self._look(link) == "store":
             raise ConfigError(f"{self._links.where} already holds a store: choose another folder, or use that one")
-
-
-@contextmanager
-def closing(link: Link, handle: Handle) -> Iterator[Handle]:
-    """Close an open file at the end; a failure of that is told unless there was another one before."""
-    try:
-        yield handle
-    except BaseException:
-        with suppress(SMBException, OSError):
-            link.close_handle(handle)
-        raise
-    link.close_handle(handle)
-
-
-@contextmanager
-def opened(link: Link, name: str, access: int, options: int) -> Iterator[Handle]:
-    """Open a file or folder that exists, a path from the share's root."""
-    with closing(link, link.create(name, access, options)) as handle:
-        yield handle
-
-
-@contextmanager
-def suppress_absent() -> Iterator[None]:
-    """Take it for success that there is nothing under a name."""
-    try:
-        yield
-    except SMBResponseException as error:
-        if error.status not in ABSENT:
-            raise
-
-
-def make_folder(link: Link, name: str) -> None:
-    """Make a folder, a path from the share's root, unless it exists."""
-    try:
-        link.close_handle(link.create(name, READ_ATTRIBUTES, FOLDER, disposition=CREATE))
-    except SMBResponseException as error:
-        if error.status != COLLISION:
-            raise

@@ -35,11 +35,12 @@ from smbprotocol.open import (
 from smbprotocol.session import Session
 from smbprotocol.tree import TreeConnect
 
-from adapters.stores.smberrors import ABSENT, Garbled, ShortWrite
+from adapters.stores.smberrors import Garbled, ShortWrite
 
 REQUEST_BYTES: Final = 1 << 20  # larger ones are slower: measured
 CREDIT_BYTES: Final = 1 << 16
 AHEAD_MAX: Final = 2  # requests of one read or write on their way, so that the line has no pause between them
+RELEASED_MAX: Final = 4  # closes whose answers are not waited for: each takes a credit
 WORKER_ENDS_S: Final = 1.0  # how long the library's thread may take to end after it noticed
 
 READ_ATTRIBUTES: Final = 0x0080
@@ -116,6 +117,7 @@ class Link:
         self._session: Any = None
         self._tree: Any = None
         self._prefix = ""
+        self._released: deque[Any] = deque()  # closes whose answers nobody has looked at
 
     def open(self, password: str | None, connect_timeout_s: float) -> None:
         """Connect, log in, and connect to the share."""
@@ -194,19 +196,27 @@ class Link:
 
     def peek(self, name: str, options: int = 0) -> Handle:
         """Look at a file or folder, in one round trip; the handle is closed already."""
+        return self.peek_later(name, options)()
+
+    def peek_later(self, name: str, options: int = 0) -> Callable[[], Handle]:
+        """Begin to `peek`, and return what waits for the answer: it must be called, once."""
         close = SMB2CloseRequest()
         close["file_id"] = LAST_OPENED
         messages = [self._create_request(name, READ_ATTRIBUTES, options, OPEN, SHARE_ALL), close]
         session, tree = self._session.session_id, self._tree.tree_connect_id
         opening, closing = self._connection.send_compound(messages, session, tree, related=True)
-        try:
-            answer = self._connection.receive(opening, resolve_symlinks=False)
-        except SMBResponseException:
-            with suppress(SMBResponseException):
-                self._connection.receive(closing)
-            raise
-        self._connection.receive(closing)
-        return _handle(answer["data"].get_value())
+
+        def looked() -> Handle:
+            try:
+                answer = self._connection.receive(opening, resolve_symlinks=False)
+            except SMBResponseException:
+                with suppress(SMBResponseException):
+                    self._connection.receive(closing)
+                raise
+            self._connection.receive(closing)
+            return _handle(answer["data"].get_value())
+
+        return looked
 
     def _create_request(self, name: str, access: int, options: int, disposition: int, sharing: int) -> Any:
         message = SMB2CreateRequest()
@@ -220,9 +230,16 @@ class Link:
 
     def close_handle(self, handle: Handle) -> None:
         """Close a file or folder."""
+        self.release(handle)
+        self._answer(self._released.pop())
+
+    def release(self, handle: Handle) -> None:
+        """Close a file or folder without waiting for it: nothing depends on it any more."""
         message = SMB2CloseRequest()
         message["file_id"] = handle.id
-        self._ask(message)
+        self._released.append(self._send(message))
+        if len(self._released) > RELEASED_MAX:
+            self._drain([self._released.popleft()])
 
     def step_bytes(self) -> int:
         """Return how much a request may carry now: what server and credits allow, at most `REQUEST_BYTES`."""
@@ -337,17 +354,7 @@ class Link:
                 yield from _rows(answer)
         finally:
             with suppress(SMBResponseException, SMBConnectionClosed, OSError):
-                self.close_handle(folder)
-
-    def exists(self, name: str) -> bool:
-        """Tell whether there is a file or folder."""
-        try:
-            self.peek(name)
-        except SMBResponseException as error:
-            if error.status in ABSENT:
-                return False
-            raise
-        return True
+                self.release(folder)
 
 
 def _read_bytes(ask: Callable[[], bytes], length: int) -> bytes:
