@@ -270,7 +270,7 @@ async def _compare(parent: Parent, ours: Newest | None, roots: _Roots) -> None:
     if ours is None or mine is None:
         return
     known = PreviousRoot(order=ours.order, incarnation=ours.incarnation, hash=ours.root_hash)
-    if found is not None and newest == mine:
+    if found is not None and newest == mine and not await _left_the_spool(ours, mine, roots):
         if found[1] != ours.root_hash:
             parent.problems.append(
                 f"object {mine.root(roots.identity.system)} is not what was written there: "
@@ -300,6 +300,18 @@ async def _compare(parent: Parent, ours: Newest | None, roots: _Roots) -> None:
             f"the {where} has lost restore point {mine}; everything is read and compared again, "
             f"and what the {where} lacks is sent again"
         )
+
+
+async def _left_the_spool(ours: Newest, mine: PointId, roots: _Roots) -> bool:
+    """Tell whether the spool has lost the point, and the vault has not got it.
+
+    That the cache has a copy of the root is no help: packs that no point of the spool lists are swept from it.
+    """
+    stores, name = roots.stores, mine.root(roots.identity.system)
+    if stores.spool is None or ours.vault != stores.spool_id:
+        return False
+    places = [store for store in (stores.spool, stores.vault) if store is not None]
+    return all([await _root_hash(store, name) is None for store in places])
 
 
 async def _root_hash(vault: ObjectStore, name: str) -> bytes | None:

@@ -2,7 +2,7 @@
 
 - a spooled point that relies on packs which vanish meanwhile: test_fallback.py, test_filling.py
 - a resumed session whose packs hang on a root that is uploaded weeks later: test_crash_loss.py
-- cloned and rolled-back state: test_state_loss.py with the vault there; with a spool here
+- cloned and rolled-back state, and roots that vanish: test_state_loss.py with the vault there; with a spool here
 - a neighbour's garbage under a valid id: test_neighbours.py and test_bad_packs.py for sessions; the rest here
 - dedup against a pack that was never acknowledged, dedup against blocks that have vanished: here, the latter with the
   vault there in test_vanished_packs.py
@@ -272,3 +272,17 @@ def test_rolled_back_state_and_a_clock_that_stands_still(one: Backlog, fast_path
     with backlog.without_cache():
         backlog.restore(later)
     check_whole(machine.vault, objects(machine.vault))
+
+
+def test_a_root_that_vanished_from_the_spool(one: Backlog, fast_path: Path) -> None:
+    """Packs that no point lists are swept: the next session relies on none of them, though the cache has the root."""
+    backlog = one.copy_to(fast_path / "work")
+    machine = backlog.machine
+    (root,) = (backlog.spool / "root").rglob("*-*")
+    del backlog.contents[root.name]
+    root.unlink()
+    change(machine, random.Random(8))
+    report = machine.backup(expect=3)
+    assert any(f"the spool has lost restore point {root.name}" in problem for problem in report["problems"])
+    backlog.keep(report["point"])
+    settled(backlog)

@@ -286,8 +286,13 @@ def holes_not_noted() -> None:
 
 
 def deleted_point_relied_on() -> None:
-    """Local state stays at a point of the spool that is deleted."""
+    """Local state stays at a point of the spool that is deleted, and nobody asks the spool for it."""
+
+    async def left(*_: Any) -> bool:
+        return False
+
     put_in(engine.spooldelete, _stands_at=lambda state, volumes, system, point: False)
+    put_in(engine.pipeline.parent, _left_the_spool=left)
 
 
 # Each with the theme (themes.py) of the worlds in which it is looked for, None: any, and the seed that found it first.
