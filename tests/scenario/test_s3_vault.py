@@ -17,6 +17,7 @@ from botocore.exceptions import ClientError
 
 from tests.s3stores import plain_client, write_keys
 from tests.scenario.machine import Machine, overwrite, random_volume
+from tests.scenario.smbmachine import NearMachine
 from tests.servers import BUCKET, S3Server, make_bucket, start_s3, stop_s3
 
 pytestmark = pytest.mark.services
@@ -47,7 +48,7 @@ def machine_at(root: Path, server: S3Server, *, name: str = "web-01", url: str |
     root.mkdir(exist_ok=True)
     keys = write_keys(root / "keys", server.access_key, server.secret_key)
     volume = random_volume(root / "data.img", BLOCKS)
-    machine = Machine(
+    machine = NearMachine(
         root / "m", root, name=name, volumes={"data": volume}, spool=root / "spool",
         urls={"vault": url or f"s3://{BUCKET}/{secrets.token_hex(4)}"},
     )  # fmt: skip
