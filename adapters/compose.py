@@ -15,7 +15,7 @@ import anyio
 from adapters.clock import SystemClock
 from adapters.config import Config, Spool, Volume
 from adapters.logs import logger
-from adapters.openstore import PlacedStore, open_store
+from adapters.openstore import PlacedStore, open_store, retention_of
 from adapters.state import turns
 from adapters.state.directory import StateDirectory
 from adapters.state.pause import paused
@@ -28,9 +28,17 @@ from engine.pipeline.bounded import BoundedStore
 from engine.pipeline.kept import KeptStore
 from engine.pipeline.retry import FailedTry, RetryingStore
 from engine.pipeline.session import Session
-from engine.pipeline.setup import CacheSetup, SessionSetup, SpoolSetup
+from engine.pipeline.setup import CacheSetup, LockSetup, SessionSetup, SpoolSetup
 from engine.pipeline.volume import VolumeSource
-from engine.policy import CacheErrorPolicy, LanePolicy, QueuePolicy, ReconnectPolicy, RetryPolicy, SlowPolicy
+from engine.policy import (
+    CacheErrorPolicy,
+    LanePolicy,
+    LockPolicy,
+    QueuePolicy,
+    ReconnectPolicy,
+    RetryPolicy,
+    SlowPolicy,
+)
 from engine.ports import ChangeTracker, Clock
 from engine.seal import Codec
 from engine.vault.identity import Identity
@@ -115,6 +123,7 @@ async def build_setup(
         vault=vault,
         cache=cache,
         spool=spool,
+        lock=_lock(config, state),
         volumes=[source_of(volume) for volume in volumes],
         version=VERSION,
         codec=Codec[config.vault.compression.upper()],
@@ -127,6 +136,14 @@ async def build_setup(
         reconnect=ReconnectPolicy(config.vault.reconnect_window_s, config.vault.reconnect_total_s),
         workers=min(os.cpu_count() or 1, WORKERS_MAX),
     )
+
+
+def _lock(config: Config, state: StateDirectory) -> LockSetup | None:
+    """Return what keeps the vault's objects locked, if it is configured."""
+    if config.vault.lock_s is None:
+        return None
+    retention = retention_of(config.vault.place, connect_timeout_s=config.vault.connect_timeout_s)
+    return LockSetup(LockPolicy(config.vault.lock_s), retention, state.history)
 
 
 def _spool(settings: Spool, local: PlacedStore, state_dir: Path, clock: Clock, *, resume: bool) -> SpoolSetup:

@@ -10,11 +10,12 @@ import msgspec
 
 from adapters.config.buckets import Bucket
 from adapters.lifetime import shared
-from engine.ports import ObjectStore
+from engine.ports import ObjectStore, Retention
 
 if TYPE_CHECKING:
     from adapters.config import Place, Remote
     from adapters.stores.s3 import S3Store
+    from adapters.stores.s3client import S3Connection
 
 
 class PlacedStore(ObjectStore, Protocol):
@@ -87,13 +88,26 @@ async def weakness_of(place: Place, *, connect_timeout_s: float = 15.0) -> str |
     return await _open_bucket(place, connect_timeout_s, connect_timeout_s).weakness()
 
 
+def retention_of(place: Place, *, connect_timeout_s: float = 15.0, stall_timeout_s: float = 30.0) -> Retention:
+    """Return what locks the objects in a bucket with `lock_s`."""
+    from adapters.stores.s3lock import S3Locks
+
+    assert isinstance(place, Bucket), "a lock for what is no bucket is refused where it is configured"
+    return S3Locks(_connected(place, connect_timeout_s, stall_timeout_s))
+
+
 def _open_bucket(place: Bucket, connect_timeout_s: float, stall_timeout_s: float) -> S3Store:
     """Return the store in a bucket; all of one lifetime share their connections."""
     from adapters.stores.s3 import S3Store
+
+    return S3Store(_connected(place, connect_timeout_s, stall_timeout_s))
+
+
+def _connected(place: Bucket, connect_timeout_s: float, stall_timeout_s: float) -> S3Connection:
     from adapters.stores.s3client import S3Connection
     from adapters.stores.s3settings import S3Settings
 
     settings = S3Settings(
         **msgspec.structs.asdict(place), connect_timeout_s=connect_timeout_s, stall_timeout_s=stall_timeout_s
     )
-    return S3Store(shared(settings, partial(S3Connection, settings)))
+    return shared(settings, partial(S3Connection, settings))

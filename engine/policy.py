@@ -6,6 +6,7 @@ own checks have the same bounds and name the key.
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -14,6 +15,7 @@ import msgspec
 from engine.errors import ConfigError
 
 MIB: Final = 1 << 20
+DAY_S: Final = 86_400
 
 OnError: TypeAlias = Literal["warn", "error", "fail"]
 OnSlow: TypeAlias = Literal["wait", "skip"]
@@ -167,3 +169,28 @@ class LanePolicy(msgspec.Struct, frozen=True):
     def puts_max(self) -> int:
         """How many puts may run at once."""
         return min(self.puts_bound, self.packs_max)
+
+
+class LockPolicy(msgspec.Struct, frozen=True):
+    """How long what is put into a vault is locked: a restore point for `lock_s`, what it needs for twice that.
+
+    So an object is locked anew when half its time is left at the latest, and everything a new point needs is then
+    locked for as long as the point. Locks end at the beginning of a day (UTC, counted from 1970-01-01).
+    """
+
+    lock_s: float
+
+    def __post_init__(self) -> None:
+        _within("lock in days", self.lock_s / DAY_S, 1, 3650)
+
+    def point_day(self, now_s: float) -> int:
+        """Return the day a point made at `now_s` (seconds since 1970) is locked until."""
+        return math.ceil((now_s + self.lock_s) / DAY_S)
+
+    def early_day(self, now_s: float) -> int:
+        """Return the day before which a lock that ends may be extended already, so that not all are due at once."""
+        return math.ceil((now_s + 1.5 * self.lock_s) / DAY_S)
+
+    def needed_day(self, now_s: float) -> int:
+        """Return the day what points need is locked until, if it is put or locked anew at `now_s`."""
+        return math.ceil((now_s + 2 * self.lock_s) / DAY_S)

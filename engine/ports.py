@@ -72,6 +72,24 @@ class Barrier(Protocol):
         ...
 
 
+class Retention(Protocol):
+    """A store that locks what is put there: nobody can delete it before its time."""
+
+    async def check_lock(self) -> None:
+        """Return if it locks what is put there now.
+
+        Raises: StoreUnavailable, StoreRejected (it cannot, there is no right to, or the clocks of both sides differ).
+        """
+        ...
+
+    async def extend_lock(self, name: str) -> None:
+        """Lock an object as if it were put now; one that is locked for longer is success.
+
+        Raises: ObjectMissing, StoreUnavailable, StoreRejected.
+        """
+        ...
+
+
 class VolumeReader(Protocol):
     """A volume opened for reading (*sync*)."""
 

@@ -161,6 +161,24 @@ class History(Protocol):
         ...
 
 
+class LockNotes(Protocol):
+    """Until when objects of a vault are locked, as far as this system saw to it; all of it can be lost."""
+
+    def locks(self, store: bytes) -> tuple[int, dict[int, bytes]]:
+        """Return the day all that a point needs was looked at last (0: never), and keys by the day their lock ends.
+
+        Days count from 1970-01-01; keys are 8 bytes each, one after the other. Raises: StateCorrupt.
+        """
+        ...
+
+    def add_locks(self, store: bytes, until: int, keys: bytes, *, looked: int, today: int) -> None:
+        """Remember `keys` as locked until day `until`, and the day of the last look; forget what ended before `today`.
+
+        Raises: StateCorrupt, SessionAborted.
+        """
+        ...
+
+
 class StateStore(Protocol):
     """The state directory of one system, held under its lock by at most one session."""
 

@@ -106,14 +106,14 @@ def certificate_of(data: Path) -> Path:
     return data / "server.pem"
 
 
-def make_bucket(server: S3Server, bucket: str = BUCKET) -> None:
-    """Make a bucket."""
+def make_bucket(server: S3Server, bucket: str = BUCKET, *, lock: bool = False) -> None:
+    """Make a bucket, with Object Lock if asked."""
     session = botocore.session.Session()
     client = session.create_client(
         "s3", region_name="us-east-1", endpoint_url=server.endpoint,
         aws_access_key_id=server.access_key, aws_secret_access_key=server.secret_key,
     )  # fmt: skip
-    client.create_bucket(Bucket=bucket)
+    client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=lock)
     client.close()
 
 

@@ -13,6 +13,7 @@ _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _SEGMENT: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,120}")
 
 Addressing: TypeAlias = Literal["auto", "path", "virtual"]
+LockMode: TypeAlias = Literal["governance", "compliance"]
 Encryption: TypeAlias = Literal["default", "AES256", "aws:kms", "aws:kms:dsse"]
 
 
@@ -31,6 +32,8 @@ class Bucket(msgspec.Struct, frozen=True, kw_only=True):
     storage_class: str | None = None
     encryption: Encryption = "default"
     kms_key: str | None = None
+    lock_s: float | None = None
+    lock_mode: LockMode = "governance"
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")

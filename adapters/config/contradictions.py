@@ -63,11 +63,12 @@ def _buckets(vault: Vault) -> Iterator[str]:
     if isinstance(vault.place, Bucket):
         if vault.kms_key is not None and not vault.encryption.startswith("aws:kms"):
             yield '[vault] kms_key needs encryption = "aws:kms" or "aws:kms:dsse": add it, or leave kms_key out'
+        if vault.lock_s is None and vault.lock_mode != "governance":
+            yield '[vault] lock_mode needs lock, such as lock = "30 d": add it, or leave lock_mode out'
         return
-    defaults = {field.name: field.default for field in msgspec.structs.fields(Vault)}
-    for key in sorted(S3_SETTINGS):
-        if getattr(vault, key) != defaults[key]:
-            yield f"[vault] {key} is for a bucket, and {vault.place} is none: leave it out, or write s3://"
+    for field in msgspec.structs.fields(Vault):
+        if field.name in S3_SETTINGS and getattr(vault, field.name) != field.default:
+            yield f"[vault] {field.encode_name} is for a bucket, and {vault.place} is none: leave it out, or write s3://"
 
 
 def _own_folders(config: Config) -> list[tuple[str, Path]]:

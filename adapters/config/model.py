@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from adapters.config.buckets import Addressing, Bucket, Encryption, bucket_of, is_s3
+from adapters.config.buckets import Addressing, Bucket, Encryption, LockMode, bucket_of, is_s3
 from adapters.config.places import Place, Share, SmbUrl, is_smb, smb_of
 from adapters.config.units import MIB, TIB
 
@@ -136,6 +136,8 @@ class Vault(msgspec.Struct, frozen=True, kw_only=True):
     storage_class: StorageClass | None = None
     encryption: Encryption = "default"
     kms_key: KmsKey | None = None
+    lock_s: Annotated[float, _duration(86_400, 3650 * 86_400)] | None = msgspec.field(default=None, name="lock")
+    lock_mode: LockMode = "governance"
     connect_timeout_s: Annotated[float, _duration(1, 300)] = msgspec.field(default=15.0, name="connect_timeout")
     retries_max: Annotated[int, Meta(ge=0, le=100)] = 5
     retry_within_s: Annotated[float, _duration(1, 3600)] = msgspec.field(default=60.0, name="retry_within")
@@ -240,7 +242,7 @@ LATER: Final[dict[str, frozenset[str]]] = {
     "": frozenset({"schedule", "bandwidth"}),
     "system": frozenset(),
     "volume": frozenset(),
-    "vault": frozenset({"lock"}),
+    "vault": frozenset(),
     "cache": frozenset({"verify", "trim"}),
     "spool": frozenset(),
     "queue": frozenset(),

@@ -1,4 +1,4 @@
-"""History in SQLite: sessions that ended, foreign packs opened once, and packs that turned out to be bad.
+"""History in SQLite: sessions that ended, foreign packs opened once, packs that turned out to be bad, and locks.
 
 Journal mode TRUNCATE with `synchronous = FULL`: one short transaction a session, durable when it returns (in mode
 DELETE, SQLite does not wait for the journal's removal, so that a power failure could undo the last one). WAL would
@@ -40,11 +40,14 @@ _SCHEMA: Final = (
     # `volume`: healed of the pack; "" is the pack itself. `key`: the first 8 bytes of its hash.
     "CREATE TABLE IF NOT EXISTS bad_pack (number INTEGER PRIMARY KEY, store BLOB NOT NULL, key BLOB NOT NULL, "
     "volume TEXT NOT NULL, UNIQUE (store, key, volume))",
+    # `keys`: of objects that are locked until this day, 8 bytes each; day 0 has the day of the last whole look instead.
+    "CREATE TABLE IF NOT EXISTS lock_until (store BLOB NOT NULL, day INTEGER NOT NULL, keys BLOB NOT NULL, "
+    "sum BLOB NOT NULL, PRIMARY KEY (store, day))",
 )
 
 
 class HistoryFile:
-    """The file `history.sqlite` (implements `History`); safe to call from several threads."""
+    """The file `history.sqlite` (implements `History` and `LockNotes`); safe to call from several threads."""
 
     def __init__(self, path: Path, *, writable: bool) -> None:
         self._path, self._writable = path, writable
@@ -108,6 +111,28 @@ class HistoryFile:
             database.executemany("INSERT OR IGNORE INTO bad_pack (store, key, volume) VALUES (?, ?, ?)", rows)
             database.execute(
                 "DELETE FROM bad_pack WHERE number <= (SELECT max(number) FROM bad_pack) - ?", (BAD_PACKS_MAX,)
+            )
+
+    def locks(self, store: bytes) -> tuple[int, dict[int, bytes]]:
+        """See `LockNotes.locks`; a damaged row counts as none."""
+        with self._opened() as database:
+            rows = database.execute("SELECT day, keys, sum FROM lock_until WHERE store = ?", (store,)).fetchall()
+        found = {day: keys for day, keys, checksum in rows if checksum == _sum(keys)}
+        return int.from_bytes(found.pop(0, b""), "little"), found
+
+    def add_locks(self, store: bytes, until: int, keys: bytes, *, looked: int, today: int) -> None:
+        """See `LockNotes.add_locks`: one row for each day, so there are as many as days a lock may last."""
+        with self._opened() as database, database:
+            database.execute("DELETE FROM lock_until WHERE day BETWEEN 1 AND ?", (today - 1,))
+            known = database.execute(
+                "SELECT keys, sum FROM lock_until WHERE store = ? AND day = ?", (store, until)
+            ).fetchone()
+            if known is not None and known[1] == _sum(known[0]):
+                keys = known[0] + keys
+            rows = [(store, 0, looked.to_bytes(8, "little")), (store, until, keys)]
+            database.executemany(
+                "INSERT OR REPLACE INTO lock_until (store, day, keys, sum) VALUES (?, ?, ?, ?)",
+                [(*row, _sum(row[2])) for row in rows],
             )
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from adapters.stores.plainnames import is_object_name
 from adapters.stores.s3body import PutBody
 from adapters.stores.s3client import S3Connection, bound
 from adapters.stores.s3errors import NO_S3, code_of
+from adapters.stores.s3lock import S3Locks
 from engine.block import Bytes
 from engine.errors import ConfigError, ObjectMissing, StoreError, StoreRejected, StoreThrottled, StoreUnavailable
 from engine.liveness import moved
@@ -45,7 +46,7 @@ class S3Store:
 
     def __init__(self, connection: S3Connection) -> None:
         self._connection, self._settings = connection, connection.settings
-        self._limit = connection.limit
+        self._limit, self._locks = connection.limit, S3Locks(connection)
         self._asking = anyio.Lock()
         self._prefix = f"{self._settings.prefix}/" if self._settings.prefix else ""
 
@@ -141,6 +142,7 @@ class S3Store:
         Changes nothing.
         """
         try:
+            await self._locks.check_lock()
             await self.try_put()
         except ObjectMissing:
             return None
@@ -220,6 +222,7 @@ class S3Store:
         """Put the object in one request; False: the condition does not hold. Raises: as the port."""
         told = b64encode(digest).decode()
         options = {**self._settings.put_options(), **condition, "ChecksumSHA256": told, "ContentType": CONTENT_TYPE}
+        options |= await self._locks.options(name)
         body = PutBody(view, self._limit.moved) if len(view) else b""
         async with self._connection.client(name) as client:
             try:

@@ -39,6 +39,8 @@ class S3Connection:
         self._stack = AsyncExitStack()
         self._client: Any = None
         self.conditional: bool | None = None  # whether the server honours If-None-Match; None: not asked yet
+        self.locking = anyio.Lock()
+        self.clock_ahead_s: float | None = None  # of the monotonic one, once it was compared with the server's
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -51,6 +51,8 @@ class S3Settings(msgspec.Struct, frozen=True, kw_only=True):
     storage_class: str | None = None
     encryption: Literal["default", "AES256", "aws:kms", "aws:kms:dsse"] = "default"
     kms_key: str | None = None
+    lock_s: float | None = None
+    lock_mode: Literal["governance", "compliance"] = "governance"
     connect_timeout_s: float = 15.0
     stall_timeout_s: float = 30.0
 

@@ -82,9 +82,20 @@ class Committer(msgspec.Struct):
     share_pages: bool
     pages: PageReader | None = None
     metadata_bytes: int = 0
+    pages_put: set[int] = set()  # keys of packs
     _volumes: list[VolumePoint] = []
     _page_packs: list[PackName] = []  # of the runs written, older ones of shared leaves too
     _pages_cached: bool = False
+
+    @property
+    def volumes(self) -> Sequence[VolumePoint]:
+        """The volumes of the point that was put last."""
+        return self._volumes
+
+    @property
+    def page_packs(self) -> Sequence[PackName]:
+        """The packs the pages of its new runs lie in, older ones included."""
+        return self._page_packs
 
     async def put_root(self) -> tuple[PointId, bytes]:
         """Write pages, index and root of what is staged; return the point and the root's bytes. The intent stays open.
@@ -211,6 +222,7 @@ class Committer(msgspec.Struct):
 
     async def _put_page_pack(self, finished: FinishedPack) -> None:
         await self.vault.packs.put_pack(finished)
+        self.pages_put.add(finished.name.key)
         self.metadata_bytes += len(finished.data)
         if (cache := self.cache.good) is not None:
             try:

@@ -27,6 +27,7 @@ from engine.pipeline.candidates import forced
 from engine.pipeline.commit import CacheSide, Committer
 from engine.pipeline.gate import VaultLost, VaultRefused
 from engine.pipeline.lane import Lane, LaneResult
+from engine.pipeline.locking import Locking
 from engine.pipeline.parent import Parent
 from engine.pipeline.reliance import Reliance
 from engine.pipeline.report import SessionReport
@@ -180,6 +181,14 @@ class Delivery(msgspec.Struct):
         self.report.metadata_bytes = committer.metadata_bytes
         await committer.finish(point, root, notes)
         await anyio.to_thread.run_sync(reliance.healed, self._names())
+        if setup.lock is not None and side.kind == "vault":
+            self.phase("locking what the restore point needs")
+            written = self._written | committer.pages_put
+            relied = {name for name in side.packs.index.pack_names(distinct(keys)) if name is not None}
+            relied = {name for name in (*relied, *committer.page_packs) if name.key not in written}
+            cache = self.cache.good.objects if self.cache.good is not None else None
+            locking = Locking(setup, setup.lock, self.started_ms, self.report.problems)
+            await locking.after_session(committer.volumes, relied, written, cache)
 
     def _pages(self, side: Side) -> PageSources | None:
         if side.kind == "vault":

@@ -96,6 +96,8 @@ class Opening:
                 # One try: a vault that is away is said so at once, not after all retries; nor is it waited for where
                 # points wait in the spool.
                 await setup.vault.probe()
+                if setup.lock is not None:
+                    await setup.lock.vault.check_lock()
                 vault = setup.vault if self.backlog else self._gated
                 marker = await read_format(vault, "vault", "write")
                 self._same_vault(marker.store)

@@ -8,10 +8,10 @@ import msgspec
 
 from engine.pipeline.bounded import BoundedStore
 from engine.pipeline.volume import VolumeSource
-from engine.policy import CacheErrorPolicy, LanePolicy, QueuePolicy, ReconnectPolicy, SlowPolicy
-from engine.ports import Clock, ObjectStore
+from engine.policy import CacheErrorPolicy, LanePolicy, LockPolicy, QueuePolicy, ReconnectPolicy, SlowPolicy
+from engine.ports import Clock, ObjectStore, Retention
 from engine.seal import Codec
-from engine.state import History, StateStore
+from engine.state import History, LockNotes, StateStore
 from engine.vault.identity import Identity
 
 
@@ -41,6 +41,14 @@ class SpoolSetup(msgspec.Struct, frozen=True):
     wanted: Callable[[], bool] = lambda: False
 
 
+class LockSetup(msgspec.Struct, frozen=True):
+    """Locks in the vault: how long, who sets them, and where it is noted until when."""
+
+    policy: LockPolicy
+    vault: Retention
+    notes: LockNotes
+
+
 class SessionSetup(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a session is made of. `vault` is the object store behind its retry stage."""
 
@@ -53,6 +61,7 @@ class SessionSetup(msgspec.Struct, frozen=True, kw_only=True):
     volumes: Sequence[VolumeSource]
     version: str
     spool: SpoolSetup | None = None
+    lock: LockSetup | None = None
     codec: Codec = Codec.ZSTD
     paranoid: bool = False
     delta: bool = True

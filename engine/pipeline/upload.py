@@ -32,6 +32,7 @@ from engine.note import NoteBody, own_note
 from engine.pack import FinishedPack, check_pack
 from engine.pipeline.filling import CacheAway, Filling
 from engine.pipeline.kept import not_kept
+from engine.pipeline.locking import Locking
 from engine.pipeline.report import Uploaded
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side, open_side
@@ -100,6 +101,7 @@ class Upload:
         self._damaged: set[PackName] = set()  # in the spool
         self._waiting: set[PointId] = set()
         self._in_session = False
+        self._sent: set[int] = set()  # keys of the packs put for the point at hand
 
     async def anything(self) -> bool:
         """Tell whether points, or notes to points that were deleted, wait in the spool; the vault is not asked.
@@ -121,6 +123,8 @@ class Upload:
         """
         setup = self._setup
         await setup.vault.probe()
+        if setup.lock is not None:
+            await setup.lock.vault.check_lock()
         found = await read_format(setup.vault, "vault", "write")
         if found.store != setup.identity.vault:
             raise ConfigError("the vault is not the one this system was enrolled in; check [vault] url")
@@ -173,6 +177,8 @@ class Upload:
 
     async def _publish(self, point: PointId) -> None:
         vault, _, spool = self._opened()
+        began_ms = self._setup.clock.now_ms()
+        self._sent.clear()
         root, data = await self._root(spool, point)
         if root is None:
             return
@@ -195,6 +201,9 @@ class Upload:
         # Whoever writes to the spool now finds there what is about to leave it: it lies in the vault from here on.
         await self._relied_on_in_vault(packs.listed)
         await spool.remove(point, root)
+        if (lock := self._setup.lock) is not None:
+            locking = Locking(self._setup, lock, began_ms, self.report.problems)
+            await locking.after_upload(packs.listed, self._sent)
         self.report.uploaded.append(Uploaded(str(point), count, size, holes))
         log.info("point_uploaded", point=str(point), packs=count, bytes=size, incomplete=bool(holes))
 
@@ -248,6 +257,7 @@ class Upload:
                 if finished is not None:
                     await vault.packs.put_pack(finished)
                     sent.append(name.size)
+                    self._sent.add(name.key)
                     self.sent_bytes += name.size
 
         largest = max((name.size for name in mine), default=1)
