@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -87,23 +88,32 @@ def test_a_whole_life_with_a_server_that_stops_and_comes_back(server: S3Server, 
     assert tmp_path.joinpath("restored").read_bytes() == content
 
 
-def policy_of_operations() -> dict[str, Any]:
+def policy_of_operations(bucket: str, *, lock: bool) -> dict[str, Any]:
     """Return the bucket policy that docs/OPERATIONS.md gives an agent, for the user who may only read otherwise."""
     text = (Path(__file__).parents[2] / "docs/OPERATIONS.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```json\n(\{\s*\"Version\".*?)```", text, re.DOTALL)
-    policy: dict[str, Any] = json.loads(block.replace("BUCKET", AGENT_BUCKET).replace("PREFIX", "agents"))
+    (more,) = re.findall(
+        r"```json\n(\{\"Effect\": \"Allow\", \"Action\": \"s3:PutObjectRetention\".*?)```", text, re.DOTALL
+    )
+
+    def filled(part: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(part.replace("BUCKET", bucket).replace("PREFIX", "agents"))
+        return found
+
+    policy = filled(block)
+    policy["Statement"] += [filled(more)] if lock else []
     for statement in policy["Statement"]:
         statement["Principal"] = {"AWS": "arn:aws:iam::000000000000:user/readonly"}
     return policy
 
 
-def agent_bucket(server: S3Server) -> S3Server:
+def agent_bucket(server: S3Server, bucket: str = AGENT_BUCKET, *, lock: bool = False) -> S3Server:
     """Make a bucket in which the policy of docs/OPERATIONS.md holds; return the server as an agent sees it."""
-    make_bucket(server, AGENT_BUCKET)
+    make_bucket(server, bucket, lock=lock)
 
     async def put_policy() -> None:
         async with plain_client(server) as client:
-            await client.put_bucket_policy(Bucket=AGENT_BUCKET, Policy=json.dumps(policy_of_operations()))
+            await client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy_of_operations(bucket, lock=lock)))
 
     asyncio.run(put_policy())
     return msgspec.structs.replace(server, access_key=server.ro_access_key, secret_key=server.ro_secret_key)
@@ -144,6 +154,35 @@ def test_agents_need_to_put_get_and_list_and_nothing_else(s3_server: S3Server, t
         "points", "--vault", first.urls["vault"], "--passphrase-file", str(first.passphrase_file), env=wrong, expect=1
     )
     assert "the secret key is wrong" in refused.stderr + refused.stdout
+
+
+async def locks_below(server: S3Server, bucket: str, prefix: str) -> dict[str, float]:
+    """Return for how many days each object below a prefix is locked."""
+    found: dict[str, float] = {}
+    async with plain_client(server) as client:
+        for row in (await client.list_objects_v2(Bucket=bucket, Prefix=prefix)).get("Contents", ()):
+            held = await client.head_object(Bucket=bucket, Key=row["Key"])
+            left = held["ObjectLockRetainUntilDate"] - datetime.now(UTC)
+            found[row["Key"].removeprefix(f"{prefix}/")] = left / timedelta(days=1)
+            with pytest.raises(ClientError, match="AccessDenied"):
+                await client.delete_object(Bucket=bucket, Key=row["Key"], VersionId=held["VersionId"])
+    return found
+
+
+def test_with_a_lock_all_of_a_vault_is_locked_and_agents_need_no_right_but_to_lock(
+    s3_server: S3Server, tmp_path: Path
+) -> None:
+    bucket, prefix = "forebay-locked-agents", f"agents/{secrets.token_hex(4)}"
+    agent = agent_bucket(s3_server, bucket, lock=True)
+    machine = machine_at(tmp_path / "a", agent, url=f"s3://{bucket}/{prefix}")
+    machine.extra["vault"] += '\nlock = "30 d"'
+    machine.init()
+    assert machine.run("check-config").document["problems"] == []
+    assert machine.backup()["problems"] == []
+    locks = asyncio.run(locks_below(s3_server, bucket, prefix))
+    assert {name.partition("/")[0] for name in locks} == {"format", "key", "cert", "data", "page", "index", "root"}
+    for name, days in locks.items():
+        assert days == pytest.approx(30.5 if name.startswith("root/") else 60.5, abs=0.51), name
 
 
 def test_an_offline_domain_makes_its_vault_at_first_contact(s3_server: S3Server, tmp_path: Path) -> None:
@@ -191,6 +230,8 @@ class Enrolled:
                 machine.extra["vault"] = f'profile = "other"\n{self.settings}'
             case "certificate":
                 machine.extra["vault"] = self.settings.replace(server.endpoint, server.endpoint_https)
+            case "lock":
+                machine.extra["vault"] = f'{self.settings}\nlock = "30 d"'
             case "name":
                 machine.extra["vault"] = self.settings.replace(server.endpoint, "http://vault.invalid")
         return machine
@@ -211,6 +252,7 @@ WRONG = {
     "profile": "has no profile [other]",
     "certificate": "certificate is not trusted",
     "name": "name is not known",
+    "lock": "the bucket has no Object Lock: make a bucket with Object Lock enabled",
 }
 
 
@@ -221,7 +263,7 @@ def test_what_is_wrong_is_said_by_check_config(enrolled: Enrolled, wrong: str) -
     assert "averysecretsecret" not in str(problems)
 
 
-@pytest.mark.parametrize("wrong", ["secret", "rights", "certificate"])
+@pytest.mark.parametrize("wrong", ["secret", "rights", "certificate", "lock"])
 def test_a_vault_that_refuses_costs_a_session_no_point(enrolled: Enrolled, wrong: str) -> None:
     report = enrolled.broken(wrong).backup(expect=3)
     assert report["route"] == "FALLBACK"
@@ -229,7 +271,7 @@ def test_a_vault_that_refuses_costs_a_session_no_point(enrolled: Enrolled, wrong
     assert enrolled.whole().run("upload").document["left"] == 0
 
 
-@pytest.mark.parametrize("wrong", ["secret", "bucket", "name"])
+@pytest.mark.parametrize("wrong", ["secret", "bucket", "name", "lock"])
 def test_init_refuses_what_is_wrong_and_changes_nothing(enrolled: Enrolled, wrong: str, tmp_path: Path) -> None:
     machine = enrolled.broken(wrong)
     other = Machine(tmp_path / "m", tmp_path, volumes=machine.volumes, urls=machine.urls, extra=machine.extra)
