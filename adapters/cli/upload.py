@@ -13,7 +13,8 @@ from engine.errors import ConfigError, ForebayError, SessionAborted
 if TYPE_CHECKING:
     from adapters.config import Config
     from adapters.state.pause import Pause
-    from engine.pipeline.upload import Upload, UploadReport
+    from engine.pipeline.report import UploadReport
+    from engine.pipeline.upload import Upload
 
 STOPPED: Final = "stopped before it was done; what was sent stays, the next upload goes on from there"
 NETWORK: Final = "network"

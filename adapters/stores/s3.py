@@ -199,6 +199,7 @@ class S3Store:
             if tried or not conditional:
                 standing = await self._standing(name, view, digest)
                 if standing == "same":
+                    await self._locks.renew(name)
                     return
                 wanted = {"IfMatch": standing} if standing else {"IfNoneMatch": "*"}
                 # Ceph's gateway refuses an If-Match that holds: what still stands then is replaced without one.

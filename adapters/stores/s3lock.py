@@ -17,21 +17,13 @@ from botocore.exceptions import ClientError
 from adapters.stores.s3client import S3Connection, bound
 from adapters.stores.s3errors import code_of
 from engine.errors import ObjectMissing, StoreRejected, StoreUnavailable
-from engine.names import FORMAT
+from engine.names import FORMAT, PackName
 from engine.policy import DAY_S, LockPolicy
 
 CLOCKS_APART_S: Final = 3600
 # What servers say of a bucket without Object Lock, and those that do not know it.
-NO_LOCK: Final = frozenset(
-    {
-        "ObjectLockConfigurationNotFoundError",
-        "InvalidRequest",
-        "InvalidArgument",
-        "NotImplemented",
-        "MethodNotAllowed",
-        "ANotKnownHeader",
-    }
-)
+NO_LOCK: Final = frozenset({"ObjectLockConfigurationNotFoundError", "InvalidRequest", "InvalidArgument"})
+UNKNOWN: Final = frozenset({405, 501})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -52,6 +44,11 @@ class S3Locks:
     async def extend_lock(self, name: str) -> None:
         """See `Retention.extend_lock`."""
         await self._watched(lambda: self._extend(name))
+
+    async def renew(self, name: str) -> None:
+        """Lock a pack that a put found there as the put would have; what other objects' locks end is noted nowhere."""
+        if self._policy is not None and PackName.parse(name) is not None:
+            await self._extend(name)
 
     async def options(self, name: str) -> dict[str, Any]:
         """Return what goes with the put of an object. Raises: as `check_lock`, which comes first."""
@@ -79,7 +76,7 @@ class S3Locks:
                     raise self._no_lock()
             except ClientError as error:
                 code, status = code_of(error)
-                if code in NO_LOCK or status in (405, 501):
+                if code in NO_LOCK or status in UNKNOWN:
                     raise self._no_lock() from error
                 if code != "AccessDenied":  # who may do no more than a backup needs is not told: the locking itself is
                     raise
@@ -118,20 +115,32 @@ class S3Locks:
         at = {"Bucket": self._settings.bucket, "Key": self._prefix + name}
         async with self._connection.client(name) as client:
             try:
-                await client.put_object_retention(**at, Retention={"Mode": mode, "RetainUntilDate": until})
+                await self._retain(client, at, until)
             except ClientError as error:
                 code, status = code_of(error)
-                if code in NO_LOCK or status in (405, 501):
+                if code in NO_LOCK or status in UNKNOWN:
                     raise self._no_lock() from error
                 if code != "AccessDenied":
                     raise
                 # Nobody may shorten a lock: what another system locked for longer is refused in the same words.
-                if await self._locked_until(client, at, mode) < until:
+                if await self._locked_until(client, at, mode) < until and not await self._day_after(client, at, until):
                     raise StoreRejected(
                         f"{self._settings.where}, object {name}: it may not be locked until {until:%Y-%m-%d}: give the "
                         "access key the right s3:PutObjectRetention, and all systems of a vault the same [vault] lock "
                         "and lock_mode"
                     ) from error
+
+    async def _retain(self, client: Any, at: dict[str, str], until: datetime) -> None:
+        mode = self._settings.lock_mode.upper()
+        await client.put_object_retention(**at, Retention={"Mode": mode, "RetainUntilDate": until})
+
+    async def _day_after(self, client: Any, at: dict[str, str], until: datetime) -> bool:
+        """Lock a day longer: at midnight a system whose clock is ahead may have been first. False: refused, too."""
+        try:
+            await self._retain(client, at, until + timedelta(days=1))
+        except ClientError:
+            return False
+        return True
 
     @staticmethod
     async def _locked_until(client: Any, at: dict[str, str], mode: str) -> datetime:

@@ -186,6 +186,7 @@ class Locking:
         """Lock what is due; return how much of what cannot wait is left, and why. What was locked goes to `done`."""
         rest = iter(range(len(due.names)))
         locked: list[int] = []
+        settled: list[int] = []
         why = f"one session locks {EXTENDED_MAX} objects"
 
         async def work() -> None:
@@ -196,10 +197,12 @@ class Locking:
                     await self._lock.vault.extend_lock(due.names[at])
                 except ObjectMissing:
                     self._gone.append(due.names[at])
+                    settled.append(at)
                 except StoreRejected as error:
                     self._refused.append(error)
                 else:
                     locked.append(at)
+                    settled.append(at)
 
         try:
             await run_workers(work, AT_ONCE)
@@ -208,8 +211,8 @@ class Locking:
         done.append(due.keys[locked])
         if locked:
             log.info("locks_extended", component="vault", objects=len(locked))
-        left = due.must - sum(at < due.must for at in locked) - len(self._gone)
-        return max(0, left), str(self._refused[0]) if self._refused else why
+        left = due.must - sum(at < due.must for at in settled)
+        return left, str(self._refused[0]) if self._refused else why
 
 
 def _key(name: str) -> int:

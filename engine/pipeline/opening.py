@@ -21,11 +21,11 @@ from engine.names import PointId
 from engine.pipeline.beside import lie_beside
 from engine.pipeline.gate import GatedStore
 from engine.pipeline.parent import Parent, Stores, find_parent
-from engine.pipeline.report import SessionReport
+from engine.pipeline.report import SessionReport, UploadReport
 from engine.pipeline.route import Event, Means, RouteKeeper
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side, open_side
-from engine.pipeline.upload import Upload, UploadReport
+from engine.pipeline.upload import Upload
 from engine.ports import ObjectStore
 from engine.spool import Spool
 from engine.vault.certificate import Certificates

@@ -1,4 +1,4 @@
-"""What a session tells at its end: to `backup`, to history, to progress while it runs."""
+"""What a session or an upload tells at its end: to `backup`, to history, to progress while it runs."""
 
 from __future__ import annotations
 
@@ -88,6 +88,26 @@ class SessionReport(msgspec.Struct, kw_only=True):
         """Note that the route is `route` from `at_ms` on."""
         self.route = route
         self.route_history.append(RouteChange(route, iso_time(at_ms)))
+
+
+class UploadReport(msgspec.Struct, kw_only=True):
+    """What an upload did. `left`: points that are still in the spool; `stopped`: it gave way before it was done.
+
+    `lost`: points whose root nobody can open any more.
+    """
+
+    uploaded: list[Uploaded] = []
+    lost: list[str] = []
+    left: int = 0
+    stopped: bool = False
+    error: str | None = None
+    problems: list[str] = []
+    seconds: float = 0.0
+    exit_code: int = 0
+
+
+class NameTaken(Exception):
+    """The vault has another point of this name: a copy of local state went on without seeing the original's points."""
 
 
 def iso_time(ms: int) -> str:

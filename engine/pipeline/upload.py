@@ -33,7 +33,7 @@ from engine.pack import FinishedPack, check_pack
 from engine.pipeline.filling import CacheAway, Filling
 from engine.pipeline.kept import not_kept
 from engine.pipeline.locking import Locking
-from engine.pipeline.report import Uploaded
+from engine.pipeline.report import Uploaded, UploadReport
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side, open_side
 from engine.root import Root, open_root
@@ -50,26 +50,6 @@ PUTS_MAX: Final = 8
 
 # Asked between packs; True: somebody else needs the state directory, or the user wants a pause.
 Stop: TypeAlias = Callable[[], bool]
-
-
-class UploadReport(msgspec.Struct, kw_only=True):
-    """What an upload did. `left`: points that are still in the spool; `stopped`: it gave way before it was done.
-
-    `lost`: points whose root nobody can open any more.
-    """
-
-    uploaded: list[Uploaded] = []
-    lost: list[str] = []
-    left: int = 0
-    stopped: bool = False
-    error: str | None = None
-    problems: list[str] = []
-    seconds: float = 0.0
-    exit_code: int = 0
-
-
-class NameTaken(Exception):
-    """The vault has another point of this name: a copy of local state went on without seeing the original's points."""
 
 
 class Within(msgspec.Struct, frozen=True):

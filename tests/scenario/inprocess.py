@@ -15,10 +15,10 @@ from adapters.lifetime import lifetime
 from adapters.state import identity as files
 from adapters.state.directory import StateDirectory
 from adapters.stores.folder import FolderStore
-from engine.pipeline.report import SessionReport
+from engine.pipeline.report import SessionReport, UploadReport
 from engine.pipeline.session import Session
 from engine.pipeline.setup import SessionSetup
-from engine.pipeline.upload import Upload, UploadReport
+from engine.pipeline.upload import Upload
 from engine.ports import Clock, ObjectStore
 from engine.root import Root, open_root
 from engine.vault.certificate import Certificates

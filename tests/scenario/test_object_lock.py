@@ -167,7 +167,8 @@ def test_what_points_need_is_locked_as_long_as_they_are_and_not_all_at_once(lock
     assert first.problems == []
     assert [name for name in locked.store.extended if PackName.parse(name)] == [], "its own put locked it"
     old = locked.check()
-    counts = []
+    counts: list[int] = []
+    needed = old
     for day in (1, 14, 16, 20, 24, 28, 30, 33, 59, 90):
         assert locked.on_day(day).problems == []
         needed = locked.check()

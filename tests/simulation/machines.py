@@ -23,8 +23,7 @@ from engine.block import BLOCK_BYTES
 from engine.errors import ForebayError
 from engine.exitcodes import DONE, IN_SPOOL, SOMETHING_MISSING, of_error
 from engine.names import PackName, PointId
-from engine.pipeline.report import SessionReport
-from engine.pipeline.upload import UploadReport
+from engine.pipeline.report import SessionReport, UploadReport
 from engine.pipeline.volume import VolumeSource
 from engine.ports import Changes
 from engine.vault.adoption import adopt_spool

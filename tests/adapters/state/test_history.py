@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -146,4 +147,31 @@ def test_a_path_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     file = HistoryFile(tmp_path / "h", writable=True)
     with pytest.raises(SessionAborted, match=os.sep + "h"):
         file.last(1)
+    file.close()
+
+
+def test_locks_are_kept_by_store_and_day_until_they_end(tmp_path: Path) -> None:
+    file = HistoryFile(tmp_path / "history.sqlite", writable=True)
+    assert file.locks(A) == (0, {})
+    file.add_locks(A, 100, b"1" * 16, looked=40, today=40)
+    file.add_locks(A, 100, b"2" * 8, looked=41, today=41)
+    file.add_locks(A, 101, b"3" * 8, looked=42, today=42)
+    file.add_locks(B, 101, b"", looked=42, today=42)
+    assert file.locks(A) == (42, {100: b"1" * 16 + b"2" * 8, 101: b"3" * 8})
+    assert file.locks(B) == (42, {101: b""})
+    file.add_locks(B, 160, b"4" * 8, looked=101, today=101)
+    assert file.locks(A) == (42, {101: b"3" * 8})
+    file.close()
+
+
+def test_a_damaged_row_of_locks_counts_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    file = HistoryFile(path, writable=True)
+    file.add_locks(A, 100, b"1" * 8, looked=40, today=40)
+    file.close()
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE lock_until SET keys = ?", (b"2" * 8,))
+    assert file.locks(A) == (0, {})
+    file.add_locks(A, 100, b"3" * 8, looked=41, today=41)
+    assert file.locks(A) == (41, {100: b"3" * 8})
     file.close()

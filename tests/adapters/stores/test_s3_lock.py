@@ -95,9 +95,10 @@ async def test_a_point_is_locked_for_its_time_and_what_it_needs_for_twice_that(
 ) -> None:
     await store.put(PACK, b"hello")
     await store.put(ROOT, b"root")
-    assert await lock_of(locked, store, ROOT) == ("GOVERNANCE", pytest.approx(30.5, abs=0.51))
-    assert await lock_of(locked, store, PACK) == ("GOVERNANCE", pytest.approx(60.5, abs=0.51))
-    assert await lock_of(locked, store, "format") == ("GOVERNANCE", pytest.approx(60.5, abs=0.51))
+    assert (await lock_of(locked, store, ROOT))[0] == "GOVERNANCE"
+    assert (await lock_of(locked, store, ROOT))[1] == pytest.approx(30.5, abs=0.51)
+    assert (await lock_of(locked, store, PACK))[1] == pytest.approx(60.5, abs=0.51)
+    assert (await lock_of(locked, store, "format"))[1] == pytest.approx(60.5, abs=0.51)
 
 
 async def test_a_lock_is_extended_and_never_made_shorter(locked: S3Server, store: S3Store, tmp_path: Path) -> None:
@@ -151,9 +152,7 @@ def _without_bounds(store: S3Store) -> Any:
     return connection
 
 
-async def test_a_clock_that_is_set_in_the_middle_of_a_session_changes_no_lock(
-    locked: S3Server, store: S3Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_clock_that_is_set_in_the_middle_of_a_session_changes_no_lock(locked: S3Server, store: S3Store) -> None:
     await store.put(ROOT, b"root")
     locks = S3Locks(store._connection, lambda: 0.0)
     await locks.extend_lock(ROOT)
@@ -184,3 +183,33 @@ async def test_without_the_right_to_lock_it_is_said_which_one_is_missing(
     async with opened(agent) as other:
         with pytest.raises(StoreRejected, match="give the access key the right s3:PutObjectRetention"):
             await S3Locks(other._connection).check_lock()
+
+
+async def test_a_pack_that_was_put_before_is_locked_as_if_it_were_put_now(
+    locked: S3Server, store: S3Store, tmp_path: Path
+) -> None:
+    unlocked = msgspec.structs.replace(store._connection.settings, lock_s=None)
+    async with opened(unlocked) as other:
+        await other.put(PACK, b"hello")
+    await store.put(PACK, b"hello")
+    assert (await lock_of(locked, store, PACK))[1] == pytest.approx(60.5, abs=0.51)
+
+
+async def test_at_midnight_a_system_whose_clock_is_ahead_costs_nobody_a_session(
+    locked: S3Server, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hidden(client: Any, at: dict[str, str], mode: str) -> datetime:
+        return datetime(1970, 1, 1, tzinfo=UTC)  # what an agent sees that may do no more than put retention
+
+    monkeypatch.setattr(S3Locks, "_locked_until", staticmethod(hidden))
+    connection = store._connection
+    ahead = S3Locks(connection)
+    await ahead.check_lock()
+    assert connection.clock_ahead_s is not None
+    connection.clock_ahead_s += DAY_S
+    await ahead.extend_lock("format")
+    await S3Locks(connection).check_lock()
+    connection.clock_ahead_s += 3 * DAY_S
+    await ahead.extend_lock("format")
+    with pytest.raises(StoreRejected, match="may not be locked until"):
+        await S3Locks(connection).check_lock()
