@@ -106,10 +106,6 @@ class UploadReport(msgspec.Struct, kw_only=True):
     exit_code: int = 0
 
 
-class NameTaken(Exception):
-    """The vault has another point of this name: a copy of local state went on without seeing the original's points."""
-
-
 def iso_time(ms: int) -> str:
     """Return milliseconds since 1970 UTC as RFC 3339."""
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

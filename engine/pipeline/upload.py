@@ -52,6 +52,10 @@ PUTS_MAX: Final = 8
 Stop: TypeAlias = Callable[[], bool]
 
 
+class NameTaken(Exception):
+    """The vault has another point of this name: a copy of local state went on without seeing the original's points."""
+
+
 class Within(msgspec.Struct, frozen=True):
     """What a session has open while it has an upload make room; `vault`, `cache` None: it has not."""
 

@@ -16,9 +16,8 @@ from adapters.lifetime import lifetime
 from adapters.openstore import open_remote
 from deploy.bench.line import Line
 from engine.pipeline.kept import KeptStore
-from engine.pipeline.report import SessionReport
+from engine.pipeline.report import SessionReport, UploadReport
 from engine.pipeline.retry import RetryingStore
-from engine.pipeline.upload import UploadReport
 from engine.policy import RetryPolicy
 from engine.ports import Clock, ObjectStore
 from tests.chaos import ProxyProcess
