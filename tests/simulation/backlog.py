@@ -65,7 +65,8 @@ def check_upload(model: Model, machine: Machine, plan: Plan, report: UploadRepor
         ]
         require(not gone, f"exit code 0, and points are not in the vault: {gone}", told)
     if report.exit_code == IN_SPOOL:
-        require(report.stopped and bool(waiting), "exit code 3 without a reason", told)
+        why = report.stopped or any("waits in the spool" in problem for problem in report.problems)
+        require(why and bool(waiting), "exit code 3 without a reason", told)
     if report.exit_code == FAILED:
         require(report.error is not None or incomplete, "an upload failed without a word", told)
     for each in report.uploaded:
