@@ -38,7 +38,13 @@ async def delete_point(
     lost = await anyio.to_thread.run_sync(_stands_at, state, volumes, spool.identity.system, point)
     if lost:
         newest = await _before(spool, point)
-        await anyio.to_thread.run_sync(_forget, state, volumes, newest, point.root(spool.identity.system))
+        gone = Intent(
+            root=point.root(spool.identity.system),
+            root_hash=_HASH_UNKNOWN,
+            vault=spool.identity.spool or spool.identity.vault,
+            heads={},
+        )
+        await anyio.to_thread.run_sync(_forget, state, volumes, newest, gone)
     return Deletion(await spool.delete(point, now_ms, text), lost)
 
 
@@ -55,13 +61,14 @@ def _stands_at(state: StateStore, volumes: Sequence[str], system: bytes, point: 
     return newest is None or point >= known[0] or point in known
 
 
-def _forget(state: StateStore, volumes: Sequence[str], newest: Newest | None, root: str) -> None:
+def _forget(state: StateStore, volumes: Sequence[str], newest: Newest | None, gone: Intent) -> None:
     # Maps of volumes that are configured no more are of another incarnation from here on: they are never used again.
     state.renew_incarnation()
     for name in volumes:
         state.volume(name).forget()
-    if (intent := _intent(state)) is None or intent.root == root:
-        state.clear_intent()
+    if (intent := _intent(state)) is None or intent.root == gone.root:
+        # A commit that did not happen, so to speak: no later point may come before what this one came after.
+        state.write_intent(gone)
     if newest is None:
         state.clear_newest()
     else:

@@ -286,3 +286,22 @@ def test_a_root_that_vanished_from_the_spool(one: Backlog, fast_path: Path) -> N
     assert any(f"the spool has lost restore point {root.name}" in problem for problem in report["problems"])
     backlog.keep(report["point"])
     settled(backlog)
+
+
+def test_what_is_made_after_a_deletion_comes_after_the_deleted_point(one: Backlog, fast_path: Path) -> None:
+    """Also by a clock that is behind: there may be points in the vault that only the deleted one's order told of."""
+    backlog = one.copy_to(fast_path / "work")
+    machine = backlog.machine
+    assert machine.cache is not None
+    machine.cache.rename(fast_path / "cache")  # it would have a copy of the root
+    (root,) = (backlog.spool / "root").rglob("*-*")
+    machine.run("points", "--delete", root.name, "--yes")
+    del backlog.contents[root.name]
+    for number in range(2):
+        change(machine, random.Random(number))
+        point = inprocess.backup(machine, clock=FakeClock(1)).point
+        assert point is not None
+        assert point.partition("-")[0] > max(root.name, *backlog.contents).partition("-")[0]
+        backlog.keep(point)
+    (fast_path / "cache").rename(machine.cache)
+    settled(backlog)
