@@ -232,7 +232,11 @@ class StateDirectory:
             found = None  # a new one is what a state gets that is not known to be the one the newest root came from
         if found is not None and len(found.value) == len(NO_INCARNATION):
             return found.value
-        return self.renew_incarnation() if self._lock is not None else NO_INCARNATION
+        if self._lock is None:
+            return NO_INCARNATION
+        # Whoever made the directory may have died before its name was durable; nothing it held would be.
+        self._disk.sync_folder(self.path.absolute().parent)
+        return self.renew_incarnation()
 
     def _is_intended(self, name: str) -> bool:
         """Tell whether an open intent may ask for what is staged of a volume."""
