@@ -245,7 +245,10 @@ def test_local_state_that_was_on_its_way_to_the_point_is_lost_too(site: Site, ca
     ran = run(capsys, "--config", site.config, "points", "--delete", str(third), "--yes", "--json")
     assert (ran.code, ran.document["state_lost"]) == (0, True)
     with StateDirectory.open(site.folder / "state", lock=False) as state:
-        assert state.intent() is None
+        # Nothing is committed by it; it says what the next point has to come after.
+        intent = state.intent()
+        assert intent is not None
+        assert (intent.root, intent.root_hash, intent.heads) == (root, bytes(32), {})
         newest = state.newest()
         assert newest is not None
         assert newest.order == second.order
