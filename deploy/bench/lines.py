@@ -238,7 +238,9 @@ def added_per_changed(results: Results, days: int) -> float | None:
 def peaks(results: Results) -> Iterator[tuple[int, float]]:
     """Yield per volume size the most memory any command of Forebay took there."""
     ours: list[dict[str, Any]] = [
-        row for row in results.rows if "rss_mib" in row and str(row.get("peer", LZ4)).startswith("forebay")
+        row
+        for row in results.rows
+        if {"rss_mib", "size"} <= row.keys() and str(row.get("peer", LZ4)).startswith("forebay")
     ]
     for size in sorted({int(row["size"]) for row in ours}):
         yield size, max(float(row["rss_mib"]) for row in ours if row["size"] == size)
