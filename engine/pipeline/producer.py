@@ -144,8 +144,10 @@ class Producer:
             gone = rows_of(work.zero) & any_along(current["ref"])
             counts.changed += int(np.count_nonzero(gone))
             gone = gone if gone.any() else None
-        untold = _untold(work, found.rows, changed, gone) if work.sample.any() else None
-        counts.candidates -= int(np.bitwise_count(work.sample & (work.read | work.zero)).sum())
+        untold: int | None = None
+        if work.sample.any():
+            untold = _untold(work, found.rows, changed, gone)
+            counts.candidates -= int(np.bitwise_count(work.sample & (work.read | work.zero)).sum())
         forced: Mask = np.zeros_like(changed) if not work.force.any() else rows_of(work.force)[found.rows]
         caches = changed & nonzero
         if self._cache is None:
