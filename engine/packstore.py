@@ -134,6 +134,22 @@ class PackStore:
         """Tell of which of these packs nothing is asked of this store: they lie beside it."""
         return np.isin(keys, self._beside.keys) if self._beside is not None else np.zeros(len(keys), np.bool_)
 
+    def holds(self, name: PackName) -> bool:
+        """Tell whether a pack lies in this store, by its last listing: asked only where packs leave the store again."""
+        return self._there is not None and name.key in self._there
+
+    def keeps(self, names: Iterable[PackName]) -> bool:
+        """Tell whether all these packs lie in this store, by its last listing, or are known beside it.
+
+        True for a store that packs do not leave: nobody but `PackStore` takes them out of a passing one.
+        """
+        if self._there is None:
+            return True
+        keys = np.array([name.key for name in names if not self.holds(name)], np.uint64)
+        beside = self._beside or Beside(np.empty(0, np.uint64))
+        known = [view.lists_packs(keys) for view in (*beside.own, *beside.foreign)]
+        return bool(np.any([self.lies_beside(keys), *known], axis=0).all())
+
     def own_views(self) -> list[View]:
         """Return the views of what this store's index lists of this system."""
         return self._mirror.views()[0]

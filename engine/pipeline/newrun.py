@@ -70,8 +70,14 @@ class RunMaker(msgspec.Struct):
         for run in parent:
             with suppress(StoreCorrupt):
                 tables.append(await RunReader(self.reader, run).table())
-        whole = len(tables) == len(parent)
-        return [await self._write(self._everything(), tables, base=True, tables_whole=whole)]
+        return [await self._base(tables, whole=len(tables) == len(parent))]
+
+    async def anew(self) -> list[RunDescriptor]:
+        """Return one base run of the whole map, which leans on no older one. Raises: StoreError, StateCorrupt."""
+        return [await self._base([], whole=False)]
+
+    async def _base(self, tables: Sequence[PackTable], *, whole: bool) -> RunDescriptor:
+        return await self._write(self._everything(), tables, base=True, tables_whole=whole)
 
     async def _with_merge(
         self, parent: Sequence[RunDescriptor], staged: StagedRun, start: int, stop: int

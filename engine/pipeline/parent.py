@@ -14,7 +14,7 @@ Rules (DESIGN.md §4 Commit, §5 Domains and identity, Rollback):
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from heapq import nlargest
 from typing import Final
 
@@ -170,6 +170,8 @@ async def find_parent(
             "and compared again"
         )
     await _compare(parent, ours, roots)
+    if not parent.lost:
+        await _forget_lost(volumes, parent, ours, stores, identity.system)
     if parent.lost:
         state.renew_incarnation()
     for volume in volumes.values():
@@ -300,6 +302,29 @@ async def _compare(parent: Parent, ours: Newest | None, roots: _Roots) -> None:
             f"the {where} has lost restore point {mine}; everything is read and compared again, "
             f"and what the {where} lacks is sent again"
         )
+
+
+async def _forget_lost(
+    volumes: Mapping[str, VolumeState], parent: Parent, ours: Newest | None, stores: Stores, system: bytes
+) -> None:
+    """Forget the maps whose restore point, older than the one local state ends with, is nowhere any more.
+
+    Spooled packs that no point lists are swept: what the map names there may be gone, its pages too.
+    """
+    if stores.vault is None:
+        return
+    places = [store for store in (stores.vault, stores.spool) if store is not None]
+    for name, volume in volumes.items():
+        head = volume.head
+        if head is None or (ours is not None and (head.order, head.incarnation) == (ours.order, ours.incarnation)):
+            continue
+        point = PointId(head.order, head.incarnation)
+        if all([await _root_hash(store, point.root(system)) is None for store in places]):
+            volume.forget()
+            parent.problems.append(
+                f"volume {name!r}: restore point {point}, which its local state stands at, is gone; the volume is read "
+                "and compared whole"
+            )
 
 
 async def _left_the_spool(ours: Newest, mine: PointId, roots: _Roots) -> bool:

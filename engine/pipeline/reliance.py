@@ -83,6 +83,11 @@ class Reliance(msgspec.Struct):
         if keys := sorted(self._known_bad | self._bad):
             self._note_bad(keys, volumes)
 
+    def tell(self, problem: str) -> None:
+        """Take a sentence for the user, once: what is written again would tell it again."""
+        if problem not in self.problems:
+            self.problems.append(problem)
+
     def take_gone(self) -> npt.NDArray[np.uint64]:
         """Return the keys of the packs that turned out to be bad since this was last asked."""
         gone, self._gone = self._gone, set()

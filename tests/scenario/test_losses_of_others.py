@@ -288,6 +288,35 @@ def test_a_root_that_vanished_from_the_spool(one: Backlog, fast_path: Path) -> N
     settled(backlog)
 
 
+@pytest.mark.parametrize("vault", ["away", "back"])
+def test_a_root_that_vanished_from_the_spool_below_the_newest_point(one: Backlog, fast_path: Path, vault: str) -> None:
+    """Only some volumes stand at it; what they lean on was swept, also where the newest point is there."""
+    backlog = one.copy_to(fast_path / "work")
+    machine = backlog.machine
+    (root,) = (backlog.spool / "root").rglob("*-*")
+    change(machine, random.Random(8))
+    newer = machine.backup("--volume", "data", expect=3)["point"]
+    backlog.contents[newer] = {"data": machine.volumes["data"].read_bytes()}
+    del backlog.contents[root.name]
+    root.unlink()
+    expected = "volume 'logs': the spool has lost what its last restore point was made of"
+    if vault == "back":
+        expected = f"volume 'logs': restore point {root.name}, which its local state stands at, is gone"
+        machine.back()
+        backlog.upload_all()
+    report = machine.backup(expect=3 if vault == "away" else 0)
+    assert [problem for problem in report["problems"] if problem.startswith(expected)]
+    assert not [problem for problem in report["problems"] if "'data'" in problem]
+    backlog.keep(report["point"])
+    if vault == "away":
+        machine.back()
+        backlog.upload_all()
+    assert backlog.listed() >= backlog.contents.keys()
+    with backlog.without_cache():
+        backlog.restore_all()
+    backlog.goes_on()
+
+
 def test_what_is_made_after_a_deletion_comes_after_the_deleted_point(one: Backlog, fast_path: Path) -> None:
     """Also by a clock that is behind: there may be points in the vault that only the deleted one's order told of."""
     backlog = one.copy_to(fast_path / "work")
