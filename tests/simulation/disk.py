@@ -46,11 +46,15 @@ class _Change:
 
 @dataclass
 class Disk:
-    """The folder `root`; `event` hears of every change before it is made. `full`: nothing can grow any more."""
+    """The folder `root`; `event` hears of every change before it is made. `full`: nothing can grow any more.
+
+    `fails`: whether a change of the file or folder with this path fails now, as on a disk that is dying.
+    """
 
     root: Path
     event: Callable[[str], None]
     full: bool = False
+    fails: Callable[[str], bool] = lambda path: False
     _synced: dict[int, bytes] = field(default_factory=dict)  # content by file number
     _buried: dict[int, bytes] = field(default_factory=dict)  # of files without a name, as they were last
     _durable: dict[str, dict[str, int]] = field(default_factory=dict)  # folder → name → file number; -1: a folder
@@ -198,6 +202,7 @@ def _open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None
     if new:
         disk.event(f"create {os.path.basename(whole)}")
         _refuse(disk)
+        _fail(disk, whole)
     fd: int = real(path, flags, mode, dir_fd=dir_fd)
     _paths[fd] = whole
     if new:
@@ -208,6 +213,11 @@ def _open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None
 def _refuse(disk: Disk) -> None:
     if disk.full:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _fail(disk: Disk, path: str) -> None:
+    if disk.fails(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def _writing(name: str) -> Callable[..., Any]:
@@ -226,6 +236,7 @@ def _writing(name: str) -> Callable[..., Any]:
             name == "posix_fallocate" and arguments[0] + arguments[1] > os.fstat(fd).st_size
         ):
             _refuse(disk)
+            _fail(disk, _paths[fd])
         return _REAL[name](fd, *arguments)
 
     return call
@@ -239,6 +250,7 @@ def _syncing(name: str) -> Callable[..., Any]:
             _REAL[name](fd)
             return
         disk.event(f"{name} {os.path.basename(path)}")
+        _fail(disk, path)
         disk.synced(fd, path)
 
     return call
@@ -255,6 +267,7 @@ def _naming(name: str) -> Callable[..., Any]:
         if os.path.lexists(target) == (name in ("mkdir", "link")) and name not in ("replace", "rename"):
             return _REAL[name](path, *arguments, **named)  # fails, or changes nothing
         disk.event(f"{name} {os.path.basename(target)}")
+        _fail(disk, target)
         if name in ("mkdir", "link"):
             _refuse(disk)
         else:

@@ -47,7 +47,7 @@ OPENED: Final[list[StateDirectory]] = []  # state directories that may not be cl
 
 
 class Machine:
-    """One machine. `contents`: its volumes as they are now; `told` hears of everything it does."""
+    """One machine. `contents`: its volumes as they are now; `told` hears of everything it does; `ills` is a chance, too."""
 
     def __init__(
         self,
@@ -57,8 +57,9 @@ class Machine:
         chance: random.Random,
         told: Callable[[str], None],
         now: Callable[[], int],
+        ills: random.Random,
     ) -> None:
-        self.home, self.stores, self.chance, self._told = home, stores, chance, told
+        self.home, self.stores, self.chance, self.ills, self._told = home, stores, chance, ills, told
         self.name, self.system = identity.name, identity.system.hex()
         self.clock, self.settings = VirtualClock(), Settings()
         self.disk = Disk(home / "disk", self.event)
@@ -194,6 +195,7 @@ class Machine:
             f'on_loss = "{has.on_loss}"',
             f"{near}retries_max = {has.retries_max}" if has.cache else "",
             f'[spool]\npath = "{self.spool.path}"' if has.spool else "",
+            f'upload_window = "{has.upload_window}"' if has.spool and has.upload_window else "",
         ]
         config = parse_config("\n".join(text), self.home / "forebay.toml")
         if config.spool is None or has.max_bytes is None:
@@ -281,6 +283,7 @@ class Machine:
         self._vanish_on, self._crash_on, self._way_on = plan.vanish_on, plan.crash_on, plan.way_on
         self._began, self._own, self._sent, self.seen = self._now(), set(), set(), set()
         self._kept = set(self.spool.written)
+        self.disk.fails = partial(self._fails, plan.ailing)
         vault = self.port("vault", plan.vault)
         if self.settings.elsewhere:
             vault = Port(self.stores["elsewhere"], plan.vault, self.chance, self.event, _never, _nothing)
@@ -297,11 +300,14 @@ class Machine:
                 self.cut_power()
             while OPENED:
                 OPENED.pop().close()
-            self.disk.full = False
+            self.disk.full, self.disk.fails = False, partial(self._fails, 0.0)
             self._dead, self._crash_at, self._crash_on = False, None, ("", 0)
             self._vanish_on = self._way_on = ""
             self.spool.reckon()
         return None
+
+    def _fails(self, share: float, path: str) -> bool:
+        return share > 0 and path.startswith(str(self.spool.path)) and self.ills.random() < share
 
     def cut_power(self) -> None:
         """Let the machine, and a cache of its own, lose what is not durable."""
@@ -322,7 +328,9 @@ class Machine:
     def paused(self) -> bool:
         """Whether nothing is to be uploaded now."""
         with powered(self.disk):
-            return paused(self.disk.root / "state", self.clock.now_ms()) is not None
+            config, now_ms = self.config().spool, self.clock.now_ms()
+            window = adapters.compose.outside(config.upload_window_minutes, now_ms) if config is not None else None
+            return window is not None or paused(self.disk.root / "state", now_ms) is not None
 
     def source(self, name: str) -> VolumeSource:
         """Return a volume as sessions take it."""

@@ -50,6 +50,7 @@ class Misfortunes:
         has.on_loss = chance.choice(("restart", "resume"))
         has.room_bytes = round(2 ** chance.uniform(18, 24)) if chance.random() < 0.1 else None
         has.max_bytes = (8 << 20) + round(2 ** chance.uniform(18, 24)) if chance.random() < 0.1 else None
+        has.upload_window = machine.ills.choice(("", "", "", "20:00-06:00", "09:00-17:00"))
         self._tell(f"{machine.name}: {has}")
 
     def switch_spool(self, machine: Machine) -> None:
@@ -153,6 +154,7 @@ class Misfortunes:
             self.lose_spool(machine)
         machine.settings.elsewhere = False
         machine.settings.room_bytes = machine.settings.max_bytes = None
+        machine.settings.upload_window = ""
         machine.pause(None)
 
     def lose_state(self, machine: Machine) -> None:

@@ -12,7 +12,7 @@ class Settings:
     """What a machine's configuration says, as far as a simulation changes it.
 
     `room_bytes`: what the disk lets the spool have, `max_bytes`: what `max_size` does, None: more than ever needed.
-    `elsewhere`: [vault] url leads to another vault.
+    `elsewhere`: [vault] url leads to another vault. `upload_window`: as in the file; "": always.
     """
 
     delta: bool = True
@@ -29,6 +29,7 @@ class Settings:
     room_bytes: int | None = None
     max_bytes: int | None = None
     elsewhere: bool = False
+    upload_window: str = ""
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Plan:
 
     `crash_at`: at which of its events; `crash_on`: so many events after the first of this name. `vanish_on`: packs
     vanish from the vault at the first event of this name. `way_on`: somebody else wants the state directory from the
-    first event of this name on.
+    first event of this name on. `ailing`: the share of changes on the spool's disk that fail.
     """
 
     volumes: list[str] = field(default_factory=list)
@@ -50,12 +51,14 @@ class Plan:
     disk_full: bool = False
     vanish_on: str = ""
     way_on: str = ""
+    ailing: float = 0.0
 
     @property
     def calm(self) -> bool:
         """Whether nothing is in the way."""
         dies = self.crash_at is not None or self.crash_on[0]
-        return self.vault.calm and self.cache.calm and not (dies or self.disk_full or self.vanish_on or self.way_on)
+        hurt = dies or self.disk_full or self.vanish_on or self.way_on or self.ailing
+        return self.vault.calm and self.cache.calm and not hurt
 
     def __str__(self) -> str:
         dies = f"{'power cut' if self.power_cut else 'killed'} at {self.crash_at or self.crash_on}"
@@ -66,6 +69,7 @@ class Plan:
                 *([dies] if self.crash_at is not None or self.crash_on[0] else []),
                 *([f"packs vanish on {self.vanish_on}"] if self.vanish_on else []),
                 *([f"to give way on {self.way_on}"] if self.way_on else []),
+                *([f"spool ailing {self.ailing}"] if self.ailing else []),
             ]
         )
 

@@ -12,7 +12,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from engine.block import Bytes
-from engine.errors import ObjectMissing, StoreRejected, StoreUnavailable
+from engine.errors import ObjectMissing, StoreRejected, StoreThrottled, StoreUnavailable
 from engine.ports import ObjectInfo
 from tests.fakes import flip_a_bit
 
@@ -96,6 +96,7 @@ class Weather:
 
     `away_after`: so many calls later the store is away, for `away_s`, and again after as many; `disconnects`: a put
     under way then leaves a short object. `refuses_after`, `full_after`: from then on it refuses all calls, or puts.
+    `throttles`: asks to be asked less.
     """
 
     name: str = "calm"
@@ -113,6 +114,7 @@ class Weather:
     disconnects: bool = False
     refuses_after: int | None = None
     full_after: int | None = None
+    throttles: float = 0.0
 
     @property
     def calm(self) -> bool:
@@ -139,6 +141,17 @@ def any_weather(chance: random.Random) -> Weather:
         lambda: Weather("picky", loses_answers=1.0, only=chance.choice(PICKED)),
     )
     return chance.choice(kinds)()
+
+
+def server_weather(chance: random.Random) -> Weather:
+    """Choose a weather that servers taught: 503 to many calls or all, puts that hang and come through all the same."""
+    share = chance.choice((0.1, 0.4, 0.8, 1.0))
+    kinds = (
+        Weather("throttling", throttles=share),
+        Weather("throttling puts", throttles=share, only="put", loses_answers=0.1),
+        Weather("overloaded", throttles=share / 2, hangs=0.05, late_puts=0.1, slow=0.3),
+    )
+    return chance.choice(kinds)
 
 
 def away() -> Weather:
@@ -199,6 +212,8 @@ class Port:
         self._call = what  # of several calls under way, the one this turn is of
         if self._happens(weather.fails):
             raise StoreUnavailable("a call failed")
+        if self._happens(weather.throttles):
+            raise StoreThrottled("asked to slow down")
         await checkpoint()
         self._call = what
 

@@ -22,7 +22,7 @@ from tests.simulation.misfortunes import Misfortunes
 from tests.simulation.model import Model
 from tests.simulation.plans import Plan
 from tests.simulation.spools import OWN
-from tests.simulation.stores import Broken, Kind, SimStore, Weather, any_weather, away
+from tests.simulation.stores import Broken, Kind, SimStore, Weather, any_weather, away, server_weather
 from tests.simulation.themes import THEMES, VANISHINGS, WAYS
 
 CALM_MAX: Final = 4
@@ -53,7 +53,15 @@ class World:
         other = SimStore("elsewhere", {FORMAT: FormatObject("vault", b"elsewhere".ljust(16)).encode()})
         self.stores: dict[Kind, SimStore] = {"vault": vault, "cache": near, "elsewhere": other}
         self.machines = [
-            Machine(start.identities[name], folder / name, self.stores, chance, self._event, self._now)
+            Machine(
+                start.identities[name],
+                folder / name,
+                self.stores,
+                chance,
+                self._event,
+                self._now,
+                random.Random(f"ills {seed} {name}"),
+            )
             for name in names
         ]
         losses = Losses(self.stores, start.identities[names[0]].keys, self._now)
@@ -168,6 +176,10 @@ class World:
             plan.vanish_on = chance.choice(VANISHINGS)
         if chance.random() < 0.05:
             plan.way_on = chance.choice(WAYS)
+        if machine.ills.random() < likely.weather / 5:
+            plan.vault = server_weather(machine.ills)
+        if machine.ills.random() < likely.weather / 5:
+            plan.ailing = machine.ills.choice((0.02, 0.2, 1.0))
         return plan
 
     async def _session(self, machine: Machine, plan: Plan) -> SessionReport | None:
