@@ -15,9 +15,8 @@ from typing import Final, Literal, TypeVar
 from adapters.stores.calls import Call, WatchedThreads
 from adapters.stores.folderfiles import FolderFiles, create_folder
 from adapters.stores.folderwalk import walk
-from adapters.stores.plainnames import is_object_name
+from adapters.stores.plainnames import check_object_name
 from engine.block import Bytes
-from engine.errors import StoreRejected
 from engine.ports import ObjectInfo
 from engine.workers import run_workers
 
@@ -70,25 +69,19 @@ class FolderStore:
     async def _run(self, function: Callable[[Call], T], timeout_s: float | None = None) -> T:
         return await self._threads.run(timeout_s or self._stall_timeout_s, function)
 
-    @staticmethod
-    def _checked(name: str) -> str:
-        if not is_object_name(name):
-            raise StoreRejected(f"{name!r} is no name an object may have")
-        return name
-
     async def put(self, name: str, data: Bytes) -> None:
         """See `ObjectStore.put`; a name that is no plain one is StoreRejected, here and below."""
-        self._checked(name)
+        check_object_name(name)
         await self._run(lambda call: self._files.put(call, name, data))
 
     async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
         """See `ObjectStore.get`."""
-        self._checked(name)
+        check_object_name(name)
         return await self._run(lambda call: self._files.get(call, name, offset, length))
 
     async def stat(self, name: str) -> int:
         """See `ObjectStore.stat`."""
-        self._checked(name)
+        check_object_name(name)
         return await self._run(lambda call: self._files.stat(call, name))
 
     async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
@@ -112,7 +105,7 @@ class FolderStore:
 
     async def delete(self, name: str) -> None:
         """See `ObjectStore.delete`; durable like a put."""
-        self._checked(name)
+        check_object_name(name)
         await self._run(lambda call: self._files.delete(call, name))
 
     async def probe(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from engine.errors import StoreRejected
+
 TMP: Final = "tmp"
 NAME_CHARS_MAX: Final = 400
 SEGMENTS_MAX: Final = 8
@@ -17,6 +19,12 @@ _OBJECT: Final = re.compile(rf"(?!{TMP}/)(?:{_SEGMENT}/){{0,{SEGMENTS_MAX - 1}}}
 def is_object_name(name: str) -> bool:
     """Tell whether `name` may be an object's: segments of `a-z 0-9 -`, `/` between, perhaps `.1` … `.9` at the end."""
     return len(name) <= NAME_CHARS_MAX and _OBJECT.fullmatch(name) is not None
+
+
+def check_object_name(name: str) -> None:
+    """Return if `name` may be an object's. Raises: StoreRejected."""
+    if not is_object_name(name):
+        raise StoreRejected(f"{name!r} is no name an object may have")
 
 
 def is_folder_name(name: str) -> bool:

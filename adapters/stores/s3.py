@@ -21,7 +21,7 @@ import anyio
 import anyio.to_thread
 from botocore.exceptions import ClientError
 
-from adapters.stores.plainnames import is_object_name
+from adapters.stores.plainnames import check_object_name, is_object_name
 from adapters.stores.s3body import PutBody
 from adapters.stores.s3client import S3Connection, bound
 from adapters.stores.s3errors import NO_S3, code_of
@@ -52,7 +52,7 @@ class S3Store:
 
     async def put(self, name: str, data: Bytes) -> None:
         """See `ObjectStore.put`; a name that is no plain one is StoreRejected, here and below."""
-        self._checked(name)
+        check_object_name(name)
         view = memoryview(data).cast("B")
         digest = await _digest(sha256, view)
         began_s = self._limit.now()
@@ -66,7 +66,7 @@ class S3Store:
 
     async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
         """See `ObjectStore.get`."""
-        self._checked(name)
+        check_object_name(name)
         if length == 0:
             await self.stat(name)
             return b""
@@ -74,7 +74,7 @@ class S3Store:
 
     async def stat(self, name: str) -> int:
         """See `ObjectStore.stat`."""
-        self._checked(name)
+        check_object_name(name)
         return int((await self._watched(f"stat of {name}", partial(self._head, name)))["ContentLength"])
 
     async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
@@ -98,7 +98,7 @@ class S3Store:
 
     async def delete(self, name: str) -> None:
         """See `ObjectStore.delete`."""
-        self._checked(name)
+        check_object_name(name)
         await self._watched(f"delete of {name}", partial(self._delete, name))
 
     async def probe(self) -> None:
@@ -183,11 +183,6 @@ class S3Store:
         raise StoreUnavailable(
             f"{self._settings.where}: {what} moved nothing for {stall_s:g} s: check that the server can be reached"
         )
-
-    @staticmethod
-    def _checked(name: str) -> None:
-        if not is_object_name(name):
-            raise StoreRejected(f"{name!r} is no name an object may have")
 
     def _at(self, name: str) -> dict[str, str]:
         return {"Bucket": self._settings.bucket, "Key": self._prefix + name}

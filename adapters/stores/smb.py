@@ -12,13 +12,13 @@ from typing import Final, Literal, TypeVar
 import anyio
 
 from adapters.stores.calls import Call, WatchedThreads
-from adapters.stores.plainnames import is_object_name
+from adapters.stores.plainnames import check_object_name
 from adapters.stores.smbfiles import SmbFiles
 from adapters.stores.smblinks import Links
 from adapters.stores.smbwalk import Listing
 from adapters.stores.smbwire import Login
 from engine.block import Bytes
-from engine.errors import StoreError, StoreRejected
+from engine.errors import StoreError
 from engine.ports import ObjectInfo
 
 T = TypeVar("T")
@@ -68,25 +68,19 @@ class SmbStore:
         finally:
             self._free_links.release()
 
-    @staticmethod
-    def _checked(name: str) -> str:
-        if not is_object_name(name):
-            raise StoreRejected(f"{name!r} is no name an object may have")
-        return name
-
     async def put(self, name: str, data: Bytes) -> None:
         """See `ObjectStore.put`; a name that is no plain one is StoreRejected, here and below."""
-        self._checked(name)
+        check_object_name(name)
         await self._run(lambda call: self._files.put(call, name, data))
 
     async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
         """See `ObjectStore.get`."""
-        self._checked(name)
+        check_object_name(name)
         return await self._run(lambda call: self._files.get(call, name, offset, length))
 
     async def stat(self, name: str) -> int:
         """See `ObjectStore.stat`."""
-        self._checked(name)
+        check_object_name(name)
         return await self._run(lambda call: self._files.stat(call, name))
 
     async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
@@ -104,7 +98,7 @@ class SmbStore:
 
     async def delete(self, name: str) -> None:
         """See `ObjectStore.delete`."""
-        self._checked(name)
+        check_object_name(name)
         await self._run(lambda call: self._files.delete(call, name))
 
     async def probe(self) -> None:
