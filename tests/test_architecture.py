@@ -40,7 +40,7 @@ ONE_SYSTEM_FILES = (
 )
 # Who may import other families of adapters: the composition root and the commands, which compose.
 COMPOSERS = ("adapters/main.py", "adapters/compose.py", "adapters/openstore.py", "adapters/cli/")
-SHARED = frozenset({"version", "clock", "logs", "directio", "lifetime"})
+SHARED = frozenset({"version", "clock", "logs", "directio", "lifetime", "smallfiles"})
 
 Module = tuple[str, str, ast.Module]
 

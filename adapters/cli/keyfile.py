@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 import click
 
+from adapters.smallfiles import read_small
 from engine.errors import ConfigError
 
 T = TypeVar("T")
@@ -29,13 +30,7 @@ def read_key_file(file: Path | None) -> bytes | None:
     """Return the bytes of the key file, or None without one. Raises: ConfigError."""
     if file is None:
         return None
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(KEY_FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"key file {file} cannot be read: {error.strerror or error}") from None
+    data = read_small("key file", file, KEY_FILE_BYTES_MAX)
     if not data:
         raise ConfigError(f"key file {file} is empty: is it the right file?")
-    if len(data) > KEY_FILE_BYTES_MAX:
-        raise ConfigError(f"key file {file} is larger than {KEY_FILE_BYTES_MAX} bytes: is it the right file?")
     return data

@@ -30,6 +30,7 @@ from adapters.config.model import (
 )
 from adapters.config.places import SmbUrl, is_smb, smb_of
 from adapters.config.units import MIB, parse_duration, parse_size, parse_window, show_duration, show_size
+from adapters.smallfiles import read_small
 from engine.errors import ConfigError
 
 FILE_BYTES_MAX: Final = 1 * MIB
@@ -316,13 +317,7 @@ class _Reader:
 
 
 def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"configuration file {path} cannot be read: {error.strerror or error}") from None
-    if len(data) > FILE_BYTES_MAX:
-        raise ConfigError(f"configuration file {path} is larger than {show_size(FILE_BYTES_MAX)}")
+    data = read_small("configuration file", path, FILE_BYTES_MAX)
     try:
         return data.decode("utf-8-sig")  # Windows editors like to put a byte order mark in front
     except UnicodeDecodeError as error:

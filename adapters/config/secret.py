@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 from typing import Final, NoReturn
 
+from adapters.smallfiles import read_small
 from engine.errors import ConfigError
 
 SECRET_BYTES_MAX: Final = 4096
@@ -39,17 +38,7 @@ def read_secret(what: str, file: Path) -> Secret:
 
     Raises: ConfigError.
     """
-    try:
-        with file.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            # Group rights are left alone: systemd hands credentials over with them.
-            if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & 0o007:
-                raise ConfigError(f"{what} file {file} is open to every user: run chmod o= on it")
-            data = stream.read(SECRET_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"{what} file {file} cannot be read: {error.strerror or error}") from None
-    if len(data) > SECRET_BYTES_MAX:
-        raise ConfigError(f"{what} file {file} is longer than {SECRET_BYTES_MAX} bytes: is it the right file?")
+    data = read_small(f"{what} file", file, SECRET_BYTES_MAX, secret=True)
     try:
         text = data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:

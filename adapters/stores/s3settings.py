@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import configparser
 import os
-import stat
 from pathlib import Path
 from typing import Final, Literal, NoReturn
 
 import msgspec
 
-from engine.errors import StoreRejected
+from adapters.smallfiles import read_small
+from engine.errors import ConfigError, StoreRejected
 
 KEYS_BYTES_MAX: Final = 64 << 10
 DEFAULT_PROFILE: Final = "default"
@@ -91,23 +91,16 @@ class S3Settings(msgspec.Struct, frozen=True, kw_only=True):
 def read_keys(path: Path, profile: str | None) -> S3Keys:
     """Return the keys of `profile` in a credentials file of the usual form.
 
-    Raises: StoreRejected (unreadable, open to every user, no such profile, not all keys): a session goes on without
-    the vault then, `init` and `check-config` say so.
+    Raises: StoreRejected (unreadable, too large, open to every user, no such profile, not all keys): a session goes on
+    without the vault then, `init` and `check-config` say so.
     """
     what = f"credentials file {path}"
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            # Group rights are left alone: systemd hands credentials over with them.
-            if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & 0o007:
-                raise StoreRejected(f"{what} is open to every user: run chmod o= on it")
-            data = file.read(KEYS_BYTES_MAX + 1)
-    except OSError as error:
-        raise StoreRejected(f"{what} cannot be read: {error.strerror or error}") from None
+        data = read_small("credentials file", path, KEYS_BYTES_MAX, secret=True)
+    except ConfigError as error:
+        raise StoreRejected(str(error)) from None
     parser = configparser.RawConfigParser()
     try:
-        if len(data) > KEYS_BYTES_MAX:
-            raise ValueError
         parser.read_string(data.decode("utf-8-sig"))
     except (configparser.Error, ValueError):
         # What the parser says may quote the file.

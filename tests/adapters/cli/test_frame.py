@@ -154,7 +154,7 @@ def test_spaces_belong_to_a_passphrase(tmp_path: Path) -> None:
         (b"\n", "is empty"),
         (b"\xff\xfe", "is not UTF-8"),
         (b"one\ntwo\n", "more than one line"),
-        (b"x" * 5000, "longer than 4096 bytes"),
+        (b"x" * 5000, "larger than 4096 bytes"),
     ],
 )
 def test_a_file_that_holds_no_passphrase_is_refused(tmp_path: Path, content: bytes, words: str) -> None:

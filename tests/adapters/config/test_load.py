@@ -323,7 +323,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load_config(tmp_path)
     (tmp_path / "big.toml").write_bytes(b"#" * (FILE_BYTES_MAX + 1))
-    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+    with pytest.raises(ConfigError, match="larger than 1048576 bytes"):
         load_config(tmp_path / "big.toml")
 
 

@@ -46,7 +46,7 @@ def test_its_group_may_read_it_as_systemd_hands_it_over(tmp_path: Path) -> None:
         ("[default]\nverysecret", 0o600, None, "is not of the form"),
         (KEYS + KEYS, 0o600, None, "is not of the form"),
         (b"\xff\xfe", 0o600, None, "is not of the form"),
-        (b"#" * (KEYS_BYTES_MAX + 1), 0o600, None, "is not of the form"),
+        (b"#" * (KEYS_BYTES_MAX + 1), 0o600, None, "is larger than 65536 bytes"),
     ],
 )
 def test_a_file_that_is_none_is_refused_without_a_word_of_what_is_in_it(
