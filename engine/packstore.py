@@ -11,7 +11,7 @@ may lie packs of another one that are relied on all the same: those of the vault
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import anyio
@@ -35,6 +35,7 @@ from engine.packread import PackReads
 from engine.packtable import KINDS
 from engine.ports import AckLog, MirrorFiles, ObjectStore
 from engine.refresh import INDEX_BYTES_MAX, Members, Refresh
+from engine.stage import barrier_of
 from engine.subkeys import DomainKeys
 from engine.view import View
 from engine.viewset import Beside
@@ -165,7 +166,7 @@ class PackStore:
 
     async def flush(self) -> None:
         """Return once everything put before is durable."""
-        barrier: Callable[[], Awaitable[None]] | None = getattr(self.objects, "flush", None)
+        barrier = barrier_of(self.objects)
         before = list(self._unlisted)
         if barrier is not None:
             await barrier()

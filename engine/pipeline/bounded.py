@@ -6,7 +6,7 @@ nothing is left to free, the put is refused. Nobody else writes to the store, or
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
 import anyio
@@ -15,8 +15,9 @@ import structlog
 
 from engine.block import Bytes
 from engine.errors import ObjectMissing, StoreRejected
-from engine.ports import ObjectInfo, ObjectStore
+from engine.ports import ObjectStore
 from engine.spoolroom import WARN_SHARE, left_on_disk
+from engine.stage import Stage
 
 log = structlog.get_logger("spool")
 
@@ -33,15 +34,16 @@ class SpoolFull(StoreRejected):
     """The spool may hold, or its disk can take, no more."""
 
 
-class BoundedStore:
-    """An ObjectStore and Barrier over `inner`; `max_bytes` None: bounded by its disk alone.
+class BoundedStore(Stage):
+    """The stage over the spool; `max_bytes` None: bounded by its disk alone.
 
     `where` names the spool in sentences; `free_bytes` asks how much its disk has left (*sync*). `make_room` may be set
     once somebody can.
     """
 
     def __init__(self, inner: ObjectStore, where: str, max_bytes: int | None, free_bytes: Callable[[], int]) -> None:
-        self._inner, self._where = inner, where
+        super().__init__(inner)
+        self._where = where
         self._max_bytes, self._free_bytes = max_bytes, free_bytes
         self._used: int | None = None
         self._pending = 0  # bytes of puts that run
@@ -85,35 +87,12 @@ class BoundedStore:
             self._pending -= more
         await self._warn()
 
-    async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
-        """Return a range of an object, see ObjectStore."""
-        return await self._inner.get(name, offset, length)
-
-    async def stat(self, name: str) -> int:
-        """Return an object's size in bytes, see ObjectStore."""
-        return await self._inner.stat(name)
-
-    async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
-        """Stream a listing, see ObjectStore."""
-        async for info in self._inner.list(prefix, after):
-            yield info
-
     async def delete(self, name: str) -> None:
         """Remove an object, see ObjectStore."""
         size = await self._size(name)
         await self._inner.delete(name)
         if self._used is not None:
             self._used -= size
-
-    async def probe(self) -> None:
-        """Return if the store is there, see ObjectStore."""
-        await self._inner.probe()
-
-    async def flush(self) -> None:
-        """Return once everything put before is durable, see Barrier."""
-        barrier: Callable[[], Awaitable[None]] | None = getattr(self._inner, "flush", None)
-        if barrier is not None:
-            await barrier()
 
     async def _size(self, name: str) -> int:
         try:

@@ -31,6 +31,7 @@ from engine.errors import StoreError, StoreRejected, StoreUnavailable
 from engine.pipeline.route import Event, Means, RouteKeeper
 from engine.policy import ReconnectPolicy
 from engine.ports import Clock, ObjectInfo, ObjectStore
+from engine.stage import Stage, barrier_of
 
 T = TypeVar("T")
 
@@ -183,11 +184,12 @@ class ReconnectGate:
         log.error("vault_given_up", component="vault", error=sentence, then=self.then)
 
 
-class GatedStore:
-    """An ObjectStore, and a Barrier if `inner` is one, behind a gate: the vault of a session, above its retries."""
+class GatedStore(Stage):
+    """The vault of a session behind a gate, above its retries; `probe` goes past it, since it asks about now."""
 
     def __init__(self, inner: ObjectStore, gate: ReconnectGate) -> None:
-        self._inner, self._gate = inner, gate
+        super().__init__(inner)
+        self._gate = gate
 
     async def put(self, name: str, data: Bytes) -> None:
         """Store an object, see ObjectStore."""
@@ -205,15 +207,11 @@ class GatedStore:
         """Remove an object, see ObjectStore."""
         await self._through(lambda: self._inner.delete(name), "write")
 
-    async def probe(self) -> None:
-        """Return if the store is there, see ObjectStore; past the gate: it asks about now."""
-        await self._inner.probe()
-
     async def flush(self) -> None:
         """Return once everything put before is durable, see Barrier."""
-        flush: Callable[[], Awaitable[None]] | None = getattr(self._inner, "flush", None)
-        if flush is not None:
-            await self._through(flush, "write")
+        barrier = barrier_of(self._inner)
+        if barrier is not None:
+            await self._through(barrier, "write")
 
     async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
         """Stream a listing, see ObjectStore; one that broke off is begun again behind the gate."""

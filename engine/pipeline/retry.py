@@ -33,6 +33,7 @@ from engine.errors import StoreThrottled, StoreUnavailable
 from engine.liveness import StallBound
 from engine.policy import RetryPolicy
 from engine.ports import Clock, ObjectInfo, ObjectStore
+from engine.stage import barrier_of
 
 T = TypeVar("T")
 
@@ -117,9 +118,9 @@ class RetryingStore:
 
     async def flush(self) -> None:
         """Return once everything put before is durable, see Barrier; one try."""
-        flush: Callable[[], Awaitable[None]] | None = getattr(self._inner, "flush", None)
-        if flush is not None:
-            await self._once("flush", "", flush, self._policy.flush_stall_s)
+        barrier = barrier_of(self._inner)
+        if barrier is not None:
+            await self._once("flush", "", barrier, self._policy.flush_stall_s)
 
     async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
         """Stream a listing, see ObjectStore; tried again until its first row came."""

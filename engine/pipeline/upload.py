@@ -33,8 +33,7 @@ from engine.pack import FinishedPack, check_pack
 from engine.pipeline.filling import CacheAway, Filling
 from engine.pipeline.kept import not_kept
 from engine.pipeline.locking import Locking
-from engine.pipeline.report import Uploaded
-from engine.pipeline.report import UploadReport as UploadReport
+from engine.pipeline.report import Uploaded, UploadReport
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side, open_side
 from engine.root import Root, open_root

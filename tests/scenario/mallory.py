@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from engine.names import FragmentName, PackName
 from engine.pack import PACK_HEADER_BYTES, FinishedPack, PackBuilder, check_pack
 from engine.pipeline.report import SessionReport
 from engine.pipeline.session import Session
-from engine.ports import ObjectInfo, ObjectStore
+from engine.ports import ObjectStore
 from engine.seal import Codec, Sealer
+from engine.stage import Stage
 from engine.vault.identity import Identity
 from tests.scenario.machine import Machine
 
@@ -90,11 +91,12 @@ class Mallory:
 Hook = Callable[[str], Awaitable[None]]
 
 
-class HookedStore:
-    """An ObjectStore that calls `before` and `after` with the name of every object that is put."""
+class HookedStore(Stage):
+    """A stage that calls `before` and `after` with the name of every object that is put."""
 
     def __init__(self, inner: ObjectStore, before: Hook | None = None, after: Hook | None = None) -> None:
-        self._inner, self._before, self._after = inner, before, after
+        super().__init__(inner)
+        self._before, self._after = before, after
 
     async def put(self, name: str, data: Bytes) -> None:
         if self._before is not None:
@@ -102,21 +104,6 @@ class HookedStore:
         await self._inner.put(name, data)
         if self._after is not None:
             await self._after(name)
-
-    async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        return bytes(await self._inner.get(name, offset, length))
-
-    async def stat(self, name: str) -> int:
-        return await self._inner.stat(name)
-
-    def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
-        return self._inner.list(prefix, after)
-
-    async def delete(self, name: str) -> None:
-        await self._inner.delete(name)
-
-    async def probe(self) -> None:
-        await self._inner.probe()
 
 
 def hooked_backup(machine: Machine, *, before: Hook | None = None, after: Hook | None = None) -> SessionReport:

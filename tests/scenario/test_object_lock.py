@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,8 +29,9 @@ from engine.pipeline.session import Session
 from engine.pipeline.setup import LockSetup, SessionSetup
 from engine.pipeline.upload import Upload
 from engine.policy import DAY_S, LockPolicy
-from engine.ports import ObjectInfo, ObjectStore
+from engine.ports import ObjectStore
 from engine.runs import RunReader
+from engine.stage import Stage
 from tests.scenario.inprocess import newest_root
 from tests.scenario.machine import Machine, overwrite, random_volume
 
@@ -49,16 +50,18 @@ class Calendar(SystemClock):
         return super().now_ms() + round(self.ahead_s * 1000)
 
 
-class LockingStore:
+class LockingStore(Stage):
     """A vault that locks what is put, and remembers until which day (implements `Retention`)."""
 
     def __init__(self, clock: Calendar) -> None:
         self._clock = clock
-        self.inner: ObjectStore
         self.until: dict[str, int] = {}
         self.extended: list[str] = []
         self.refusal: StoreError | None = None
         self.failure: StoreError | None = None
+
+    def stand_before(self, inner: ObjectStore) -> None:
+        self._inner = inner
 
     @property
     def now_s(self) -> float:
@@ -71,29 +74,14 @@ class LockingStore:
     async def extend_lock(self, name: str) -> None:
         if self.failure is not None:
             raise self.failure
-        await self.inner.stat(name)
+        await self.stat(name)
         self.extended.append(name)
         self.until[name] = max(self.until.get(name, 0), POLICY.needed_day(self.now_s))
 
     async def put(self, name: str, data: Bytes) -> None:
-        await self.inner.put(name, data)
+        await super().put(name, data)
         point = name.startswith(("root/", "note/"))
         self.until.setdefault(name, (POLICY.point_day if point else POLICY.needed_day)(self.now_s))
-
-    async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
-        return await self.inner.get(name, offset, length)
-
-    async def stat(self, name: str) -> int:
-        return await self.inner.stat(name)
-
-    def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
-        return self.inner.list(prefix, after)
-
-    async def delete(self, name: str) -> None:
-        await self.inner.delete(name)
-
-    async def probe(self) -> None:
-        await self.inner.probe()
 
 
 class Locked:
@@ -121,7 +109,7 @@ class Locked:
         async def main() -> T:
             with StateDirectory.open(config.system.state_dir) as state:
                 setup = await build_setup(config, identity, state, [*config.volumes], clock=self.clock)
-                self.store.inner = setup.vault
+                self.store.stand_before(setup.vault)
                 lock = LockSetup(POLICY, self.store, state.history)
                 return await work(msgspec.structs.replace(setup, vault=self.store, lock=lock))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.exitcodes import DONE, FAILED, IN_SPOOL
-from engine.pipeline.upload import UploadReport
+from engine.pipeline.report import UploadReport
 from tests.simulation.losses import require
 from tests.simulation.machines import Machine
 from tests.simulation.model import Model

@@ -13,6 +13,7 @@ import anyio
 from engine.pack import FinishedPack, PackBuilder
 from engine.pipeline.queue import SLOT_BYTES, Slot, TransmissionQueue
 from engine.ports import ObjectStore
+from engine.stage import barrier_of
 from engine.subkeys import DomainKeys
 
 T = TypeVar("T")
@@ -178,9 +179,9 @@ class StoreSink:
 
     async def flush(self) -> None:
         covered = len(self.acknowledged)
-        flush = getattr(self.store, "flush", None)
-        if flush is not None:
-            await flush()
+        barrier = barrier_of(self.store)
+        if barrier is not None:
+            await barrier()
         self.flushes += 1
         self.flushed = covered
 

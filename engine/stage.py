@@ -1,0 +1,51 @@
+"""Stages: what stands before a store looks like the store, and hands on all it does not do itself (DESIGN.md §4)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from engine.block import Bytes
+from engine.ports import ObjectInfo, ObjectStore
+
+
+def barrier_of(store: ObjectStore) -> Callable[[], Awaitable[None]] | None:
+    """Return the `flush` of a store that is a `Barrier`, None of one whose puts are durable by themselves."""
+    flush: Callable[[], Awaitable[None]] | None = getattr(store, "flush", None)
+    return flush
+
+
+class Stage:
+    """An ObjectStore, and a Barrier if `inner` is one, that hands everything on; a stage overrides what it is for."""
+
+    def __init__(self, inner: ObjectStore) -> None:
+        self._inner = inner
+
+    async def put(self, name: str, data: Bytes) -> None:
+        """Store an object, see ObjectStore."""
+        await self._inner.put(name, data)
+
+    async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
+        """Return a range of an object, see ObjectStore."""
+        return await self._inner.get(name, offset, length)
+
+    async def stat(self, name: str) -> int:
+        """Return an object's size in bytes, see ObjectStore."""
+        return await self._inner.stat(name)
+
+    def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
+        """Stream a listing, see ObjectStore."""
+        return self._inner.list(prefix, after)
+
+    async def delete(self, name: str) -> None:
+        """Remove an object, see ObjectStore."""
+        await self._inner.delete(name)
+
+    async def probe(self) -> None:
+        """Return if the store is there, see ObjectStore."""
+        await self._inner.probe()
+
+    async def flush(self) -> None:
+        """Return once everything put before is durable, see Barrier."""
+        barrier = barrier_of(self._inner)
+        if barrier is not None:
+            await barrier()
