@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.block import BATCH_BLOCKS, PLACE
+from engine.cache.attempt import Attempt
 from engine.parts import Origins, PartEntries
 from engine.ports import AckLog, MirrorFiles
 from engine.staterecords import Head as Head
@@ -158,6 +159,43 @@ class History(Protocol):
 
     def add_bad_packs(self, store: bytes, keys: Sequence[int], healed: Sequence[str] = ()) -> None:
         """Remember packs as bad, and that the volumes `healed` lean on them no longer. Raises: StateCorrupt."""
+        ...
+
+
+class CacheHistory(Protocol):
+    """Verifications of caches; bounded, but the newest result of a cache and its last passed one are always kept.
+
+    "Last" is in the order in which attempts began here, whatever the clock said. What is damaged counts as not there.
+    """
+
+    def put_attempt(self, attempt: Attempt) -> None:
+        """Record a verification, durably, or what became of it: one of the same name keeps its place in the order.
+
+        Raises: StateCorrupt, SessionAborted.
+        """
+        ...
+
+    def attempts(self, store: bytes, count: int) -> Sequence[Attempt]:
+        """Return up to `count` verifications of the cache `store` (16 bytes), newest first. Raises: StateCorrupt."""
+        ...
+
+    def last_completed(self, store: bytes) -> Attempt | None:
+        """Return the newest one of `store` that was completed. Raises: StateCorrupt."""
+        ...
+
+    def last_passed(self, store: bytes) -> Attempt | None:
+        """Return the newest one of `store` that passed. Raises: StateCorrupt."""
+        ...
+
+    def note_session(self, store: bytes, ended_ms: int) -> None:
+        """Remember that a session with the cache `store` ended; only the first one counts.
+
+        Raises: StateCorrupt, SessionAborted.
+        """
+        ...
+
+    def first_session_ms(self, store: bytes) -> int | None:
+        """Return when the first session with the cache `store` ended; None: there was none. Raises: StateCorrupt."""
         ...
 
 

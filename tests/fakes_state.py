@@ -6,6 +6,7 @@ import numpy as np
 
 from engine.bits import rows_of
 from engine.block import BATCH_BLOCKS, DELTA_FLAG, blocks_in
+from engine.cache.attempt import Attempt
 from engine.parts import ORIGINS, PART_ENTRY, Origins, PartEntries, bind, same_place
 from engine.state import ENTRY, Entries, Head, Masks, Pages
 
@@ -138,6 +139,38 @@ class MemoryVolumeState:
 
     def sync_missing(self) -> None:
         return
+
+
+class MemoryCacheHistory:
+    """CacheHistory over a dict, with the bound of the real one."""
+
+    def __init__(self, attempts_max: int = 1000) -> None:
+        self.attempts_max = attempts_max
+        self.kept: dict[str, Attempt] = {}  # in the order in which they began
+        self.first: dict[bytes, int] = {}
+
+    def put_attempt(self, attempt: Attempt) -> None:
+        self.kept[attempt.attempt] = attempt
+        store = bytes.fromhex(attempt.store)
+        needed = (self.last_completed(store), self.last_passed(store))
+        for old in list(self.kept.values())[: -self.attempts_max]:
+            if old not in needed:
+                del self.kept[old.attempt]
+
+    def attempts(self, store: bytes, count: int) -> list[Attempt]:
+        return [each for each in reversed(self.kept.values()) if each.store == store.hex()][:count]
+
+    def last_completed(self, store: bytes) -> Attempt | None:
+        return next((each for each in self.attempts(store, len(self.kept)) if each.completed), None)
+
+    def last_passed(self, store: bytes) -> Attempt | None:
+        return next((each for each in self.attempts(store, len(self.kept)) if each.passed), None)
+
+    def note_session(self, store: bytes, ended_ms: int) -> None:
+        self.first.setdefault(store, ended_ms)
+
+    def first_session_ms(self, store: bytes) -> int | None:
+        return self.first.get(store)
 
 
 def _nothing_known() -> tuple[PartEntries, Origins]:

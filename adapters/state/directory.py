@@ -8,7 +8,7 @@ incarnation          8 random bytes, made when the directory is first locked
 newest               the restore point the state ends with
 journal              the intent of a commit that may have happened
 sessions             sessions begun and not ended by a published root
-history.sqlite       sessions that ended, foreign packs opened once
+history.sqlite       sessions that ended, verifications of the cache, foreign packs opened once
 volumes/<hash>/      map, staged pages and missing-block bitmap of a volume (maps.py), parts of its blocks (parts.py)
 index/<store id>/    mirror of a store's index fragments; index/<store id>.acks: acknowledged packs no fragment lists
 ```

@@ -1,9 +1,10 @@
-"""History in SQLite: sessions that ended, foreign packs opened once, packs that turned out to be bad, and locks.
+"""History in SQLite: sessions that ended, verifications, packs opened once or turned out to be bad, and locks.
 
 Journal mode TRUNCATE with `synchronous = FULL`: one short transaction a session, durable when it returns (in mode
 DELETE, SQLite does not wait for the journal's removal, so that a power failure could undo the last one). WAL would
 add two files that a reader without the right to write cannot open, and wins nothing at this rate. All tables are
-bounded. SQLite checks no content: each row of history carries a checksum of its own.
+bounded. SQLite checks no content: each row of history carries a checksum of its own. A file of an older version lacks
+tables: who writes makes them, to who only looks they are empty.
 
 A file that turns out damaged while it is open for writing is moved aside (`history.sqlite.damaged`): the call that
 found it fails, the next one begins a new file. A damaged history must not be what ends backups.
@@ -18,36 +19,43 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import xxhash
 
 from adapters.state.files import StateFile, read_failed, write_failed
+from engine.cache.attempt import Attempt
 from engine.errors import ForebayError, SessionAborted, StateCorrupt
 from engine.staterecords import SessionRow
 
+R = TypeVar("R", SessionRow, Attempt)
 SESSIONS_MAX: Final = 1000  # the newest are kept
 CHECKED_PACKS_MAX: Final = 1_000_000  # over all stores; the newest are kept
+ATTEMPTS_MAX: Final = 1000  # over all caches; the newest are kept, and those health is told by
+CACHES_MAX: Final = 100  # whose first session is remembered; the newest are kept
 BAD_PACKS_MAX: Final = 100_000  # rows: a pack, and one for each volume healed of it; the newest are kept
 _BUSY_S: Final = 10.0
 _ADVICE: Final = "remove it: only the list of past sessions is lost"
 _UNFINISHED: Final = ("SQLITE_READONLY_ROLLBACK", "SQLITE_READONLY_CANTINIT", "SQLITE_CANTOPEN")
-_SCHEMA: Final = (
-    "CREATE TABLE IF NOT EXISTS session (number INTEGER PRIMARY KEY, row BLOB NOT NULL, sum BLOB NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS checked_pack "
-    "(number INTEGER PRIMARY KEY, store BLOB NOT NULL, hash BLOB NOT NULL, UNIQUE (store, hash))",
+_SCHEMA: Final = {
+    "session": "(number INTEGER PRIMARY KEY, row BLOB NOT NULL, sum BLOB NOT NULL)",
+    "checked_pack": "(number INTEGER PRIMARY KEY, store BLOB NOT NULL, hash BLOB NOT NULL, UNIQUE (store, hash))",
     # `volume`: healed of the pack; "" is the pack itself. `key`: the first 8 bytes of its hash.
-    "CREATE TABLE IF NOT EXISTS bad_pack (number INTEGER PRIMARY KEY, store BLOB NOT NULL, key BLOB NOT NULL, "
-    "volume TEXT NOT NULL, UNIQUE (store, key, volume))",
+    "bad_pack": "(number INTEGER PRIMARY KEY, store BLOB NOT NULL, key BLOB NOT NULL, volume TEXT NOT NULL, "
+    "UNIQUE (store, key, volume))",
     # `keys`: of objects that are locked until this day, 8 bytes each; day 0 has the day of the last whole look instead.
-    "CREATE TABLE IF NOT EXISTS lock_until (store BLOB NOT NULL, day INTEGER NOT NULL, keys BLOB NOT NULL, "
-    "sum BLOB NOT NULL, PRIMARY KEY (store, day))",
-)
+    "lock_until": "(store BLOB NOT NULL, day INTEGER NOT NULL, keys BLOB NOT NULL, sum BLOB NOT NULL, "
+    "PRIMARY KEY (store, day))",
+    # `outcome`: 0 no result, 1 completed, 2 passed.
+    "attempt": "(number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, store TEXT NOT NULL, outcome INTEGER NOT NULL, "
+    "row BLOB NOT NULL, sum BLOB NOT NULL)",
+    "cache_session": "(number INTEGER PRIMARY KEY, store BLOB NOT NULL UNIQUE, first_ms INTEGER NOT NULL)",
+}
 
 
 class HistoryFile:
-    """The file `history.sqlite` (implements `History` and `LockNotes`); safe to call from several threads."""
+    """The file `history.sqlite` (`History`, `CacheHistory` and `LockNotes`); safe to call from several threads."""
 
     def __init__(self, path: Path, *, writable: bool) -> None:
         self._path, self._writable = path, writable
@@ -135,6 +143,64 @@ class HistoryFile:
                 [(*row, _sum(row[2])) for row in rows],
             )
 
+    def put_attempt(self, attempt: Attempt) -> None:
+        """See `CacheHistory.put_attempt`; of more than 1,000 the oldest go, not those health rests on."""
+        body = msgspec.msgpack.encode(attempt)
+        outcome = int(attempt.completed) + int(attempt.passed)
+        with self._opened() as database, database:
+            database.execute(
+                "INSERT INTO attempt (name, store, outcome, row, sum) VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) "
+                "DO UPDATE SET store = excluded.store, outcome = excluded.outcome, row = excluded.row, "
+                "sum = excluded.sum",
+                (attempt.attempt, attempt.store, outcome, body, _sum(body)),
+            )
+            database.execute(
+                "DELETE FROM attempt WHERE number <= (SELECT max(number) FROM attempt) - ?1 AND number NOT IN ("
+                "SELECT coalesce(max(number), 0) FROM attempt WHERE store = ?2 AND outcome >= 1 UNION ALL "
+                "SELECT coalesce(max(number), 0) FROM attempt WHERE store = ?2 AND outcome = 2)",
+                (ATTEMPTS_MAX, attempt.store),
+            )
+
+    def attempts(self, store: bytes, count: int) -> Sequence[Attempt]:
+        """See `CacheHistory.attempts`."""
+        return self._attempts(store, 0, count)
+
+    def last_completed(self, store: bytes) -> Attempt | None:
+        """See `CacheHistory.last_completed`."""
+        return next((each for each in self._attempts(store, 1, 1) if each.completed), None)
+
+    def last_passed(self, store: bytes) -> Attempt | None:
+        """See `CacheHistory.last_passed`."""
+        return next((each for each in self._attempts(store, 2, 1) if each.passed), None)
+
+    def note_session(self, store: bytes, ended_ms: int) -> None:
+        """See `CacheHistory.note_session`; of more than 100 caches the oldest are forgotten."""
+        with self._opened() as database, database:
+            database.execute("INSERT OR IGNORE INTO cache_session (store, first_ms) VALUES (?, ?)", (store, ended_ms))
+            database.execute(
+                "DELETE FROM cache_session WHERE number <= (SELECT max(number) FROM cache_session) - ?", (CACHES_MAX,)
+            )
+
+    def first_session_ms(self, store: bytes) -> int | None:
+        """See `CacheHistory.first_session_ms`."""
+        with self._opened() as database:
+            found = database.execute("SELECT first_ms FROM cache_session WHERE store = ?", (store,)).fetchone()
+        return found[0] if found is not None and isinstance(found[0], int) else None
+
+    def _attempts(self, store: bytes, outcome: int, count: int) -> list[Attempt]:
+        """Return up to `count` undamaged verifications with at least this outcome, newest first."""
+        found: list[Attempt] = []
+        with self._opened() as database:
+            for body, checksum in database.execute(
+                "SELECT row, sum FROM attempt WHERE store = ? AND outcome >= ? ORDER BY number DESC",
+                (store.hex(), outcome),
+            ):
+                if len(found) == count:
+                    break
+                if (attempt := _decoded(body, checksum, Attempt)) is not None:
+                    found.append(attempt)
+        return found
+
     def close(self) -> None:
         """Release the file; it is opened again when used."""
         with self._lock:
@@ -194,7 +260,7 @@ class HistoryFile:
         database = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
         try:
             database.execute(f"PRAGMA busy_timeout = {int(_BUSY_S * 1000)}")
-            database.execute("SELECT number FROM session LIMIT 1").fetchone()  # looks for a transaction to roll back
+            _make_missing_tables(database)  # looks for a transaction to roll back
         except sqlite3.Error as error:
             database.close()
             if error.sqlite_errorname not in _UNFINISHED:
@@ -222,12 +288,10 @@ class HistoryFile:
         return memory
 
     def _row(self, body: bytes, checksum: bytes) -> SessionRow:
-        try:
-            if checksum == _sum(body):
-                return msgspec.msgpack.decode(body, type=SessionRow)
-        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
-            pass
-        raise StateCorrupt(f"{self._path} is damaged: a session's row does not match its checksum; {_ADVICE}")
+        row = _decoded(body, checksum, SessionRow)
+        if row is None:
+            raise StateCorrupt(f"{self._path} is damaged: a session's row does not match its checksum; {_ADVICE}")
+        return row
 
     def _renamed(self, error: sqlite3.Error) -> ForebayError:
         name = getattr(error, "sqlite_errorname", "")
@@ -242,8 +306,26 @@ class HistoryFile:
 
 def _make_tables(database: sqlite3.Connection) -> None:
     with database:
-        for statement in _SCHEMA:
-            database.execute(statement)
+        for name, columns in _SCHEMA.items():
+            database.execute(f"CREATE TABLE IF NOT EXISTS {name} {columns}")
+
+
+def _make_missing_tables(database: sqlite3.Connection) -> None:
+    """Put empty tables beside a file that may not be changed, for those an older version did not know."""
+    known = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if missing := _SCHEMA.keys() - known:
+        database.execute("PRAGMA temp_store = MEMORY")
+        for name in missing:
+            database.execute(f"CREATE TEMP TABLE {name} {_SCHEMA[name]}")
+    database.execute("PRAGMA query_only = ON")  # or a row that nobody would ever see could be put into them
+
+
+def _decoded(body: bytes, checksum: bytes, kind: type[R]) -> R | None:
+    """Return a row's record; None: it is damaged."""
+    try:
+        return msgspec.msgpack.decode(body, type=kind) if checksum == _sum(body) else None
+    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
+        return None
 
 
 def _sum(body: bytes) -> bytes:

@@ -1,0 +1,46 @@
+"""The record of one verification of the cache, as local history keeps it; importing it costs no numpy."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One verification: an attempt from its start on, a result only once it is `completed`.
+
+    `attempt`: 16 random bytes as hex, its name; `store`: the cache's store id as hex, 16 bytes; `started_ms`,
+    `ended_ms` since 1970 (`ended_ms` None: it runs, is paused, or was cut off and goes on). `blocks`: non-zero blocks
+    of the system's volumes that were compared, each counted for every place in a volume it stands at; `missing` of
+    them were not in the cache, those of damaged packs included. `deep_packs`, `deep_bytes`: what was read of the
+    cache's packs; `damaged_packs`, `damaged_bytes` of that was damaged. `healed_since`: of `missing`, what re-checks
+    after it found again. `error`: why it ended without being completed.
+    """
+
+    attempt: str
+    store: str
+    started_ms: int
+    ended_ms: int | None = None
+    completed: bool = False
+    blocks: int = 0
+    missing: int = 0
+    deep_packs: int = 0
+    deep_bytes: int = 0
+    damaged_packs: int = 0
+    damaged_bytes: int = 0
+    healed_since: int = 0
+    error: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it was completed and found at most 1 % missing (DESIGN.md §3.4); healing does not change that."""
+        return self.completed and few(self.missing, self.blocks)
+
+    @property
+    def missing_now(self) -> int:
+        """Of the blocks that were missing, how many no re-check has found since."""
+        return max(0, self.missing - self.healed_since)
+
+
+def few(missing: int, blocks: int) -> bool:
+    """Return whether at most 1 % of `blocks` are missing."""
+    return missing * 100 <= blocks
