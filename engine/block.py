@@ -62,11 +62,6 @@ def ids_from_bytes(data: bytes) -> Ids:
     return np.frombuffer(data, dtype="<u8").reshape(-1, 2)
 
 
-def id_bytes(ids: Ids, position: int) -> bytes:
-    """Return the 16 bytes of the id at `position`."""
-    return bytes(ids[position].tobytes())
-
-
 def zero_mask(batch: Bytes) -> Mask:
     """Tell, for a buffer of whole blocks, which of them are all zero; one pass over the batch."""
     words = np.frombuffer(batch, dtype=np.uint64).reshape(-1, BLOCK_BYTES // 8)

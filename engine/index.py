@@ -40,7 +40,6 @@ class PackIndex:
         self._claimed: set[bytes] = set()
         self._barred_packs: set[int] = set()
         self._barred_writers: set[bytes] = set()
-        self._learnt: dict[int, list[PackName]] = {}
 
     @property
     def own_only(self) -> bool:
@@ -104,10 +103,6 @@ class PackIndex:
         with self._lock:
             self._claimed.difference_update(idents)
 
-    def claims(self) -> int:
-        """Return how many ids are claimed."""
-        return len(self._claimed)
-
     def add_pack(self, pack: FinishedPack | PackAck) -> None:
         """List a pack the store has acknowledged; ends the claims on its ids."""
         view = view_of_pack(pack)
@@ -165,22 +160,10 @@ class PackIndex:
         unique = dict.fromkeys(place.tobytes() for part in (*found, *barred) for place in part)
         return np.frombuffer(b"".join(list(unique)[:PLACES_MAX]), dtype=PLACE)
 
-    def learn_packs(self, names: Iterable[PackName]) -> None:
-        """Make packs known by name that no fragment here lists, such as those of a restore point's pack table."""
-        with self._lock:
-            for name in names:
-                known = self._learnt.setdefault(name.key, [])
-                if name not in known:
-                    known.append(name)
-
     def packs_of_key(self, key: int) -> list[PackName]:
         """Return every pack known under this key: one, none, or several by a freak or forgery; own ones first."""
         found: dict[PackName, None] = {}
-        views = self._views
-        for view in views.mine():
-            found.update(dict.fromkeys(view.names_of(key)))
-        found.update(dict.fromkeys(self._learnt.get(key, ())))
-        for view in views.foreign:
+        for view in self._views.all():
             found.update(dict.fromkeys(view.names_of(key)))
         return list(found)
 
@@ -193,12 +176,7 @@ class PackIndex:
         """Return, for each key, the pack it stands for or None."""
         unique, inverse = np.unique(keys, return_inverse=True)
         names: list[PackName | None] = [None] * len(unique)
-        views = self._views
-        _name(names, (view.pack_rows(unique) for view in views.mine()))
-        for position, key in enumerate(unique.tolist()):
-            if names[position] is None and key in self._learnt:
-                names[position] = self._learnt[key][0]
-        _name(names, (view.pack_rows(unique) for view in views.foreign))
+        _name(names, (view.pack_rows(unique) for view in self._views.all()))
         return [names[position] for position in inverse.tolist()]
 
     def count_packs(self, writers: set[bytes]) -> int:

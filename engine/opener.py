@@ -69,7 +69,11 @@ class Opener:
         resolve: Resolve | None = None,
         subkey: bytes | None = None,
     ) -> bytes:
-        """Return the content of `ref`; see `PackStore.open_block`."""
+        """Return the content of a block by its 48-byte ref, whole or delta, from `place` or wherever its id lies.
+
+        `resolve` names packs the index does not know; `subkey` is that of blocks if None.
+        Raises: StoreCorrupt naming the pack that should have held it, ObjectMissing.
+        """
         return (await self.open_from(ref, place, resolve, subkey))[0]
 
     async def open_from(
@@ -82,7 +86,7 @@ class Opener:
     ) -> tuple[bytes, int]:
         """Return the content of `ref` and which store its record lay in: 0 for the one opened, then the others.
 
-        `read_before`: how many records were read for this block before. Raises: as `PackStore.open_block`.
+        `read_before`: how many records were read for this block before. Raises: as `open`.
         """
         attempt = _Attempt(read_before)
         for candidate in self._candidates(ref[:ID_BYTES], place, resolve):

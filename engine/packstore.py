@@ -29,7 +29,7 @@ from engine.fragment import encode_fragment, open_fragment
 from engine.index import PackIndex
 from engine.mirror import Mirror
 from engine.names import FragmentName, PackName
-from engine.opener import Opener, Resolve
+from engine.opener import Opener
 from engine.pack import FinishedPack, Signer
 from engine.packread import PackReads
 from engine.packtable import KINDS
@@ -188,16 +188,6 @@ class PackStore:
         StoreCorrupt (a range lies outside the pack).
         """
         return await self._reads.read(pack, ranges)
-
-    async def open_block(
-        self, ref: bytes, place: np.void | None = None, resolve: Resolve | None = None, *, subkey: bytes | None = None
-    ) -> bytes:
-        """Return the content of a block by its 48-byte ref, whole or delta, from `place` or wherever its id lies.
-
-        `resolve` names packs the index does not know; `subkey` is that of blocks if None.
-        Raises: StoreCorrupt naming the pack that should have held it, ObjectMissing.
-        """
-        return await self._opener.open(ref, place, resolve, subkey)
 
     async def record_by_id(self, ident: bytes) -> bytes | None:
         """Return a whole record with this id (16 bytes) from any place the index knows, or None; it is not opened."""

@@ -105,11 +105,6 @@ class Root(msgspec.Struct, frozen=True):
     body: RootBody
     hash: bytes
 
-    @property
-    def as_previous(self) -> PreviousRoot:
-        """This root as the predecessor of the next."""
-        return PreviousRoot(order=self.point.order, incarnation=self.point.incarnation, hash=self.hash)
-
 
 _BODY: Final = msgspec.msgpack.Decoder(RootBody)
 _VOLUME: Final = msgspec.msgpack.Decoder(VolumePoint)

@@ -54,10 +54,6 @@ class PartState(Protocol):
         """
         ...
 
-    def read_staged_parts(self, pages: Pages) -> tuple[Masks, PartEntries, Origins]:
-        """Return masks, entries and origins staged for `pages`; outside the masks they are undefined."""
-        ...
-
     def forget_parts(self) -> None:
         """Discard everything known and staged of parts."""
         ...

@@ -132,10 +132,6 @@ class VolumeMap:
         self._staging.break_seal()
         self._parts.stage(page, mask, parts, origins)
 
-    def read_staged_parts(self, pages: Pages) -> tuple[Masks, PartEntries, Origins]:
-        """Return masks, entries and origins staged for `pages`. Raises: StateCorrupt."""
-        return self._parts.read_staged(pages)
-
     def forget_parts(self) -> None:
         """Discard everything known and staged of parts. Raises: SessionAborted."""
         self._parts.forget()

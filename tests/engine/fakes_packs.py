@@ -14,6 +14,7 @@ from engine.columns import U32
 from engine.errors import StateCorrupt
 from engine.index import PackIndex
 from engine.names import PackName
+from engine.opener import Opener, Resolve
 from engine.pack import FinishedPack, PackBuilder
 from engine.packstore import PackStore
 from engine.ports import ObjectStore
@@ -144,3 +145,6 @@ class Machine:
             self.incarnation, self.team.signer(self.writer), "vault", b"v" * 16, index_max=self.index_max,
         )  # fmt: skip
         return self.store
+
+    async def open_block(self, ref: bytes, place: np.void | None = None, resolve: Resolve | None = None) -> bytes:
+        return await Opener(self.index, self.store.read_records, self.team.keys).open(ref, place, resolve)

@@ -80,7 +80,7 @@ class Family:
         return self
 
     async def open(self) -> bytes:
-        return await self.machine.store.open_block(self.ref, self.place)
+        return await self.machine.open_block(self.ref, self.place)
 
 
 def test_an_undamaged_delta_opens_from_five_records_and_no_listing() -> None:
@@ -164,7 +164,7 @@ def test_the_records_read_for_one_block_are_bounded() -> None:
             await machine.store.put_pack(pack_of([seal_whole(SUBKEY, bytes([number + 1])), bytes(forged)]))
         calls.calls.clear()
         with pytest.raises(StoreCorrupt):
-            await machine.store.open_block(TEAM.ref(content))
+            await machine.open_block(TEAM.ref(content))
         assert len([call for call, _ in calls.calls if call == "get"]) == RECORDS_MAX
 
     run(main)
@@ -201,7 +201,7 @@ def test_a_place_of_impossible_length_is_not_read(length: int) -> None:
         family = await Family().fill()
         place = np.array([(family.place["pack"], family.place["offset"], length)], family.place.dtype)[0]
         family.calls.calls.clear()
-        assert await family.machine.store.open_block(family.ref, place) == family.content
+        assert await family.machine.open_block(family.ref, place) == family.content
         assert len([call for call, _ in family.calls.calls if call == "get"]) == 5
 
     run(main)
@@ -217,7 +217,7 @@ def test_a_delta_of_garbage_under_a_valid_id_is_refused() -> None:
         pack = pack_of([record])
         await family.machine.store.put_pack(pack)
         with pytest.raises(StoreCorrupt, match=f"{pack.name}.*does not hold what its name says"):
-            await family.machine.store.open_block(TEAM.ref(wanted))
+            await family.machine.open_block(TEAM.ref(wanted))
 
     run(main)
 
@@ -226,6 +226,6 @@ def test_places_are_numbers_of_any_kind() -> None:
     async def main() -> None:
         family = await Family().fill()
         place = np.array([(family.place["pack"], 5, 7)], family.place.dtype)[0]
-        assert await family.machine.store.open_block(family.ref, place) == family.content
+        assert await family.machine.open_block(family.ref, place) == family.content
 
     run(main)

@@ -60,7 +60,7 @@ def test_what_is_put_and_published_is_found_by_the_next_session_and_by_others() 
         assert await alice.restart().refresh() == []
         assert all(finds(alice, BLOCKS[:5]))
         for block in BLOCKS[:5]:
-            assert await bob.store.open_block(TEAM.ref(block)) == block
+            assert await bob.open_block(TEAM.ref(block)) == block
 
     run(main)
 
@@ -178,7 +178,7 @@ def test_a_fragment_never_lists_packs_that_are_not_durable() -> None:
         objects.power_cut()
         await alice.restart().refresh()
         assert all(finds(alice, BLOCKS[:3]))
-        assert await alice.store.open_block(TEAM.ref(BLOCKS[0])) == BLOCKS[0]
+        assert await alice.open_block(TEAM.ref(BLOCKS[0])) == BLOCKS[0]
 
     run(main)
 
@@ -518,12 +518,12 @@ def test_a_pack_of_the_wrong_size_is_absent_or_read_from_where_it_was_written_ag
             objects.objects[name] = wrong
         assert len(data) != len(wrong or b"")
         with pytest.raises(ObjectMissing, match=name):
-            await alice.store.open_block(TEAM.ref(BLOCKS[1]))
+            await alice.open_block(TEAM.ref(BLOCKS[1]))
         assert await alice.store.present([pack.name, other.name]) == {pack.name}
         objects.objects[f"{name}.1"] = b"wrong as well"
         objects.objects[f"{name}.2"] = data
         for _ in range(2):
-            assert await alice.store.open_block(TEAM.ref(BLOCKS[1])) == BLOCKS[1]
+            assert await alice.open_block(TEAM.ref(BLOCKS[1])) == BLOCKS[1]
         if wrong is not None:
             assert await alice.store.present([pack.name, other.name]) == set()
 
@@ -559,12 +559,12 @@ def test_a_block_is_taken_from_any_place_that_has_it() -> None:
         data = bytearray(objects.objects[str(first.name)])
         data[int(pinned["offset"]) + 50] ^= 1
         objects.objects[str(first.name)] = bytes(data)
-        assert await alice.store.open_block(ref, pinned) == BLOCKS[1]
+        assert await alice.open_block(ref, pinned) == BLOCKS[1]
         del objects.objects[str(second.name)]
         with pytest.raises(StoreCorrupt, match=str(first.name)):
-            await alice.store.open_block(ref, pinned)
+            await alice.open_block(ref, pinned)
         with pytest.raises(ObjectMissing):
-            await alice.store.open_block(TEAM.ref(b"never stored"))
+            await alice.open_block(TEAM.ref(b"never stored"))
 
     run(main)
 
@@ -574,9 +574,9 @@ def test_a_place_is_a_hint_and_another_block_there_is_not_given() -> None:
         alice = Machine(MemoryStore(), TEAM)
         pack = await put_blocks(alice, BLOCKS[:3])
         for place in pack.places():
-            assert await alice.store.open_block(TEAM.ref(BLOCKS[0]), place) == BLOCKS[0]
+            assert await alice.open_block(TEAM.ref(BLOCKS[0]), place) == BLOCKS[0]
         nowhere = np.zeros(1, PLACE)[0]
-        assert await alice.store.open_block(TEAM.ref(BLOCKS[0]), nowhere) == BLOCKS[0]
+        assert await alice.open_block(TEAM.ref(BLOCKS[0]), nowhere) == BLOCKS[0]
 
     run(main)
 
@@ -588,11 +588,9 @@ def test_a_pack_the_index_does_not_know_is_named_by_the_caller() -> None:
         stranger = Machine(objects, TEAM, BOB)
         ref, place = TEAM.ref(BLOCKS[0]), pack.places()[0]
         with pytest.raises(ObjectMissing):
-            await stranger.store.open_block(ref, place)
+            await stranger.open_block(ref, place)
         resolve = {pack.name.key: pack.name}.get
-        assert await stranger.store.open_block(ref, place, resolve) == BLOCKS[0]
-        stranger.index.learn_packs([pack.name])
-        assert await stranger.store.open_block(ref, place) == BLOCKS[0]
+        assert await stranger.open_block(ref, place, resolve) == BLOCKS[0]
 
     run(main)
 

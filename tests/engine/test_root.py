@@ -90,8 +90,6 @@ def test_a_root_comes_back_with_its_point_and_its_hash() -> None:
         3,
     )
     assert root.hash == blake3(ROOT).digest()
-    assert root.as_previous == PreviousRoot(order=POINT.order, incarnation=POINT.incarnation, hash=root.hash)
-    assert root.as_previous.point == POINT
     assert root.body.volume("data") == volume()
     assert root.body.volume("other") is None
 

@@ -13,8 +13,9 @@ from adapters.state.files import Disk
 from adapters.state.maps import VolumeMap
 from engine.block import DELTA_FLAG, PLACE
 from engine.parts import ORIGINS, PART_ENTRY, Origins, PartEntries
-from engine.state import ENTRY, Entries, Pages, VolumeState
+from engine.state import ENTRY, Entries, Masks, Pages, VolumeState
 from tests.adapters.state.fakes_disk import WHOLE, head_of
+from tests.fakes_state import MemoryVolumeState
 
 PAGES = 10
 BLOCKS = PAGES * 64
@@ -74,12 +75,20 @@ def _rows(array: npt.NDArray[np.void]) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
+def staged_parts(volume: VolumeState, pages: Pages) -> tuple[Masks, PartEntries, Origins]:
+    """Return masks, entries and origins staged for `pages`; outside the masks they are undefined."""
+    if isinstance(volume, MemoryVolumeState):
+        return volume.read_staged_parts(pages)
+    assert isinstance(volume, VolumeMap)
+    return volume._parts.read_staged(pages)
+
+
 def stage_page(volumes: Sequence[VolumeState], truth: Truth, page: int, kinds: Sequence[str], mask: int) -> None:
     """Stage the blocks of a page that `mask` names, with their parts, in each of `volumes`.
 
     Of a block whose parts are staged already, nobody may stage another record without saying what is known of it.
     """
-    (told,) = volumes[0].read_staged_parts(np.array([page]))[0].tolist()
+    (told,) = staged_parts(volumes[0], np.array([page]))[0].tolist()
     kinds = ["mistaken" if kind == "unknown" and told >> bit & 1 else kind for bit, kind in enumerate(kinds)]
     entries, known, parts, origins = truth.page(kinds)
     for volume in volumes:

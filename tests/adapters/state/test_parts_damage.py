@@ -22,6 +22,7 @@ from tests.adapters.state.fakes_parts import (
     opened,
     stage_page,
     stage_some,
+    staged_parts,
 )
 
 FILES = ("parts", "origins", "parts.sums")
@@ -140,7 +141,7 @@ def test_an_older_staging_of_the_same_blocks_is_not_believed_after_a_crash(tmp_p
     for name, raw in older.items():
         (tmp_path / name).write_bytes(raw)
     again = opened(tmp_path)
-    assert again.read_staged_parts(numbers(3))[0].tolist() == [0]
+    assert staged_parts(again, numbers(3))[0].tolist() == [0]
     again.apply(head_of(1, BLOCKS))
     assert truth.check(again, EVERY) == 0
 
@@ -185,4 +186,4 @@ def test_a_full_disk_while_staging_is_told(tmp_path: Path) -> None:
     disk.at, disk.plan = disk.count + 2, fill_up
     with pytest.raises(SessionAborted, match="full"):
         volume.stage_parts(3, WHOLE, *truth.page(["delta"] * 64)[2:])
-    assert volume.read_staged_parts(numbers(3))[0].tolist() == [0]
+    assert staged_parts(volume, numbers(3))[0].tolist() == [0]

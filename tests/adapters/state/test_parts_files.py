@@ -30,6 +30,7 @@ from tests.adapters.state.fakes_parts import (
     opened,
     stage_page,
     stage_some,
+    staged_parts,
 )
 from tests.fakes_state import MemoryVolumeState
 
@@ -63,7 +64,7 @@ def test_what_is_staged_is_found_and_does_not_count_yet(tmp_path: Path) -> None:
     first, second = truth.page(["delta"] * 64), truth.page(["whole"] * 64)
     volume.stage_parts(3, 0b0111, first[2], first[3])
     volume.stage_parts(3, 0b1110, second[2], None)
-    masks, parts, origins = volume.read_staged_parts(numbers(2, 3))
+    masks, parts, origins = staged_parts(volume, numbers(2, 3))
     assert masks.tolist() == [0, 0b1111]
     assert parts[1, 0] == first[2][0]
     assert (parts[1, 1:4] == second[2][1:4]).all()
@@ -71,7 +72,7 @@ def test_what_is_staged_is_found_and_does_not_count_yet(tmp_path: Path) -> None:
     assert not any(origins[1, 1:4].tobytes())
     assert truth.check(volume, EVERY) == 64
     volume.discard_staged()
-    assert volume.read_staged_parts(numbers(3))[0].tolist() == [0]
+    assert staged_parts(volume, numbers(3))[0].tolist() == [0]
     assert truth.check(volume, EVERY) == 64
 
 
@@ -247,7 +248,7 @@ def same_known(left: VolumeState, right: VolumeState) -> None:
     """Compare all that two states say of parts."""
     for known, wanted in zip(left.parts(EVERY), right.parts(EVERY), strict=True):
         assert known.tobytes() == wanted.tobytes()
-    mine, theirs = left.read_staged_parts(EVERY), right.read_staged_parts(EVERY)
+    mine, theirs = staged_parts(left, EVERY), staged_parts(right, EVERY)
     assert mine[0].tolist() == theirs[0].tolist()
     for page, mask in enumerate(mine[0].tolist()):
         rows = [bit for bit in range(64) if mask >> bit & 1]

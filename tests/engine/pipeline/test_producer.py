@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.bits import masks_of, rows_of
-from engine.block import BATCH_BLOCKS, BLOCK_BYTES, PLACE, Ids, Mask, Places, blocks_in, id_bytes, ref_of
+from engine.block import BATCH_BLOCKS, BLOCK_BYTES, PLACE, Ids, Mask, Places, blocks_in, ref_of
 from engine.pipeline.candidates import CandidatePlan, candidates, forced
 from engine.pipeline.producer import CACHE_LANE, VAULT_LANE, Producer
 from engine.pipeline.resolve import missing_from, resolve
@@ -32,7 +32,7 @@ class Store:
     def lookup(self, ids: Ids) -> Places:
         places = np.zeros(len(ids), dtype=PLACE)
         for row in range(len(ids)):
-            if (known := self.has.get(id_bytes(ids, row))) is not None:
+            if (known := self.has.get(ids[row].tobytes())) is not None:
                 places[row] = (7, known, 99)
         return places
 
@@ -42,7 +42,7 @@ class Store:
     def claim(self, ids: Ids) -> tuple[Places, Mask]:
         claimed = np.zeros(len(ids), dtype=np.bool_)
         for row in range(len(ids)):
-            ident = id_bytes(ids, row)
+            ident = ids[row].tobytes()
             if ident not in self.has and ident not in self.claimed:
                 self.claimed.add(ident)
                 claimed[row] = True

@@ -241,7 +241,7 @@ class World:
         for side in self.sides if copy else [self.far]:
             await side.objects.put(point.root(system.id), data)
         root = open_root(point.root(system.id), data, system.listing_key, lambda *_: True)
-        system.previous = root.as_previous
+        system.previous = PreviousRoot(order=point.order, incarnation=point.incarnation, hash=root.hash)
         return point
 
     async def note(self, system: System, point: PointId, body: NoteBody) -> str:
