@@ -145,7 +145,7 @@ def load_cache(source: str) -> Cache:
     try:
         return Cache(path=smb_of(source), user=_user("FOREBAY_CACHE_USER", source))
     except ValueError as error:
-        raise ConfigError(f"cache {source!r} cannot be used: {error}") from None
+        raise ConfigError(f"cache {_masked(source)!r} cannot be used: {error}") from None
 
 
 def _user(variable: str, where: str) -> str:
@@ -349,4 +349,5 @@ def _as_written(value: Any) -> str:
 
 def _masked(text: str) -> str:
     """Return `text` without the logins of URLs in it, which do not belong there and must not be shown."""
-    return re.sub(r"://[^\s\"']*@", "://***@", text)
+    # A password may hold anything, and a mistyped URL may lack its slashes; a drive's letter is no scheme.
+    return re.sub(r"(?s)([A-Za-z][A-Za-z0-9+.-]+:/*).*@", r"\1***@", text)

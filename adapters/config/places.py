@@ -1,6 +1,6 @@
 """Where a store lies: a folder of this machine, or a folder in a share with what it takes to log in there.
 
-`place_of` reads both ways to write a share, `smb://server[:port]/share/folder` and `\\\\server\\share\\folder`.
+`smb_of` reads both ways to write a share, `smb://server[:port]/share/folder` and `\\\\server\\share\\folder`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Place: TypeAlias = Path | Remote
 
 
 def is_smb(text: str) -> bool:
-    """Tell whether `text` means a share: an smb:// URL, or a path that begins with two (back)slashes and a name."""
+    """Tell whether `text` means a share: an smb:// URL, or a path that begins with two backslashes and a name."""
     return text.lower().startswith("smb:") or re.match(r"\\\\[^\\/?.]", text) is not None
 
 

@@ -124,6 +124,9 @@ def test_what_does_not_go_together_is_refused(vault: str, told: str) -> None:
         'url = "s3://key:verysecret@bucket"',
         'url = "s3://bucket"\nendpoint_url = "https://key:verysecret@host"',
         'url = "s3://bucket"\nproxy = "http://user:verysecret@proxy:3128"',
+        'url = "smb://agent:very\\"secret verysecret@nas/share/x"',
+        'url = "s3:key:verysecret@bucket"',
+        'url = "smb:agent:verysecret@nas/share/x"',
     ],
 )
 def test_a_login_in_a_url_is_refused_and_not_shown(vault: str) -> None:

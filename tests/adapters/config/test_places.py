@@ -187,6 +187,9 @@ def test_a_bare_url_takes_its_login_from_the_environment(monkeypatch: pytest.Mon
     assert load_cache("cache").place == Path.cwd() / "cache"
     with pytest.raises(ConfigError, match="cache 'smb://nas/s' cannot be used: it names no folder"):
         load_cache("smb://nas/s")
+    with pytest.raises(ConfigError, match="a user does not belong in the URL") as caught:
+        load_cache("smb://agent:verysecret@nas/s/f")
+    assert "verysecret" not in str(caught.value)
 
 
 def test_a_file_with_a_vault_table_must_say_who_logs_in(tmp_path: Path) -> None:
