@@ -167,8 +167,18 @@ def _check_stores(config: Config, identity: Identity | None, problems: list[str]
             _check_writable(kind, place, problems)
         elif (why := frame.run_async(partial(why_not_remote, place, config, OWNER))) is not None:
             problems.append(f"{kind}: {why}")
-        elif (weakness := frame.run_async(partial(weakness_of, place))) is not None:
-            warnings.append(f"{kind}: {weakness}")
+        else:
+            _check_weakness(kind, place, config, problems, warnings)
+
+
+def _check_weakness(kind: StoreKind, place: Place, config: Config, problems: list[str], warnings: list[str]) -> None:
+    timeout_s = config.vault.connect_timeout_s
+    try:
+        weakness = frame.run_async(partial(weakness_of, place, connect_timeout_s=timeout_s))
+    except StoreError as error:
+        problems.append(_naming(place, f"{kind}: ", error))
+    else:
+        warnings += [f"{kind}: {weakness}"] if weakness is not None else []
 
 
 def _check_spool(

@@ -20,7 +20,7 @@ OWNER: Final = "init"  # stands in the names of temporary files; a later init cl
 async def first_contact(config: Config, identity: Identity) -> Identity:
     """Return the identity as it is to be used; if its vault is still to be made, and can be, that is done first.
 
-    If it cannot, the session finds out for itself, and goes into the spool. Raises: ConfigError (the identity file
+    If it cannot, the session finds out for itself, and goes into the spool. Raises: SessionAborted (the identity file
     cannot be written).
     """
     place = config.vault.place

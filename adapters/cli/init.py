@@ -91,7 +91,7 @@ def command(
         key = keyfile.read_key_file(key_file)
         outcome = frame.run_async(partial(_enrol, config, enrolled, secret, key, replace=replace, founding=founding))
     if not cache_only and not spool_only and not outcome.identity.vault_pending:
-        outcome.weakness = frame.run_async(partial(weakness_of, config.vault.place))
+        frame.run_async(partial(_ask_weakness, config, outcome))
     code = frame.SOMETHING_MISSING if outcome.problems else frame.DONE
     context.emit(inittext.document(config, outcome, code), inittext.text(config, outcome))
     return code
@@ -281,6 +281,14 @@ async def _again(config: Config, identity: Identity) -> Outcome:
     await check_enrolment(vault, identity)
     await anyio.to_thread.run_sync(files.unstage, config.system.identity_file)
     return await _near(config, Outcome(identity))
+
+
+async def _ask_weakness(config: Config, outcome: Outcome) -> None:
+    """Note what the vault's server cannot do; that it does not answer now undoes nothing that was done."""
+    try:
+        outcome.weakness = await weakness_of(config.vault.place, connect_timeout_s=config.vault.connect_timeout_s)
+    except StoreError as error:
+        outcome.problems.append(f"the vault could not be asked what its server can do: {error}")
 
 
 async def _first_contact(config: Config, identity: Identity) -> Outcome:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from adapters.cli import frame
+from adapters.cli import frame, init
+from engine.errors import StoreUnavailable
 from tests.adapters.cli.enrolled import Machine, document, said, tree
 from tests.engine.vault.fakes_vault import OTHER_PASSPHRASE, PASSPHRASE, shows
 
@@ -45,6 +46,22 @@ def test_init_on_new_places_founds_a_domain_and_adopts_the_cache(
     if os.name == "posix":
         assert stat.S_IMODE(one.identity_file.stat().st_mode) == 0o600
         assert stat.S_IMODE(one.state.stat().st_mode) == 0o700
+
+
+def test_a_vault_that_goes_away_at_the_end_undoes_no_enrolment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object, **__: object) -> str | None:
+        raise StoreUnavailable("the server went away")
+
+    monkeypatch.setattr(init, "weakness_of", away)
+    one = Machine(tmp_path)
+    assert one.init("--json") == 4
+    found = document(capsys)
+    assert found["founded"]
+    assert found["cache"]["adopted"]
+    assert found["problems"] == ["the vault could not be asked what its server can do: the server went away"]
+    assert found["system_id"] == one.identity().system.hex()
 
 
 def test_init_again_says_so_and_changes_nothing(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
