@@ -100,7 +100,7 @@ class PackStore:
         async with self._busy:
             refresh = Refresh(
                 self.objects, self._mirror, self._keys, self._verifier, self.writer,
-                preferred, self.index.own_only, self._index_max,
+                preferred, self.index.own_only, self._index_max, not self._durable_puts,
             )  # fmt: skip
             await refresh.run()
             mine = [

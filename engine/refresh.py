@@ -43,7 +43,7 @@ class Refresh(msgspec.Struct):
     """One refresh; its results are `listed`, less what turned out to be no fragment of its name, and `problems`.
 
     `own_only`: fetch no foreign fragments. `preferred`: writers never rotated out. `index_max` bounds the bytes of
-    foreign fragments.
+    foreign fragments. `may_tear`: what was put is durable only after a flush, so that an own fragment may be torn.
     """
 
     objects: ObjectStore
@@ -54,6 +54,7 @@ class Refresh(msgspec.Struct):
     preferred: Collection[bytes] = ()
     own_only: bool = False
     index_max: int = INDEX_BYTES_MAX
+    may_tear: bool = False
     listed: dict[FragmentName, int] = {}
     problems: list[str] = []
     _bad: set[FragmentName] = set()
@@ -94,7 +95,14 @@ class Refresh(msgspec.Struct):
 
     def _report_rewritten(self) -> None:
         for name, stamp in self.mirror.held().items():
-            if self.listed.get(name, stamp.size) != stamp.size:
+            if self.listed.get(name, stamp.size) == stamp.size:
+                continue
+            if self.may_tear and name.writer == self.writer:
+                # Nobody else can read what it listed, so that counts as not there; what lacks it is put again.
+                self.listed.pop(name)
+                self._bad.add(name)
+                self.problems.append(f"object {name} is damaged: it has another size; what it listed is put again")
+            else:
                 self.problems.append(
                     f"object {name} was written again with other content by system {name.writer.hex()} or someone in "
                     "its place; what it said first is used"

@@ -7,13 +7,14 @@ the state directory.
 
 Which packs a point needs is what the tables of its runs list. A run whose pages are not in the spool was mostly written
 to the vault, before the vault was lost; but they may have vanished here: then what the session of the point wrote stays
-with it. A run of the spool whose table cannot be read might need anything: as long as a point has one, no
-pack is dropped.
+with it. A run of the spool whose table cannot be read, or one that was never seen in the vault, might need anything: as
+long as a point has one, no pack is dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import anyio.to_thread
 import msgspec
@@ -41,8 +42,9 @@ from engine.vault.identity import Identity
 class PointPacks(msgspec.Struct, frozen=True):
     """The packs a point needs. `listed`: all that its runs list, those only the vault has included.
 
-    `unread`: sentences about runs whose table opens nowhere. `certain`: none of those runs lies in the spool, so that
-    nothing in the spool is needed besides `listed`, unless pages have vanished there (`doubt`). `away`: why a store
+    `unread`: sentences about runs whose table opens nowhere. `certain`: none of those runs lies in the spool, or may
+    have lain there, so that nothing in the spool is needed besides `listed`, unless pages have vanished there
+    (`doubt`). `away`: why a store
     that may have a table could not be asked.
     """
 
@@ -66,6 +68,9 @@ class _Doubt(msgspec.Struct, frozen=True):
     pages: tuple[PackName, ...]
 
 
+Published: TypeAlias = Callable[[Sequence[PackName]], bool]
+
+
 class _Needed(msgspec.Struct, frozen=True):
     """What the points of the spool need: these packs, and what those in doubt may need."""
 
@@ -80,27 +85,40 @@ class Spool:
     """
 
     def __init__(
-        self, objects: ObjectStore, identity: Identity, certificates: Certificates, also: Sequence[ObjectStore] = ()
+        self,
+        objects: ObjectStore,
+        identity: Identity,
+        certificates: Certificates,
+        also: Sequence[ObjectStore] = (),
+        published: Published | None = None,
     ) -> None:
         self.objects, self.identity = objects, identity
+        self._published = published
         self._certificates = certificates
         self._stores = [objects, *also]
         self._tables: dict[bytes, frozenset[PackName]] = {}  # by run
 
     @classmethod
     async def open(
-        cls, objects: ObjectStore, identity: Identity, where: str = "", *, also: Sequence[ObjectStore] = ()
+        cls,
+        objects: ObjectStore,
+        identity: Identity,
+        where: str = "",
+        *,
+        also: Sequence[ObjectStore] = (),
+        published: Published | None = None,
     ) -> Spool:
         """Open the spool this system has adopted; `where` names its place in sentences.
 
-        `also`: further stores, such as the vault, from which pages of a run's table may be read.
+        `also`: further stores, such as the vault, from which pages of a run's table may be read. `published` (*sync*)
+        tells whether all these packs are known to have got to the vault; None: nobody knows, they are taken to have.
 
         Raises: StoreUnavailable (away), StoreRejected (no spool), StoreCorrupt, FormatTooNew, ConfigError (not the
         adopted one).
         """
         check_spool(identity, await read_format(objects, "spool", "write"), where)
         own = Certificates(identity.domain, identity.vault_public, [identity.certified()], [])
-        return cls(objects, identity, await own.refresh(objects), also)
+        return cls(objects, identity, await own.refresh(objects), also, published)
 
     async def points(self) -> list[PointId]:
         """Return the spooled points, oldest first; one with a `removed` note is none, its root only outlived it."""
@@ -241,10 +259,14 @@ class Spool:
                     shut.append(run.run)
                     unread.append(f"volume {volume.name!r} of restore point {point}: {error}")
                     away = (error.away if isinstance(error, PagesAway) else None) or away
-                    certain &= not any(pack in present for pack in near)
+                    certain &= not any(pack in present for pack in near) and await self._in_vault(near)
         pages = tuple(pack for pack in present if pack.kind == "page" and pack in listed)
         doubt = _Doubt(frozenset(shut), root.body.session, tuple(root.body.ended), pages) if shut else None
         return PointPacks(frozenset(listed), tuple(unread), certain, away, doubt)
+
+    async def _in_vault(self, packs: Sequence[PackName]) -> bool:
+        """Tell whether what is not here may be taken to lie in the vault, not to have vanished."""
+        return self._published is None or await anyio.to_thread.run_sync(self._published, packs)
 
     async def _listed(self, run: RunDescriptor) -> frozenset[PackName]:
         if run.run not in self._tables:

@@ -18,7 +18,7 @@ import structlog
 from engine.errors import ConfigError, SessionAborted, StateCorrupt, StoreError, StoreRejected, StoreUnavailable
 from engine.exitcodes import FAILED, SOMETHING_MISSING
 from engine.names import PointId
-from engine.pipeline.beside import lie_beside
+from engine.pipeline.beside import lie_beside, published
 from engine.pipeline.gate import GatedStore
 from engine.pipeline.parent import Parent, Stores, find_parent
 from engine.pipeline.report import SessionReport, UploadReport
@@ -69,7 +69,8 @@ class Opening:
                 raise ConfigError("this system has not adopted it: run 'forebay init'")
             await settings.objects.probe()
             self._spool_format = await read_format(settings.objects, "spool", "write")
-            self.spool = await Spool.open(settings.objects, identity, settings.where)
+            known = published(self._setup)
+            self.spool = await Spool.open(settings.objects, identity, settings.where, published=known)
             await self.spool.sweep(self._open_sessions())
             self.backlog = await self.spool.points()
         except (StoreError, ConfigError) as error:
@@ -130,7 +131,7 @@ class Opening:
         setup, identity = self._setup, self._setup.identity
         names = [source.name for source in setup.volumes]
         spool = setup.spool.objects if setup.spool is not None and self.spool is not None else None
-        cache = await self._cache_there() if vault is None else None
+        cache = await self._cache_there()
         # Before the index is opened: a cloned state gets its new incarnation here, and fragments carry it.
         parent = await find_parent(
             setup.state, names, identity, certificates, Stores(identity.vault, vault, identity.spool, spool, cache)
@@ -282,6 +283,7 @@ class Opening:
         if setup.cache is None:
             return None
         try:
+            await setup.cache.objects.probe()  # one try, as above
             await find_cache(setup.cache.objects, setup.identity)
         except StoreError:
             return None  # as above

@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 from blake3 import blake3
 
-from engine.errors import FormatTooNew, ObjectMissing, StateCorrupt, StoreCorrupt
+from engine.errors import FormatTooNew, ObjectMissing, StateCorrupt, StoreCorrupt, StoreError
 from engine.names import PointId
 from engine.ports import ObjectStore
 from engine.root import PreviousRoot, open_root, root_header
@@ -56,7 +56,8 @@ class Parent(msgspec.Struct):
 class Stores(msgspec.Struct, frozen=True):
     """Where roots of a system may lie: `vault` is None while it is away, `spool` and `cache` are None without one.
 
-    `vault_id`, `spool_id`: 16 bytes each. The cache holds copies: what it lacks proves nothing.
+    `vault_id`, `spool_id`: 16 bytes each. The cache holds copies: what it lacks proves nothing, what it has counts in
+    the vault's stead, and keeps its name.
     """
 
     vault_id: bytes
@@ -96,7 +97,8 @@ async def settle_intent(state: StateStore, system: bytes, stores: Stores, parent
     named = PointId.parse_root(intent.root)
     ours = named is not None and named[0] == system
     store = stores.holding(intent.vault) if ours and intent.heads else None
-    store = store or (stores.cache if ours and intent.heads else None)  # which gets its copy after the root
+    copies = stores.cache if stores.vault is None else None
+    store = store or (copies if ours and intent.heads else None)  # which get theirs after the root
     committed = store is not None and await _root_hash(store, intent.root) == intent.root_hash
     if named is not None and ours and not committed:
         parent.order_min = max(parent.order_min, named[1].order + 1)
@@ -170,6 +172,9 @@ async def find_parent(
             "and compared again"
         )
     await _compare(parent, ours, roots)
+    if stores.vault is not None and stores.cache is not None:
+        # A spool that is configured no more may hold the point; by one name, its copy and the new one would meet.
+        parent.order_min = max(parent.order_min, await _after_all(stores.cache, identity.system))
     if not parent.lost:
         await _forget_lost(volumes, parent, ours, stores, identity.system)
     if parent.lost:
@@ -302,6 +307,19 @@ async def _compare(parent: Parent, ours: Newest | None, roots: _Roots) -> None:
             f"the {where} has lost restore point {mine}; everything is read and compared again, "
             f"and what the {where} lacks is sent again"
         )
+
+
+async def _after_all(cache: ObjectStore, system: bytes) -> int:
+    """Return the order after all points the cache has copies of; 0: there are none, or it does not tell."""
+    after = 0
+    try:
+        async for info in cache.list(f"root/{system.hex()}/"):
+            found = PointId.parse_root(info.name)
+            if found is not None and found[1].order < ORDER_OF_CLOCKS_MAX:
+                after = max(after, found[1].order + 1)
+    except StoreError:
+        return 0  # its own opening tells what is wrong with it
+    return after
 
 
 async def _forget_lost(

@@ -30,6 +30,7 @@ from engine.errors import (
 from engine.names import PackName, PointId
 from engine.note import NoteBody, own_note
 from engine.pack import FinishedPack, check_pack
+from engine.pipeline.beside import published
 from engine.pipeline.filling import CacheAway, Filling
 from engine.pipeline.kept import not_kept
 from engine.pipeline.locking import Locking
@@ -95,7 +96,7 @@ class Upload:
         """
         setup = self._setup
         assert setup.spool is not None
-        spool = await Spool.open(self._objects, setup.identity, setup.spool.where)
+        spool = await Spool.open(self._objects, setup.identity, setup.spool.where, published=published(setup))
         await spool.sweep(await anyio.to_thread.run_sync(setup.state.open_sessions))
         self.report.left = len(await spool.points())
         return self.report.left > 0 or bool(await spool.notes())
@@ -122,7 +123,8 @@ class Upload:
         self._in_session = within is not None
         also = [side.objects for side in (self._vault, self._cache) if side is not None]
         assert setup.spool is not None
-        self._spool = await Spool.open(self._objects, setup.identity, setup.spool.where, also=also)
+        where, known = setup.spool.where, published(setup)
+        self._spool = await Spool.open(self._objects, setup.identity, where, also=also, published=known)
         return self._spool
 
     async def all(self) -> None:

@@ -132,6 +132,7 @@ class Machine:
     incarnation: bytes = b"i" * 8
     own_only: bool = False
     index_max: int = 1 << 30
+    durable_puts: bool = False
     mirror: MemoryMirror = field(default_factory=MemoryMirror)
     acks: MemoryAcks = field(default_factory=MemoryAcks)
 
@@ -143,6 +144,7 @@ class Machine:
         self.store = PackStore(
             self.objects, self.index, self.mirror, self.acks, self.team.keys, self.team, self.writer,
             self.incarnation, self.team.signer(self.writer), "vault", b"v" * 16, index_max=self.index_max,
+            durable_puts=self.durable_puts,
         )  # fmt: skip
         return self.store
 

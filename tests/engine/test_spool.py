@@ -248,6 +248,26 @@ async def test_a_damaged_root_is_a_point_that_can_be_deleted_and_holds_the_other
     await backlog.restores(0, 2)
 
 
+async def test_what_a_point_shared_with_one_whose_root_and_pages_vanished_stays() -> None:
+    backlog = await Backlog().fill()
+    spool = await backlog.open()
+    older = (await spool.packs_of(backlog.points[1])).listed
+    data = {str(pack) for pack in older if pack.kind == "data"} & backlog.names()
+    pages = {str(pack) for pack in older if pack.kind == "page"} & backlog.names()
+    assert data
+    for name in (*pages, backlog.points[1].root(backlog.system.id)):
+        kept = backlog.store.objects.pop(name)
+        if name in pages:
+            backlog.world.vault.objects.objects[name] = kept  # as a cache may have them, which is away now
+    identity = backlog.system.identity(backlog.world)
+    near = await Spool.open(backlog.store, identity, published=lambda packs: not pages & {*map(str, packs)})
+    assert await near.sweep() == 0
+    assert data <= backlog.names()
+    # Where its pages can be read it is known what the later points need.
+    await (await Spool.open(backlog.store, identity, also=[backlog.world.vault.objects])).sweep()
+    await backlog.restores(2, 3)
+
+
 async def test_a_forged_removed_note_removes_nothing() -> None:
     backlog = await Backlog().fill()
     stranger = System("web-01", backlog.world.opened, id=backlog.system.id)

@@ -69,7 +69,7 @@ class Losses:
     lost_at: dict[tuple[Kind, str], int] = field(default_factory=dict)
     ever: set[tuple[Kind, str]] = field(default_factory=set)
     harmed: bool = False
-    index_harmed: set[Kind] = field(default_factory=set)
+    index_harmed: dict[tuple[Kind, str], int] = field(default_factory=dict)  # fragments, and when that was found
     _listed: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def look(self, machines: Sequence[Machine]) -> None:
@@ -82,7 +82,7 @@ class Losses:
             for name in damaged:
                 self.harmed = True
                 if name.startswith("index/"):
-                    self.index_harmed.add(store.kind)
+                    self.index_harmed.setdefault((store.kind, name), self.now())
                 # What rots keeps its size: only reading tells, until it vanishes.
                 if len(store.objects.get(name, b"")) != len(store.written[name]):
                     self.lost_at.setdefault((store.kind, name), self.now())
@@ -90,7 +90,7 @@ class Losses:
             for name in machine.spool.ruined:
                 self.harmed = True
                 if name.startswith("index/"):
-                    self.index_harmed.add("spool")
+                    self.index_harmed.setdefault(("spool", name), self.now())
                 self.lost_at.setdefault(("spool", name), self.now())
         self.ever.update(self.lost_at)
 
@@ -135,7 +135,9 @@ class Losses:
         )
         for block in case.blocks:
             lost = self._lost(case, case.since(block))
-            if away or any(name.startswith("page/") for _, name in lost) or (not made.full and self._pages_lost(case)):
+            # A full session writes its pages anew, and does not look into indexes that were harmed before.
+            harmed = self._index_lost(case, made.put) if made.full else self._pages_lost(case)
+            if away or any(name.startswith("page/") for _, name in lost) or harmed:
                 continue  # pages or indexes: what they named may be missing altogether
             require(case.near or bool(lost), f"block {block} is missing for no reason", case.told)
             content = case.content[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
@@ -169,7 +171,10 @@ class Losses:
         # The cache gets copies of what the vault has.
         vault = any(name.startswith("page/") for name in self.stores["vault"].damaged())
         pages = vault or any(name.startswith("page/") for _, name in self._lost(case, 0))
-        return pages or not self.index_harmed.isdisjoint(case.stores)
+        return pages or self._index_lost(case, 0)
+
+    def _index_lost(self, case: Missing, since: int) -> bool:
+        return any(kind in case.stores and at >= since for (kind, _), at in self.index_harmed.items())
 
     def _lost(self, case: Missing, since: int) -> list[tuple[Kind, str]]:
         """Return what was lost that a point may rely on: what vanished `since`, what rotted, what its session put."""

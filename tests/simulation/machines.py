@@ -47,7 +47,7 @@ OPENED: Final[list[StateDirectory]] = []  # state directories that may not be cl
 
 
 class Machine:
-    """One machine. `contents`: its volumes as they are now; `told` hears of everything it does; `ills` is a chance, too."""
+    """One machine. `contents`: its volumes as they are; `told` hears all it does; `ills`: a chance for later ills."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Machine:
         if self._vanish_on and self._vanish_on in what:
             self._vanish_on = ""
             self.vanish()
-        if self._way_on and self._way_on in what:
+        if self._way_on and self._way_on in what and (self.disk.root / "state").is_dir():
             self._way_on = ""
             (self.disk.root / "state" / "lock.wanted").touch()
         if self._crash_on[0] and self._crash_on[0] in what:
@@ -171,7 +171,7 @@ class Machine:
         """Look at what is about to leave the spool. Raises: Broken."""
         if name.startswith("root/"):
             kept = self.stores["vault"].written.get(name) == self.spool.tried.get(name)
-            reason = name in self.to_delete or name in self.spool.ruined
+            reason = name in self.to_delete or name in self.spool.ruined or name not in self.spool.written
             if not kept and not (reason and name not in self.waiting()):
                 raise Broken(f"{name} is deleted from the spool, and the vault never had it")
         elif (pack := PackName.parse(name)) is not None and len(self.spool.get(name) or b"") == pack.size:

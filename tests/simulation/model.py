@@ -108,7 +108,7 @@ class Model:
             require(not calm, "a session could not begin though nothing was in its way", told)
             return
         self._check_route(machine, plan, report, told)
-        self._check_exit_code(machine, calm, report, told)
+        self._check_exit_code(machine, plan, calm, report, told)
         if calm and machine.touched.isdisjoint(plan.volumes) and self._unharmed(machine):
             new = [name for name in plan.volumes if not any(name in machine.roots[root].contents for root in before)]
             expected = [f"volume {name!r}: there was" for name in new] + ["the spool"]
@@ -147,7 +147,7 @@ class Model:
         require(machine.settings.spool or "FALLBACK" not in routes, "a session fell back to no spool", told)
         require(report.seconds < SESSION_S_MAX, "a session took for ever", told)
 
-    def _check_exit_code(self, machine: Machine, calm: bool, report: SessionReport, told: str) -> None:
+    def _check_exit_code(self, machine: Machine, plan: Plan, calm: bool, report: SessionReport, told: str) -> None:
         code = report.exit_code
         if code == FAILED:
             require(bool(report.error or report.problems), "a session failed without a word", told)
@@ -161,7 +161,7 @@ class Model:
             require(may_fail or code == DONE, "a session failed though nothing was in its way", told)
         if code in (DONE, IN_SPOOL, SOMETHING_MISSING):
             require(report.point is not None and report.error is None, "exit code 0 without a point", told)
-        if machine.settings.spool and machine.spool.there and not machine.disk.full:
+        if machine.settings.spool and machine.spool.there and not (machine.disk.full or plan.ailing):
             waiting = len(machine.waiting())
             require(report.backlog in (waiting, 0), "a session counts its backlog wrongly", f"{waiting}, {told}")
 
