@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from datetime import datetime, timedelta
 from typing import Final, Literal, TypeAlias, get_args
 
 import msgspec
@@ -15,7 +16,9 @@ import msgspec
 from engine.errors import ConfigError
 
 MIB: Final = 1 << 20
+HOUR_S: Final = 3600
 DAY_S: Final = 86_400
+DAY_MINUTES: Final = 24 * 60
 
 OnError: TypeAlias = Literal["warn", "error", "fail"]
 OnSlow: TypeAlias = Literal["wait", "skip"]
@@ -194,3 +197,54 @@ class LockPolicy(msgspec.Struct, frozen=True):
     def needed_day(self, now_s: float) -> int:
         """Return the day what points need is locked until, if it is put or locked anew at `now_s`."""
         return math.ceil((now_s + 2 * self.lock_s) / DAY_S)
+
+
+class BusinessHours(msgspec.Struct, frozen=True):
+    """When people work, by the clock on their wall (`[schedule] business_hours`).
+
+    `days`: 0 is Monday. Each begins `start_minute` minutes after its midnight and ends before `end_minute`; an end
+    before the start is one on the next day.
+    """
+
+    days: frozenset[int] = frozenset(range(5))
+    start_minute: int = 8 * 60
+    end_minute: int = 18 * 60
+
+    def __post_init__(self) -> None:
+        if not self.days or not self.days <= frozenset(range(7)):
+            raise ConfigError("business hours need at least one day of the week")
+        _within("start of the business hours in minutes", self.start_minute, 0, DAY_MINUTES - 1)
+        _within("end of the business hours in minutes", self.end_minute, 1, DAY_MINUTES)
+        if self.start_minute == self.end_minute:
+            raise ConfigError("business hours end when they begin")
+
+    def left(self, wall: datetime) -> timedelta:
+        """Return how long they go on from the time `wall` on, if nobody moves the clock; nothing outside of them."""
+        before = timedelta(hours=wall.hour, minutes=wall.minute, seconds=wall.second, microseconds=wall.microsecond)
+        start, end = timedelta(minutes=self.start_minute), timedelta(minutes=self.end_minute)
+        if start < end:
+            ends = [(wall.weekday(), start, end)]
+        else:
+            ends = [(wall.weekday(), start, end + timedelta(days=1)), ((wall.weekday() - 1) % 7, timedelta(), end)]
+        return max(
+            (until - before for day, since, until in ends if day in self.days and since <= before < until),
+            default=timedelta(),
+        )
+
+
+class VerifyPolicy(msgspec.Struct, frozen=True):
+    """When the cache is verified (DESIGN.md §3.4): `every_s` from start to start, and how much of it is read.
+
+    With `in_business_hours` False a new one waits for the end of the business hours, but no longer than
+    `force_after_s` after it was due. `read_share`: of the packs, by size, what deep verification reads each time.
+    """
+
+    every_s: float = 24 * HOUR_S
+    in_business_hours: bool = True
+    force_after_s: float = 27 * HOUR_S
+    read_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        _within("every in hours", self.every_s / HOUR_S, 1, 720)
+        _within("force_after in hours", self.force_after_s / HOUR_S, 1, 720)
+        _within("read", self.read_share, 0, 1)

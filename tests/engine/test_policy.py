@@ -7,13 +7,24 @@ from collections.abc import Callable
 import pytest
 
 from engine.errors import ConfigError
-from engine.policy import MIB, CacheErrorPolicy, LanePolicy, QueuePolicy, RetryPolicy, SlowPolicy
+from engine.policy import (
+    MIB,
+    BusinessHours,
+    CacheErrorPolicy,
+    LanePolicy,
+    QueuePolicy,
+    RetryPolicy,
+    SlowPolicy,
+    VerifyPolicy,
+)
 
 
 def test_the_defaults_are_those_the_documents_promise() -> None:
     assert (RetryPolicy().retries_max, RetryPolicy().retry_within_s, RetryPolicy().stall_s) == (5, 60, 30)
     assert CacheErrorPolicy() == CacheErrorPolicy("warn", 20)
     assert SlowPolicy() == SlowPolicy("wait", 10)
+    assert VerifyPolicy() == VerifyPolicy(24 * 3600, True, 27 * 3600, 0.05)
+    assert BusinessHours() == BusinessHours(frozenset({0, 1, 2, 3, 4}), 8 * 60, 18 * 60)
     assert QueuePolicy().bytes_max == 64 * MIB
     assert (LanePolicy().pack_bytes, LanePolicy().in_flight_bytes_max) == (16 * MIB, 128 * MIB)
 
@@ -21,6 +32,19 @@ def test_the_defaults_are_those_the_documents_promise() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
+        (lambda: VerifyPolicy(every_s=3599), "every in hours is 0.999722; it must lie between 1 and 720"),
+        (lambda: VerifyPolicy(every_s=720 * 3600 + 1), "every in hours"),
+        (lambda: VerifyPolicy(force_after_s=3599), "force_after in hours"),
+        (lambda: VerifyPolicy(force_after_s=float("nan")), "force_after in hours"),
+        (lambda: VerifyPolicy(read_share=-0.01), "read"),
+        (lambda: VerifyPolicy(read_share=1.01), "read"),
+        (lambda: BusinessHours(frozenset()), "at least one day"),
+        (lambda: BusinessHours(frozenset({7})), "at least one day"),
+        (lambda: BusinessHours(start_minute=-1), "start of the business hours"),
+        (lambda: BusinessHours(start_minute=1440), "start of the business hours"),
+        (lambda: BusinessHours(end_minute=0), "end of the business hours"),
+        (lambda: BusinessHours(end_minute=1441), "end of the business hours"),
+        (lambda: BusinessHours(start_minute=60, end_minute=60), "end when they begin"),
         (lambda: RetryPolicy(retries_max=-1), "retries_max is -1; it must lie between 0 and 1000"),
         (lambda: RetryPolicy(retries_max=1001), "retries_max"),
         (lambda: RetryPolicy(retry_within_s=-1), "retry_within"),
