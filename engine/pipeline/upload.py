@@ -38,6 +38,7 @@ from engine.pipeline.report import Uploaded, UploadReport
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side, open_side
 from engine.root import Root, open_root
+from engine.signed import OBJECT_BYTES_MAX
 from engine.spool import PointPacks, Spool
 from engine.vault.certificate import Certificates
 from engine.vault.enrolment import check_enrolment, find_cache
@@ -216,7 +217,7 @@ class Upload:
         """Tell whether the vault has another whole root by the name; one that was cut is replaced by the put."""
         name = point.root(self._setup.identity.system)
         try:
-            if (found := bytes(await self._opened()[0].objects.get(name))) == data:
+            if (found := bytes(await self._opened()[0].objects.get(name, 0, OBJECT_BYTES_MAX + 1))) == data:
                 return False
             open_root(name, found, self._setup.identity.listing_key, self._known().verify_number)
         except (ObjectMissing, StoreCorrupt):
@@ -349,7 +350,7 @@ class Upload:
         if self._setup.cache is None:
             return None
         try:
-            return bytes(await self._setup.cache.objects.get(name))
+            return bytes(await self._setup.cache.objects.get(name, 0, OBJECT_BYTES_MAX + 1))
         except StoreError:
             return None
 
