@@ -10,7 +10,7 @@ have it: then the point waits.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from typing import Final, TypeAlias
 
@@ -18,7 +18,7 @@ import anyio.to_thread
 import msgspec
 import numpy as np
 
-from engine.block import DELTA_FLAG, LENGTH_MASK, Bytes, Ids, ids_from_bytes
+from engine.block import DELTA_FLAG, LENGTH_MASK, Bytes, Ids, Mask, ids_from_bytes
 from engine.columns import Column64
 from engine.errors import ObjectMissing, StoreCorrupt, StoreError, StoreRejected, StoreUnavailable
 from engine.names import PackName
@@ -52,15 +52,26 @@ class Lost(msgspec.Struct):
     ids: Ids
     all_of_it: bool = False
 
-    def lay_over(self, leaf: IdLeaf, bad: Column64) -> None:
-        """Take in what a newer run names; `bad`: positions of those of its blocks that are lost."""
-        named = np.isin(self.blocks, leaf.blocks)
-        for start, count in zip(leaf.zero_starts.tolist(), leaf.zero_counts.tolist(), strict=True):
-            named |= (self.blocks >= np.uint64(start)) & (self.blocks < np.uint64(start + count))
-        blocks = np.concatenate((self.blocks[~named], leaf.blocks[bad]))
-        ids = np.concatenate((self.ids[~named], leaf.ids[bad]))
-        order = blocks.argsort()
-        self.blocks, self.ids = blocks[order], ids[order]
+    async def lay_over(self, leaves: AsyncIterator[tuple[IdLeaf, Column64]]) -> None:
+        """Take in what a newer run names, leaf by leaf, each with the positions of those of its blocks that are lost.
+
+        What was lost is gone through once, beside the run. Raises: as `leaves`; what they gave until then counts.
+        """
+        done, at = [(self.blocks[:0], self.ids[:0])], 0
+        try:
+            async for leaf, bad in leaves:
+                stop = max(at, int(np.searchsorted(self.blocks, np.uint64(leaf.stop_block))))
+                older = self.blocks[at:stop]
+                stays = ~np.isin(older, leaf.blocks) & ~_in_ranges(older, leaf.zero_starts, leaf.zero_counts)
+                blocks = np.concatenate((older[stays], leaf.blocks[bad]))
+                ids = np.concatenate((self.ids[at:stop][stays], leaf.ids[bad]))
+                order = blocks.argsort()
+                done.append((blocks[order], ids[order]))
+                at = stop
+        finally:
+            done.append((self.blocks[at:], self.ids[at:]))
+            self.blocks = np.concatenate([blocks for blocks, _ in done])
+            self.ids = np.concatenate([ids for _, ids in done])
 
 
 class Filled(msgspec.Struct, frozen=True):
@@ -156,15 +167,20 @@ class Filling:
                 needed = (await run.table()).names()
                 if away := next((name for name in needed if name.kind == "page" and name in gone), None):
                     raise StoreCorrupt(str(away), "it held pages of the block map, and no store has it")
-                async for leaf in run.leaves():
-                    bad = await anyio.to_thread.run_sync(self._bad, leaf, keys)
-                    lost.lay_over(leaf, bad)
+                async with aclosing(self._read(run, keys)) as leaves:
+                    await lost.lay_over(leaves)
             except StoreCorrupt as error:
                 if isinstance(error, PagesAway) and error.away is not None:
                     raise error.away from error
                 problems.append(f"volume {volume.name!r}: {error}")
                 lost.all_of_it = True
         return lost
+
+    async def _read(self, run: RunReader, gone: Column64) -> AsyncGenerator[tuple[IdLeaf, Column64], None]:
+        """Yield what a run names, a leaf at a time, and which of its blocks are lost."""
+        async with aclosing(run.leaves()) as leaves:
+            async for leaf in leaves:
+                yield leaf, await anyio.to_thread.run_sync(self._bad, leaf, gone)
 
     def _bad(self, leaf: IdLeaf, keys: Column64) -> Column64:
         bad = np.isin(leaf.places["pack"], keys)
@@ -281,6 +297,14 @@ class Filling:
             raise CacheAway(str(error)) from error
         except StoreRejected:
             return None
+
+
+def _in_ranges(blocks: Column64, starts: Column64, counts: Column64) -> Mask:
+    """Tell which of `blocks` lie in the ranges, which are ascending and do not overlap."""
+    if not len(starts):
+        return np.zeros(len(blocks), np.bool_)
+    at = np.searchsorted(starts, blocks, side="right").astype(np.int64) - 1
+    return (at >= 0) & (blocks - starts[at] < counts[at])
 
 
 def _ranges(blocks: list[int]) -> Ranges:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -10,7 +13,8 @@ import pytest
 
 from adapters.state.directory import StateDirectory
 from engine.block import PLACE
-from engine.errors import StoreRejected, StoreUnavailable
+from engine.columns import Column64
+from engine.errors import StoreCorrupt, StoreRejected, StoreUnavailable
 from engine.names import PackName
 from engine.page import IdLeaf
 from engine.pipeline.filling import CacheAway, Filling, Lost
@@ -192,16 +196,44 @@ async def test_records_of_other_packs_go_into_a_new_one_and_are_found_by_their_i
     assert (outcome.report.exit_code, outcome.content) == (0, volume(1, 2, 9, 4))
 
 
-def test_what_newer_runs_name_counts_no_more() -> None:
-    def leaf(blocks: list[int], zeros: list[tuple[int, int]] = []) -> IdLeaf:  # noqa: B006
-        numbers = np.array(blocks, np.uint64)
-        starts, counts = (np.array([pair[at] for pair in zeros], np.uint64) for at in (0, 1))
-        ids = np.stack((numbers, numbers), axis=1) if blocks else np.empty((0, 2), np.uint64)
-        return IdLeaf(numbers, ids, np.zeros(len(blocks), PLACE), starts, counts)
+Leaves = AsyncIterator[tuple[IdLeaf, Column64]]
 
-    lost = Lost(np.empty(0, np.uint64), np.empty((0, 2), np.uint64))
-    lost.lay_over(leaf([3, 5, 7, 9]), np.array([0, 1, 3], np.uint64))
-    assert lost.blocks.tolist() == [3, 5, 9]
-    lost.lay_over(leaf([1, 5], [(8, 2)]), np.array([0], np.uint64))
-    assert lost.blocks.tolist() == [1, 3]
-    assert lost.ids[:, 0].tolist() == [1, 3]
+
+async def run_of(chance: random.Random, lost: dict[int, int], stamp: int, cut: bool) -> Leaves:
+    """Yield a random run, leaf by leaf, and tell `lost`, a plain dict of ids, what becomes of it."""
+    at = 0
+    for number in range(chance.randint(1, 6)):
+        if cut and number == 3:
+            raise StoreCorrupt("data/x", "it is cut")
+        blocks: list[int] = []
+        bad: list[int] = []
+        zeros: list[tuple[int, int]] = []
+        for _ in range(chance.randint(1, 8)):
+            at += chance.choice((0, 0, 1, 5))
+            if chance.random() < 0.3:
+                zeros.append((at, count := chance.randint(1, 6)))
+                for block in range(at, at + count):
+                    lost.pop(block, None)
+                at += count
+                continue
+            lost.pop(at, None)
+            if chance.random() < 0.5:
+                bad.append(len(blocks))
+                lost[at] = stamp
+            blocks.append(at)
+            at += 1
+        starts, counts = (np.array([pair[side] for pair in zeros], np.uint64) for side in (0, 1))
+        ids = np.stack((np.array(blocks, np.uint64), np.full(len(blocks), stamp, np.uint64)), axis=1)
+        leaf = IdLeaf(np.array(blocks, np.uint64), ids, np.zeros(len(blocks), PLACE), starts, counts)
+        yield leaf, np.array(bad, np.uint64)
+
+
+@pytest.mark.parametrize("seed", range(200))
+async def test_what_newer_runs_name_counts_no_more(seed: int) -> None:
+    chance = random.Random(seed)
+    lost, model = Lost(np.empty(0, np.uint64), np.empty((0, 2), np.uint64)), dict[int, int]()
+    for stamp in range(6):
+        with suppress(StoreCorrupt):
+            await lost.lay_over(run_of(chance, model, stamp, cut=chance.random() < 0.2))
+        assert lost.blocks.tolist() == sorted(model)
+        assert lost.ids.tolist() == [[block, model[block]] for block in sorted(model)]
