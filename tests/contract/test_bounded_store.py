@@ -6,22 +6,11 @@ import pytest
 
 from engine.pipeline.bounded import BoundedStore
 from engine.ports import ObjectStore
-from tests.contract.object_store import GoAway, ObjectStoreContract
+from tests.contract.over_memory import OverMemory
 from tests.fakes import MemoryStore
 
 
-class TestBoundedStore(ObjectStoreContract):
-    @pytest.fixture(params=[False, True], ids=["durable puts", "barrier"])
-    def memory(self, request: pytest.FixtureRequest) -> MemoryStore:
-        return MemoryStore(barrier=request.param)
-
+class TestBoundedStore(OverMemory):
     @pytest.fixture
     def store(self, memory: MemoryStore) -> ObjectStore:
         return BoundedStore(memory, "/spool", 1 << 30, lambda: 1 << 40)
-
-    @pytest.fixture
-    def go_away(self, memory: MemoryStore) -> GoAway:
-        async def leave() -> None:
-            memory.away = True
-
-        return leave

@@ -7,25 +7,15 @@ import pytest
 from engine.errors import StoreUnavailable
 from engine.pipeline.kept import KeptStore
 from engine.ports import ObjectStore
-from tests.contract.object_store import PACK, GoAway, ObjectStoreContract
+from tests.contract.object_store import PACK
+from tests.contract.over_memory import OverMemory
 from tests.fakes import FaultPlan, FaultyStore, MemoryStore
 
 
-class TestKeptStore(ObjectStoreContract):
-    @pytest.fixture(params=[False, True], ids=["durable puts", "barrier"])
-    def memory(self, request: pytest.FixtureRequest) -> MemoryStore:
-        return MemoryStore(barrier=request.param)
-
+class TestKeptStore(OverMemory):
     @pytest.fixture
     def store(self, memory: MemoryStore) -> ObjectStore:
         return KeptStore(memory)
-
-    @pytest.fixture
-    def go_away(self, memory: MemoryStore) -> GoAway:
-        async def leave() -> None:
-            memory.away = True
-
-        return leave
 
     @pytest.mark.parametrize("kept", [0, 3, 5])
     async def test_what_is_acknowledged_and_not_there_whole_may_be_put_again(

@@ -6,25 +6,15 @@ import pytest
 
 from engine.errors import ObjectMissing
 from engine.ports import ObjectStore
-from tests.contract.object_store import PACK, GoAway, ObjectStoreContract
+from tests.contract.object_store import PACK
+from tests.contract.over_memory import OverMemory
 from tests.fakes import FaultPlan, FaultyStore, MemoryStore
 
 
-class TestMemoryStore(ObjectStoreContract):
-    @pytest.fixture(params=[False, True], ids=["durable puts", "barrier"])
-    def memory(self, request: pytest.FixtureRequest) -> MemoryStore:
-        return MemoryStore(barrier=request.param)
-
+class TestMemoryStore(OverMemory):
     @pytest.fixture
     def store(self, memory: MemoryStore) -> ObjectStore:
         return memory
-
-    @pytest.fixture
-    def go_away(self, memory: MemoryStore) -> GoAway:
-        async def leave() -> None:
-            memory.away = True
-
-        return leave
 
 
 class TestFaultyStoreWithoutFaults(TestMemoryStore):
