@@ -350,4 +350,6 @@ def _as_written(value: Any) -> str:
 def _masked(text: str) -> str:
     """Return `text` without the logins of URLs in it, which do not belong there and must not be shown."""
     # A password may hold anything, and a mistyped URL may lack its slashes; a drive's letter is no scheme.
-    return re.sub(r"(?s)([A-Za-z][A-Za-z0-9+.-]+:/*).*@", r"\1***@", text)
+    scheme = re.search(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]+:/*", text)
+    at = text.rfind("@")
+    return text if scheme is None or at < scheme.end() else f"{text[: scheme.end()]}***{text[at:]}"
