@@ -97,6 +97,12 @@ class Backlog:
         check_whole(self.machine.vault, objects(self.machine.vault))
         assert leftovers(self.machine.vault) == []
 
+    def stands(self) -> None:
+        """Check that every point comes back without the cache, and that the next session goes on."""
+        with self.without_cache():
+            self.restore_all()
+        self.goes_on()
+
     def goes_on(self) -> None:
         """Check that the next session knows all there is: it sends what changed since, and nothing else."""
         generator = random.Random(9)

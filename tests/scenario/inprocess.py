@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -15,18 +16,32 @@ from adapters.lifetime import lifetime
 from adapters.state import identity as files
 from adapters.state.directory import StateDirectory
 from adapters.stores.folder import FolderStore
+from engine.pipeline.kept import KeptStore
 from engine.pipeline.report import SessionReport, UploadReport
+from engine.pipeline.retry import RetryingStore
 from engine.pipeline.session import Session
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.upload import Upload
+from engine.policy import RetryPolicy
 from engine.ports import Clock, ObjectStore
 from engine.root import Root, open_root
 from engine.vault.certificate import Certificates
+from tests.fakes import FakeClock, FaultPlan, FaultyStore
 from tests.scenario.machine import Machine
 
 T = TypeVar("T")
 # Puts a stage around the vault of a session.
 Around = Callable[[ObjectStore], ObjectStore]
+
+
+def by_plan(plan: FaultPlan, retries_max: int = 0) -> Around:
+    """Return what has a vault fail by plan, with the real stages above it."""
+
+    def around(vault: ObjectStore) -> ObjectStore:
+        policy = RetryPolicy(retries_max=retries_max)
+        return RetryingStore(KeptStore(FaultyStore(vault, plan)), policy, FakeClock(), random.Random(1))
+
+    return around
 
 
 def backup(

@@ -94,9 +94,7 @@ def test_killed_after_the_switch_the_next_session_goes_on(
     assert lost.items() <= objects(machine.vault).items()
     assert backlog.in_spool() == []
     assert backlog.listed() == backlog.contents.keys()
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()
 
 
 @pytest.mark.parametrize("template", ["resume"], indirect=True)
@@ -133,6 +131,4 @@ def test_packs_in_the_vault_count_for_a_root_that_is_uploaded_much_later(templat
         backlog.restore_some(generator.randrange(10))
     backlog.upload_all()
     assert backlog.listed() >= backlog.contents.keys()
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()

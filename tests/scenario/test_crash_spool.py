@@ -107,9 +107,7 @@ def test_sessions_into_the_spool_killed_at_random_never_cost_a_point(away: Backl
     backlog.restore_all("--only-cache")
     machine.back()
     backlog.upload_all()
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()
 
 
 def test_a_commit_into_the_spool_that_was_cut_off_is_known_after_its_upload(away: Backlog, fast_path: Path) -> None:

@@ -14,7 +14,6 @@ import pytest
 from adapters.stores.calls import Call
 from adapters.stores.folderfiles import FolderFiles
 from engine.errors import StoreUnavailable
-from engine.pipeline.kept import KeptStore
 from engine.pipeline.retry import RetryingStore
 from engine.policy import RetryPolicy
 from engine.ports import ObjectStore
@@ -125,9 +124,7 @@ def test_a_vault_that_hangs_at_the_opening_is_away(
     assert "did not answer" in report.fallback
     backlog.keep(str(report.point))
     backlog.upload_all()
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()
 
 
 def hanging(prefix: str, first: int = 1) -> Callable[[ObjectStore], ObjectStore]:
@@ -155,9 +152,7 @@ def test_a_vault_that_hangs_in_mid_session_is_lost(one: Backlog, fast_path: Path
     assert "moved nothing" in report.fallback
     backlog.keep(str(report.point))
     backlog.upload_all()
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()
 
 
 @pytest.mark.parametrize("prefix", ["data/", "root/"])
@@ -168,19 +163,7 @@ def test_a_vault_that_hangs_during_an_upload_costs_only_time(one: Backlog, fast_
         inprocess.upload(backlog.machine, around=hanging(prefix))
     assert objects(backlog.spool) == before
     backlog.upload_all()
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
-
-
-def deaf(plan: FaultPlan, retries_max: int) -> Callable[[ObjectStore], ObjectStore]:
-    """Return what loses answers by plan, and the real stages above it."""
-
-    def around(vault: ObjectStore) -> ObjectStore:
-        policy = RetryPolicy(retries_max=retries_max)
-        return RetryingStore(KeptStore(FaultyStore(vault, plan)), policy, FakeClock(), random.Random(1))
-
-    return around
+    backlog.stands()
 
 
 @pytest.mark.parametrize("prefix", ["data/", "page/", "index/", "root/", "all, with retries"])
@@ -195,11 +178,11 @@ def test_acknowledgements_lost_during_an_upload_make_no_second_object(
         plan.lose_acknowledgement("put", prefix=each)
     if prefix.endswith("/"):
         with pytest.raises(StoreUnavailable, match="acknowledgement was lost"):
-            inprocess.upload(backlog.machine, around=deaf(plan, 0))
+            inprocess.upload(backlog.machine, around=inprocess.by_plan(plan, 0))
         assert backlog.in_spool(), "what nobody acknowledged is kept"
         backlog.upload_all()
     else:
-        assert inprocess.upload(backlog.machine, around=deaf(plan, 1)).left == 0
+        assert inprocess.upload(backlog.machine, around=inprocess.by_plan(plan, 1)).left == 0
     vault, expected = objects(backlog.machine.vault), objects(plain.machine.vault)
     kinds = ("data/", "page/", "root/", "note/")
     assert [each for each in vault.items() if each[0].startswith(kinds)] == [
@@ -207,9 +190,7 @@ def test_acknowledgements_lost_during_an_upload_make_no_second_object(
     ]
     assert len(vault) == len(expected), "of the index there is one of each, too"
     check_whole(backlog.machine.vault, vault)
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()
 
 
 @pytest.mark.parametrize(("place", "count"), [("data/", 2), ("page/", 1), ("root/", 1)])
@@ -228,6 +209,4 @@ def test_an_upload_that_is_told_to_stop_in_the_middle_of_a_point_goes_on_from_th
         backlog.keep(point)
     backlog.upload_all()
     assert sent <= objects(machine.vault).keys()
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()

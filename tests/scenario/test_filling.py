@@ -144,9 +144,7 @@ def test_a_point_that_needs_the_cache_waits_for_it_and_is_overtaken_by_one_that_
     done = machine.run("upload")
     assert hole_blocks(done) == {first: 0}
     assert backlog.in_spool() == []
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()
 
 
 @pytest.mark.parametrize("kind", ["data", "page"])
@@ -216,6 +214,4 @@ def test_a_root_that_is_damaged_in_the_spool_is_uploaded_from_its_copy_in_the_ca
     root.write_bytes(b"")
     backlog.upload_all()
     assert backlog.listed() == backlog.contents.keys()
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()

@@ -54,9 +54,7 @@ def test_an_upload_gives_way_to_a_session_which_uploads_the_rest(backlog: Backlo
     ]
     backlog.keep(done.document["point"])
     assert backlog.in_spool() == []
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()
 
 
 def test_a_session_gives_way_while_it_uploads_and_to_nobody_before(backlog: Backlog) -> None:
@@ -96,9 +94,7 @@ def test_a_session_gives_way_while_it_uploads_and_to_nobody_before(backlog: Back
     backlog.keep(after.document["point"])
     assert backlog.in_spool() == []
     assert backlog.listed() == backlog.contents.keys()
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()
 
 
 def test_whom_a_killed_upload_or_a_waiting_session_leaves_behind_costs_nobody_anything(backlog: Backlog) -> None:

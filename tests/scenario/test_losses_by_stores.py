@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import os
-import random
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,11 +16,7 @@ import pytest
 
 from adapters.clock import SystemClock
 from engine.errors import StoreRejected, StoreUnavailable
-from engine.pipeline.kept import KeptStore
-from engine.pipeline.retry import RetryingStore
-from engine.policy import RetryPolicy
-from engine.ports import ObjectStore
-from tests.fakes import FakeClock, FaultPlan, FaultyStore
+from tests.fakes import FakeClock, FaultPlan
 from tests.scenario import inprocess
 from tests.scenario.crash_backlog import Backlog, waiting
 from tests.scenario.crash_machine import Forge, check_whole, in_memory, objects
@@ -68,9 +63,7 @@ def test_cut_objects_on_a_share_under_the_names_an_upload_needs_are_put_again(
             (vault / name).parent.mkdir(parents=True, exist_ok=True)
             (vault / name).write_bytes(HOW[how]((backlog.spool / name).read_bytes()))
     backlog.upload_all()
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()
 
 
 @pytest.mark.parametrize(("kind", "how"), cuts("data", "page", "index", "key", "cert"))
@@ -112,9 +105,7 @@ def test_cut_objects_in_the_spool(one: Backlog, fast_path: Path, kind: str, how:
     assert [each["holes"] for each in done["uploaded"]] == [{}, {}]
     assert backlog.in_spool() == []
     check_whole(machine.vault, objects(machine.vault))
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()
 
 
 @pytest.mark.parametrize(("kind", "how"), cuts("data", "page", "index", "root", "key", "cert"))
@@ -208,7 +199,7 @@ def test_503_taken_for_success_by_a_session(one: Backlog, fast_path: Path, prefi
     machine = backlog.machine
     backlog.upload_all()
     plan = FaultPlan().acknowledge_only(prefix=prefix, instead=KEPT[kept])
-    report = inprocess.backup(machine, around=over(plan))
+    report = inprocess.backup(machine, around=inprocess.by_plan(plan))
     # A pack is sent again; of anything else the vault counts as lost after the retries, of which there are none here.
     assert report.exit_code == (0 if prefix in ("data/", "page/") else 3), report.error
     assert report.problems
@@ -219,9 +210,7 @@ def test_503_taken_for_success_by_a_session(one: Backlog, fast_path: Path, prefi
     if report.exit_code == 3:
         backlog.upload_all()
     check_whole(machine.vault, {name: each for name, each in objects(machine.vault).items() if kept == "nothing"})
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()
 
 
 @pytest.mark.parametrize(("prefix", "kept"), ACKNOWLEDGED)
@@ -231,23 +220,11 @@ def test_503_taken_for_success_by_an_upload(one: Backlog, fast_path: Path, prefi
     plan = FaultPlan().acknowledge_only(prefix=prefix, instead=KEPT[kept])
     before = {name: each for name, each in objects(backlog.spool).items() if not name.startswith("tmp/")}
     with pytest.raises(StoreRejected if prefix in ("data/", "page/") else StoreUnavailable, match="acknowledged"):
-        inprocess.upload(backlog.machine, around=over(plan))
+        inprocess.upload(backlog.machine, around=inprocess.by_plan(plan))
     assert objects(backlog.spool) == before
     assert backlog.spooled <= backlog.listed()
     backlog.upload_all()
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
-
-
-def over(plan: FaultPlan, retries_max: int = 0) -> Callable[[ObjectStore], ObjectStore]:
-    """Return what puts a vault behind something that acknowledges by plan what is not there, and the real stages."""
-
-    def around(vault: ObjectStore) -> ObjectStore:
-        policy = RetryPolicy(retries_max=retries_max)
-        return RetryingStore(KeptStore(FaultyStore(vault, plan)), policy, FakeClock(), random.Random(1))
-
-    return around
+    backlog.stands()
 
 
 def test_a_503_that_passes_costs_a_retry(one: Backlog, fast_path: Path) -> None:
@@ -255,11 +232,9 @@ def test_a_503_that_passes_costs_a_retry(one: Backlog, fast_path: Path) -> None:
     plan = FaultPlan()
     for prefix in ("root/", "index/"):
         plan.acknowledge_only(prefix=prefix)
-    done = inprocess.upload(backlog.machine, around=over(plan, retries_max=1))
+    done = inprocess.upload(backlog.machine, around=inprocess.by_plan(plan, retries_max=1))
     assert (done.problems, done.left) == ([], 0)
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()
 
 
 def test_a_vault_that_keeps_nothing_of_what_it_acknowledges_gets_no_point(one: Backlog, fast_path: Path) -> None:
@@ -268,7 +243,7 @@ def test_a_vault_that_keeps_nothing_of_what_it_acknowledges_gets_no_point(one: B
     backlog.upload_all()
     machine.spool = None
     before = objects(machine.vault).keys()
-    report = inprocess.backup(machine, around=over(FaultPlan().acknowledge_only(1, 10_000)))
+    report = inprocess.backup(machine, around=inprocess.by_plan(FaultPlan().acknowledge_only(1, 10_000)))
     assert (report.exit_code, report.point) == (1, None)
     assert report.error is not None
     assert objects(machine.vault).keys() == before

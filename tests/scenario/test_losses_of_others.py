@@ -43,9 +43,7 @@ def settled(backlog: Backlog) -> None:
     backlog.machine.back()
     backlog.upload_all()
     assert backlog.listed() >= backlog.contents.keys()
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()
 
 
 @pytest.mark.parametrize("when", ["before the spooled point", "before a second one"])
@@ -312,9 +310,7 @@ def test_a_root_that_vanished_from_the_spool_below_the_newest_point(one: Backlog
         machine.back()
         backlog.upload_all()
     assert backlog.listed() >= backlog.contents.keys()
-    with backlog.without_cache():
-        backlog.restore_all()
-    backlog.goes_on()
+    backlog.stands()
 
 
 def test_what_is_made_after_a_deletion_comes_after_the_deleted_point(one: Backlog, fast_path: Path) -> None:
