@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -14,16 +16,23 @@ from tests.scenario.recover import Recoverer, Restored
 BLOCKS = 40
 
 
+@contextmanager
+def cheap_keys() -> Iterator[type[slots.KdfCost]]:
+    """Have commands in this process make slots that are cheap to guess; the value is what a slot costs otherwise."""
+    real = slots.KdfCost
+    vars(slots)["KdfCost"] = lambda *cost: real(*cost) if cost else real.cheapest()
+    try:
+        yield real
+    finally:
+        vars(slots)["KdfCost"] = real
+
+
 def enrol(machine: Machine, *arguments: str) -> None:
     """Run `init`; the readers of the slot it makes take its cost from there."""
     machine.write_config()
     file = str(machine.passphrase_file)
-    real = slots.KdfCost
-    vars(slots)["KdfCost"] = lambda *cost: real(*cost) if cost else real.cheapest()
-    try:
+    with cheap_keys():
         assert run(["--config", str(machine.config), "init", "--passphrase-file", file, *arguments]) == 0
-    finally:
-        vars(slots)["KdfCost"] = real
 
 
 def enrolled(root: Path, *, cache: bool = False, blocks: int = BLOCKS) -> tuple[Machine, Path]:

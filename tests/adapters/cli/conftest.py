@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from engine.vault.slots import KdfCost
 from tests.adapters.cli import hostile
 from tests.adapters.cli.enrolled import Machine, taken_up
 from tests.adapters.cli.recovery_site import Site, build
+from tests.scenario.cheap import cheap_keys
+
+
+@pytest.fixture(autouse=True)
+def cheap() -> Iterator[type[KdfCost]]:
+    """Make guessing a passphrase cheap, which is meant to be dear, for all commands in this process."""
+    with cheap_keys() as real:
+        yield real
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +40,8 @@ def site(original: Site, tmp_path: Path, nothing_from_outside: None) -> Site:
 @pytest.fixture(scope="session")
 def enrolled(tmp_path_factory: pytest.TempPathFactory) -> hostile.Place:
     """Return an enrolled place that nobody changes."""
-    return hostile.enrol(tmp_path_factory.mktemp("enrolled"))
+    with cheap_keys():
+        return hostile.enrol(tmp_path_factory.mktemp("enrolled"))
 
 
 @pytest.fixture
@@ -40,9 +51,10 @@ def place(enrolled: hostile.Place, tmp_path: Path) -> hostile.Place:
 
 @pytest.fixture(scope="session")
 def enrolled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One enrolled machine, made once because the default key derivation is meant to be slow."""
+    """One enrolled machine, which nobody changes."""
     shared = tmp_path_factory.mktemp("enrolled-once")
-    assert Machine(shared).init() == 0
+    with cheap_keys():
+        assert Machine(shared).init() == 0
     return shared
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from adapters.cli import frame, init
 from engine.errors import StoreUnavailable
+from engine.vault import slots
+from engine.vault.slots import KdfCost
 from tests.adapters.cli.enrolled import Machine, document, said, tree
 from tests.engine.vault.fakes_vault import OTHER_PASSPHRASE, PASSPHRASE, shows
 
@@ -46,6 +48,16 @@ def test_init_on_new_places_founds_a_domain_and_adopts_the_cache(
     if os.name == "posix":
         assert stat.S_IMODE(one.identity_file.stat().st_mode) == 0o600
         assert stat.S_IMODE(one.state.stat().st_mode) == 0o700
+
+
+def test_a_passphrase_is_dear_to_guess(
+    tmp_path: Path, cheap: type[KdfCost], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(vars(slots), "KdfCost", cheap)
+    one = Machine(tmp_path)
+    assert one.init() == 0
+    assert [slots.parse_slot_object(name, data).cost for name, data in one.identity().slots] == [cheap()]
+    assert cheap() == cheap(256 * 1024, 3, 4)
 
 
 def test_a_vault_that_goes_away_at_the_end_undoes_no_enrolment(
