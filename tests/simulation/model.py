@@ -180,7 +180,7 @@ class Model:
             return
         # Older pages are copied from the vault: while that is not well the cache may wait for them.
         if machine.roots[root].spooled:
-            near = self.stores["cache"].objects
+            near = self.stores["cache"].objects.keys() - self.stores["cache"].garbage()
             pages = [name for name in await self.losses.packs_of(machine, root) if name.startswith("page/")]
             if all(name in near for name in pages):
                 self.cache_whole.add(root)

@@ -31,6 +31,7 @@ from engine.block import Bytes
 from engine.names import PointId
 from engine.packstore import PackStore
 from engine.pipeline.bounded import BoundedStore
+from engine.pipeline.commit import Committer
 from engine.pipeline.opening import Opening
 from engine.pipeline.pagecopies import PageCopies
 from engine.pipeline.parent import Parent
@@ -286,13 +287,17 @@ def holes_not_noted() -> None:
 
 
 def deleted_point_relied_on() -> None:
-    """Local state stays at a point of the spool that is deleted, and nobody asks the spool for it."""
+    """Local state stays at a point of the spool that is deleted, and nobody asks the spool for it or its packs."""
 
     async def left(*_: Any) -> bool:
         return False
 
+    async def stands(*_: Any) -> bool:
+        return True
+
     put_in(engine.spooldelete, _stands_at=lambda state, volumes, system, point: False)
-    put_in(engine.pipeline.parent, _left_the_spool=left)
+    put_in(engine.pipeline.parent, _left_the_spool=left, _forget_lost=left)
+    put_in(Committer, _stands=stands)
 
 
 # Each with the theme (themes.py) of the worlds in which it is looked for, None: any, and the seed that found it first.
