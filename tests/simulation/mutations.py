@@ -304,7 +304,7 @@ def deleted_point_relied_on() -> None:
 MUTATIONS: Final[dict[str, tuple[str | None, int, Callable[[], None]]]] = {
     made.__name__: (theme, first, made)
     for theme, first, made in (
-        ("deaths", 1, no_fsync),
+        ("deaths", 3, no_fsync),
         ("deaths", 2, no_folder_fsync),
         ("cuts", 1, no_cache_flush),
         ("losses", 11, short_objects_trusted),
@@ -313,11 +313,11 @@ MUTATIONS: Final[dict[str, tuple[str | None, int, Callable[[], None]]]] = {
         ("deaths", 9, journal_always_replayed),
         ("deaths", 1, staged_pages_lost),
         ("cuts", 2, unflushed_packs_trusted),
-        (None, 6, nothing_is_missing),
+        (None, 3, nothing_is_missing),
         (None, 1, acknowledged_before_put),
         (None, 1, order_by_the_clock),
         ("losses", 2, sources_not_checked),
-        ("losses", 8, packs_not_checked_after_the_root),
+        ("losses", 3, packs_not_checked_after_the_root),
         ("losses", 1, holes_not_told),
         (None, 1, pages_not_copied),
         ("fallback", 1, returned_to_the_vault),
@@ -331,6 +331,6 @@ MUTATIONS: Final[dict[str, tuple[str | None, int, Callable[[], None]]]] = {
         ("backlog", 11, spool_not_flushed),
         ("backlog", 1, newest_first),
         ("misfortunes", 6, holes_not_noted),
-        ("backlog", 16, deleted_point_relied_on),
+        ("backlog", 14, deleted_point_relied_on),
     )
 }
