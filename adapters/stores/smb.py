@@ -23,9 +23,9 @@ from engine.ports import ObjectInfo
 
 T = TypeVar("T")
 
-# Two links carry the most; the third sends while the server syncs what another one brought (measured). Probes and
-# listings have links of their own, so that they wait for no put.
-LINKS_MAX: Final = 3
+# Two carry bytes at once (`smbput`); the others make ready, and finish what they brought. Probes and listings have
+# links of their own, so that they wait for no put.
+LINKS_MAX: Final = 4
 THREADS_MAX: Final = 16
 LIST_CHUNK: Final = 1000
 

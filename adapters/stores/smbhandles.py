@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from smbprotocol.exceptions import SMBException, SMBResponseException
 
 from adapters.stores.smberrors import ABSENT, COLLISION
-from adapters.stores.smbwire import CREATE, DELETE_ON_CLOSE, FOLDER, READ_ATTRIBUTES, Handle, Link
+from adapters.stores.smbmessages import DELETE, DELETE_ON_CLOSE, PLAIN_FILE, READ_ATTRIBUTES, Handle
+from adapters.stores.smbwire import Link
 
 
 @contextmanager
@@ -46,10 +47,16 @@ def suppress_absent() -> Iterator[None]:
 def make_folder(link: Link, name: str) -> None:
     """Make a folder, a path from the share's root, unless it exists."""
     try:
-        link.close_handle(link.create(name, READ_ATTRIBUTES, FOLDER, disposition=CREATE))
+        link.make_folder_later(name)()
     except SMBResponseException as error:
         if error.status != COLLISION:
             raise
+
+
+def remove(link: Link, name: str) -> None:
+    """Remove a file, a path from the share's root."""
+    with opened(link, name, DELETE | READ_ATTRIBUTES, PLAIN_FILE | DELETE_ON_CLOSE):
+        pass
 
 
 def exists(link: Link, name: str) -> bool:

@@ -14,7 +14,8 @@ from adapters.stores.plainnames import is_folder_name, is_object_name
 from adapters.stores.smberrors import ABSENT
 from adapters.stores.smbfiles import SmbFiles
 from adapters.stores.smblinks import Links
-from adapters.stores.smbwire import IS_FOLDER, IS_LINK, Link
+from adapters.stores.smbmessages import IS_FOLDER, IS_LINK
+from adapters.stores.smbwire import Link
 from engine.ports import ObjectInfo
 
 _START: Final = re.compile(r"[a-z0-9.-]*")
@@ -45,7 +46,7 @@ class Listing:
                 call.progress()
             call.progress()
             # Looked at again after the reading: a folder that went away meanwhile is away, not empty.
-            self._files.check_marker(link)
+            self._files.place.check_marker(link)
             self._ended = len(rows) < count
             return rows
 

@@ -4,6 +4,10 @@ Connection, login and share are this object's own: nothing is taken from, or lef
 thread at a time uses a link, since a server grants its credits by the connection. No request waits with a time of its
 own; whoever watches the call cuts the link (`cut`), and every wait in it ends at once with an error.
 
+What ends in `_later` sends its requests and returns what waits for their answers: that must be called, once. Requests
+sent as a chain are done by the server one after the other, each about the file the one before it opened; of several
+chains under way it may do a later one first.
+
 No leases or oplocks are asked for, so nothing of the share is cached on this side and no listing is stale.
 """
 
@@ -11,63 +15,33 @@ from __future__ import annotations
 
 import logging
 import socket
-import struct
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 from smbprotocol.connection import Connection
 from smbprotocol.exceptions import SMBConnectionClosed, SMBResponseException
 from smbprotocol.header import NtStatus
-from smbprotocol.open import (
-    SMB2CloseRequest,
-    SMB2CreateRequest,
-    SMB2FlushRequest,
-    SMB2QueryDirectoryRequest,
-    SMB2ReadRequest,
-    SMB2SetInfoRequest,
-    SMB2WriteRequest,
-)
 from smbprotocol.session import Session
 from smbprotocol.tree import TreeConnect
 
-from adapters.stores.smberrors import Garbled, ShortWrite
+from adapters.stores import smbmessages as ask
+from adapters.stores.smberrors import ShortWrite
+from adapters.stores.smbmessages import OPEN, SHARE_ALL, Entry, Handle
+from adapters.stores.smbpace import PIECE_MAX, Pace
 
-REQUEST_BYTES: Final = 1 << 20  # larger ones are slower: measured
 CREDIT_BYTES: Final = 1 << 16
 AHEAD_MAX: Final = 2  # requests of one read or write on their way, so that the line has no pause between them
 RELEASED_MAX: Final = 4  # closes whose answers are not waited for: each takes a credit
+CHAINED_MAX: Final = 12  # requests that may be under way beside one that carries data: each takes a credit
 WORKER_ENDS_S: Final = 1.0  # how long the library's thread may take to end after it noticed
 
-READ_ATTRIBUTES: Final = 0x0080
-READ: Final = 0x0001 | READ_ATTRIBUTES
-WRITE: Final = 0x0002 | READ_ATTRIBUTES
-DELETE: Final = 0x0001_0000
-OPEN: Final = 1
-CREATE: Final = 2
-OPEN_OR_CREATE: Final = 3
-FOLDER: Final = 0x0001  # the options of a create request
-PLAIN_FILE: Final = 0x0040
-DELETE_ON_CLOSE: Final = 0x1000
-SHARE_READ: Final = 1
-SHARE_ALL: Final = 7
-IMPERSONATION: Final = 2
-IS_FOLDER: Final = 0x10  # an attribute
-IS_LINK: Final = 0x400
-LAST_OPENED: Final = b"\xff" * 16  # by the request before this one, sent together with it
-FILE_DIRECTORY_INFORMATION: Final = 1
-FILE_RENAME_INFORMATION: Final = 10
-
-_CREATED: Final = struct.Struct("<8xQ8xQ16xQI4x16s")
-_READ: Final = struct.Struct("<2xBxI")
-_WRITTEN: Final = struct.Struct("<4xI")
-_QUERIED: Final = struct.Struct("<2xHI")
-_ENTRY: Final = struct.Struct("<I36xQ8xII")
 _NO_MORE: Final = (NtStatus.STATUS_NO_MORE_FILES, NtStatus.STATUS_NO_SUCH_FILE)
+Outcome: TypeAlias = bytes | SMBResponseException
 
 for _name in ("smbprotocol", "spnego"):
     # What they warn of, tracebacks included, is told as an error of ours.
@@ -85,24 +59,6 @@ class Login(msgspec.Struct, frozen=True):
     encrypt: bool
 
 
-class Handle(msgspec.Struct, frozen=True):
-    """An open file or folder: its `size` in bytes, and what changes when another file takes its name."""
-
-    id: bytes
-    size: int
-    created: int
-    written: int
-    attributes: int
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """A row of a folder."""
-
-    name: str
-    size: int
-    attributes: int
-
-
 class Link:
     """A connection, logged in and connected to its share once `open` has returned.
 
@@ -118,11 +74,15 @@ class Link:
         self._tree: Any = None
         self._prefix = ""
         self._released: deque[Any] = deque()  # closes whose answers nobody has looked at
+        self._up, self._down = Pace(), Pace()
 
     def open(self, password: str | None, connect_timeout_s: float) -> None:
         """Connect, log in, and connect to the share."""
         login = self._login
         self._connection.connect(timeout=connect_timeout_s)
+        if (transport := self._connection.transport) and transport._sock:
+            # A request behind a close nobody waits for would be held back until that is acknowledged.
+            transport._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._session = Session(
             self._connection, username=login.user, password=password, require_encryption=login.encrypt
         )
@@ -188,45 +148,112 @@ class Link:
     def _path(self, name: str) -> str:
         return (self._prefix + name.replace("/", "\\")).rstrip("\\")
 
+    def _chain_later(self, *messages: Any) -> Callable[[], list[Outcome]]:
+        """Begin requests that are done one after the other; what waits for them returns an answer or error of each."""
+        session, tree = self._session.session_id, self._tree.tree_connect_id
+        requests = self._connection.send_compound(list(messages), session, tree, related=True)
+
+        def outcomes() -> list[Outcome]:
+            found: list[Outcome] = []
+            for request in requests:
+                try:
+                    found.append(self._answer(request))
+                except SMBResponseException as error:
+                    found.append(error)
+            return found
+
+        return outcomes
+
     def create(
         self, name: str, access: int, options: int, *, disposition: int = OPEN, sharing: int = SHARE_ALL
     ) -> Handle:
         """Open a file or folder, or make it with the disposition CREATE."""
-        return _handle(self._ask(self._create_request(name, access, options, disposition, sharing)))
+        return ask.handle_of(self._ask(ask.create(self._path(name), access, options, disposition, sharing)))
 
     def peek(self, name: str, options: int = 0) -> Handle:
         """Look at a file or folder, in one round trip; the handle is closed already."""
         return self.peek_later(name, options)()
 
     def peek_later(self, name: str, options: int = 0) -> Callable[[], Handle]:
-        """Begin to `peek`, and return what waits for the answer: it must be called, once."""
-        close = SMB2CloseRequest()
-        close["file_id"] = LAST_OPENED
-        messages = [self._create_request(name, READ_ATTRIBUTES, options, OPEN, SHARE_ALL), close]
-        session, tree = self._session.session_id, self._tree.tree_connect_id
-        opening, closing = self._connection.send_compound(messages, session, tree, related=True)
+        """Begin to `peek`."""
+        chain = self._chain_later(ask.create(self._path(name), ask.READ_ATTRIBUTES, options), ask.close())
 
         def looked() -> Handle:
-            try:
-                answer = self._connection.receive(opening, resolve_symlinks=False)
-            except SMBResponseException:
-                with suppress(SMBResponseException):
-                    self._connection.receive(closing)
-                raise
-            self._connection.receive(closing)
-            return _handle(answer["data"].get_value())
+            opening, closing = map(_good, chain())
+            del closing
+            return ask.handle_of(opening)
 
         return looked
 
-    def _create_request(self, name: str, access: int, options: int, disposition: int, sharing: int) -> Any:
-        message = SMB2CreateRequest()
-        message["impersonation_level"] = IMPERSONATION
-        message["desired_access"] = access
-        message["share_access"] = sharing
-        message["create_disposition"] = disposition
-        message["create_options"] = options
-        message["buffer_path"] = self._path(name).encode("utf-16-le") or b"\0\0"
-        return message
+    def make_folder_later(self, name: str) -> Callable[[], None]:
+        """Begin to make a folder that must not exist."""
+        chain = self._chain_later(
+            ask.create(self._path(name), ask.READ_ATTRIBUTES, ask.FOLDER, ask.CREATE), ask.close()
+        )
+
+        def made() -> None:
+            for each in chain():
+                _good(each)
+
+        return made
+
+    def open_and_read(self, name: str, offset: int, length: int) -> tuple[Handle, bytes]:
+        """Open a file and read up to `length` bytes of it, at most a request's, in one round trip."""
+        opening, reading = self._chain_later(
+            ask.create(self._path(name), ask.READ, ask.PLAIN_FILE), ask.read(offset, length)
+        )()  # fmt: skip
+        file = ask.handle_of(_good(opening))
+        try:
+            return file, _read_bytes(reading, length)
+        except BaseException:
+            self._close_after(file)
+            raise
+
+    def write_new_later(self, name: str, data: bytes) -> Callable[[], None]:
+        """Begin to write a file that must not exist, and to close it; `data` is at most a request's."""
+        chain = self._chain_later(
+            ask.create(self._path(name), ask.WRITE, ask.PLAIN_FILE, ask.CREATE, ask.SHARE_READ),
+            ask.write(0, data),
+            ask.close(),
+        )
+
+        def written() -> None:
+            opening, writing, closing = chain()
+            file = ask.handle_of(_good(opening))
+            if isinstance(closing, SMBResponseException):
+                self._close_after(file)
+            _taken(_good(writing), len(data))
+
+        return written
+
+    def reopen_later(self, name: str) -> Callable[[], Handle]:
+        """Begin to open a written file to rename it, and to make its bytes durable."""
+        chain = self._chain_later(ask.create(self._path(name), ask.WRITE | ask.DELETE, ask.PLAIN_FILE), ask.flush())
+
+        def reopened() -> Handle:
+            opening, flushing = chain()
+            file = ask.handle_of(_good(opening))
+            if isinstance(flushing, SMBResponseException):
+                self._close_after(file)
+                raise flushing
+            return file
+
+        return reopened
+
+    def rename_later(self, file: Handle, name: str, *, replace: bool) -> Callable[[], None]:
+        """Begin to give a file opened with DELETE another name, durably; unless `replace`, one that nothing has yet."""
+        chain = self._chain_later(ask.rename(file.id, self._path(name), replace=replace), ask.flush(file.id))
+
+        def renamed() -> None:
+            for each in chain():
+                _good(each)
+
+        return renamed
+
+    def _close_after(self, file: Handle) -> None:
+        """Close what a chain opened and did not come to close."""
+        with suppress(SMBResponseException, SMBConnectionClosed, OSError):
+            self.close_handle(file)
 
     def close_handle(self, handle: Handle) -> None:
         """Close a file or folder."""
@@ -235,162 +262,137 @@ class Link:
 
     def release(self, handle: Handle) -> None:
         """Close a file or folder without waiting for it: nothing depends on it any more."""
-        message = SMB2CloseRequest()
-        message["file_id"] = handle.id
-        self._released.append(self._send(message))
+        self._released.append(self._send(ask.close(handle.id)))
         if len(self._released) > RELEASED_MAX:
             self._drain([self._released.popleft()])
 
-    def step_bytes(self) -> int:
-        """Return how much a request may carry now: what server and credits allow, at most `REQUEST_BYTES`."""
+    def step_bytes(self, pace: Pace | None = None) -> int:
+        """Return how much a request may carry now: what server, credits and `pace` (down if None) allow."""
         window, connection = self._connection.sequence_window, self._connection
         credit_bytes = CREDIT_BYTES * (window["high"] - window["low"] if connection.supports_multi_credit else 1)
         most = min(connection.max_read_size, connection.max_write_size, connection.max_transact_size)
-        return max(CREDIT_BYTES, min(REQUEST_BYTES, int(most), credit_bytes))
+        return min((pace or self._down).piece_bytes, max(CREDIT_BYTES, min(PIECE_MAX, int(most), credit_bytes)))
+
+    def carries(self, count: int) -> bool:
+        """Tell whether one request may carry `count` bytes, with a few others beside it."""
+        window = self._connection.sequence_window
+        credits = int(window["high"]) - int(window["low"]) - CHAINED_MAX
+        return 0 < count <= min(self.step_bytes(self._up), CREDIT_BYTES * credits)
 
     def _may_send(self, ahead: int) -> bool:
         """Tell whether another full request may be sent while `ahead` are on their way."""
         window, connection = self._connection.sequence_window, self._connection
-        credits = REQUEST_BYTES // CREDIT_BYTES if connection.supports_multi_credit else 1
+        credits = PIECE_MAX // CREDIT_BYTES if connection.supports_multi_credit else 1
         return not ahead or (ahead < AHEAD_MAX and window["high"] - window["low"] >= credits)
-
-    def _read_request(self, handle: Handle, offset: int, length: int) -> Any:
-        message = SMB2ReadRequest()
-        message["length"] = length
-        message["offset"] = offset
-        message["file_id"] = handle.id
-        message["padding"] = b"\x50"
-        return message
 
     def read(self, handle: Handle, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`, b"" only at the end of the file."""
-        return _read_bytes(lambda: self._ask(self._read_request(handle, offset, length)), length)
+        return b"".join(self.read_all(handle, offset, min(length, self.step_bytes()), lambda: None))
 
     def read_all(self, handle: Handle, offset: int, length: int, moved: Callable[[], None]) -> list[bytes]:
         """Return `length` bytes from `offset`, fewer only if the file ends; `moved` is called after every piece."""
-        waiting: deque[tuple[Any, int]] = deque()
+        waiting: deque[tuple[Any, int, float]] = deque()
         at, asked, end, pieces = offset, offset, offset + length, list[bytes]()
         try:
             while at < end:
                 if asked < end and self._may_send(len(waiting)):
                     count = min(self.step_bytes(), end - asked)
-                    waiting.append((self._send(self._read_request(handle, asked, count)), count))
+                    waiting.append((self._send(ask.read(asked, count, handle.id)), count, time.monotonic()))
                     asked += count
                     continue
-                request, count = waiting.popleft()
-                piece = _read_bytes(partial(self._answer, request), count)
+                request, count, since_s = waiting.popleft()
+                piece = _read_bytes(self._outcome(request), count)
+                self._down.took(count, time.monotonic() - since_s)
                 moved()
                 if not piece:
                     break
                 pieces.append(piece)
                 at += len(piece)
                 if len(piece) < count:  # what was asked for ahead begins too late
-                    self._drain(request for request, _ in waiting)
+                    self._drain(request for request, *_ in waiting)
                     waiting.clear()
                     asked = at
         finally:
-            self._drain(request for request, _ in waiting)
+            self._drain(request for request, *_ in waiting)
         return pieces
 
-    def write_all(self, handle: Handle, view: memoryview, moved: Callable[[], None]) -> None:
-        """Write `view` from the file's beginning on; `moved` is called after every piece that was taken."""
-        waiting: deque[tuple[Any, int]] = deque()
+    def write_all(
+        self, handle: Handle, view: memoryview, moved: Callable[[], None], sent_all: Callable[[], None] = lambda: None
+    ) -> None:
+        """Write `view` from the file's beginning on.
+
+        `moved` is called after every piece that was taken, `sent_all` as soon as nothing is left to be sent.
+        """
+        waiting: deque[tuple[Any, int, float]] = deque()
         sent = 0
         try:
             while waiting or sent < len(view):
                 if sent < len(view) and self._may_send(len(waiting)):
-                    piece = bytes(view[sent : sent + self.step_bytes()])
-                    waiting.append((self._send(self._write_request(handle, sent, piece)), len(piece)))
+                    piece = bytes(view[sent : sent + self.step_bytes(self._up)])
+                    since_s = time.monotonic()
+                    waiting.append((self._send(ask.write(sent, piece, handle.id)), len(piece), since_s))
                     sent += len(piece)
+                    if sent == len(view):
+                        sent_all()
                     continue
-                request, count = waiting.popleft()
-                (taken,) = _fields(_WRITTEN, self._answer(request))
-                if taken != count:
-                    raise ShortWrite(f"the server took {taken} of {count} bytes")
+                request, count, since_s = waiting.popleft()
+                _taken(self._answer(request), count)
+                self._up.took(count, time.monotonic() - since_s)
                 moved()
         finally:
-            self._drain(request for request, _ in waiting)
-
-    def _write_request(self, handle: Handle, offset: int, data: bytes) -> Any:
-        message = SMB2WriteRequest()
-        message["length"] = len(data)
-        message["offset"] = offset
-        message["file_id"] = handle.id
-        message["buffer"] = data
-        return message
-
-    def flush(self, handle: Handle) -> None:
-        """Return once what was written, and the file's name, is durable."""
-        message = SMB2FlushRequest()
-        message["file_id"] = handle.id
-        self._ask(message)
-
-    def rename(self, handle: Handle, name: str, *, replace: bool) -> None:
-        """Give a file opened with DELETE another name; unless `replace`, one that nothing has yet."""
-        text = self._path(name).encode("utf-16-le")
-        message = SMB2SetInfoRequest()
-        message["info_type"] = 1
-        message["file_info_class"] = FILE_RENAME_INFORMATION
-        message["file_id"] = handle.id
-        message["buffer"] = struct.pack("<B15xI", replace, len(text)) + text
-        self._ask(message)
+            self._drain(request for request, *_ in waiting)
 
     def entries(self, name: str, pattern: str) -> Iterator[Entry]:
         """Yield what lies in a folder and fits `pattern` (`*`: all), in the server's order, as it is read."""
-        folder = self.create(name, READ, FOLDER)
-        try:
-            while True:
-                message = SMB2QueryDirectoryRequest()
-                message["file_information_class"] = FILE_DIRECTORY_INFORMATION
-                message["file_id"] = folder.id
-                message["output_buffer_length"] = self.step_bytes()
-                message["buffer"] = pattern.encode("utf-16-le")
-                try:
-                    answer = self._ask(message)
-                except SMBResponseException as error:
-                    if error.status in _NO_MORE:
+        return self.entries_later(name, pattern)()
+
+    def entries_later(self, name: str, pattern: str) -> Callable[[], Iterator[Entry]]:
+        """Begin to read a folder: a small one takes one round trip."""
+        chain = self._chain_later(
+            ask.create(self._path(name), ask.READ, ask.FOLDER),
+            ask.query(pattern, CREDIT_BYTES),
+            ask.query(pattern, CREDIT_BYTES),
+        )
+
+        def rows() -> Iterator[Entry]:
+            opening, *answers = chain()
+            folder = ask.handle_of(_good(opening))
+            try:
+                while True:
+                    answer = (
+                        answers.pop(0)
+                        if answers
+                        else self._outcome(self._send(ask.query(pattern, self.step_bytes(), folder.id)))
+                    )
+                    if isinstance(answer, SMBResponseException) and answer.status in _NO_MORE:
                         break
-                    raise
-                yield from _rows(answer)
-        finally:
-            with suppress(SMBResponseException, SMBConnectionClosed, OSError):
-                self.release(folder)
+                    yield from ask.rows_of(_good(answer))
+            finally:
+                with suppress(SMBResponseException, SMBConnectionClosed, OSError):
+                    self.release(folder)
+
+        return rows
+
+    def _outcome(self, request: Any) -> Outcome:
+        try:
+            return self._answer(request)
+        except SMBResponseException as error:
+            return error
 
 
-def _read_bytes(ask: Callable[[], bytes], length: int) -> bytes:
+def _good(outcome: Outcome) -> bytes:
+    if isinstance(outcome, SMBResponseException):
+        raise outcome
+    return outcome
+
+
+def _read_bytes(outcome: Outcome, length: int) -> bytes:
     """Return what a read gave; b"" at the end of the file."""
-    try:
-        answer = ask()
-    except SMBResponseException as error:
-        if error.status == NtStatus.STATUS_END_OF_FILE:
-            return b""
-        raise
-    start, count = _fields(_READ, answer)
-    if not 0 < count <= length or start < 64 or len(answer) < start - 64 + count:
-        raise Garbled
-    return answer[start - 64 : start - 64 + count]
+    if isinstance(outcome, SMBResponseException) and outcome.status == NtStatus.STATUS_END_OF_FILE:
+        return b""
+    return ask.bytes_of(_good(outcome), length)
 
 
-def _fields(form: struct.Struct, answer: bytes, at: int = 0) -> tuple[Any, ...]:
-    if len(answer) < at + form.size:
-        raise Garbled
-    return form.unpack_from(answer, at)
-
-
-def _handle(answer: bytes) -> Handle:
-    created, written, size, attributes, file_id = _fields(_CREATED, answer)
-    return Handle(file_id, size, created, written, attributes)
-
-
-def _rows(answer: bytes) -> Iterator[Entry]:
-    start, count = _fields(_QUERIED, answer)
-    rows = answer[start - 64 : start - 64 + count]
-    at = 0
-    while rows:
-        step, size, attributes, name_bytes = _fields(_ENTRY, rows, at)
-        name = rows[at + _ENTRY.size : at + _ENTRY.size + name_bytes].decode("utf-16-le", "replace")
-        if name not in (".", ".."):
-            yield Entry(name, size, attributes)
-        if not step:
-            return
-        at += step
+def _taken(answer: bytes, count: int) -> None:
+    if (taken := ask.written_of(answer)) != count:
+        raise ShortWrite(f"the server took {taken} of {count} bytes")

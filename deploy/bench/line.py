@@ -93,7 +93,8 @@ class Line:
 
     async def _serve(self) -> None:
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
-        with socket.socket() as listening:
+        # Named as TCP, asyncio lets what it accepts send at once: a small answer must not wait for an acknowledgement.
+        with socket.socket(proto=socket.IPPROTO_TCP) as listening:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
             listening.bind(("127.0.0.1", 0))
             self.port = listening.getsockname()[1]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import anyio
 import pytest
 
-from adapters.stores import smbwire
+from adapters.stores import smbmessages
 from adapters.stores.smb import SmbStore
 from adapters.stores.smbwire import Link, Login
 from engine.errors import ConfigError, ObjectMissing, StoreRejected, StoreUnavailable
@@ -184,7 +184,7 @@ async def test_a_file_that_somebody_has_open_is_waited_for_and_then_given_up(
     samba: Samba, store: SmbStore, link: Link, folder: str
 ) -> None:
     await store.put(PACK, b"hello")
-    held = link.create(f"{folder}/{PACK}", smbwire.READ, smbwire.PLAIN_FILE, sharing=0)
+    held = link.create(f"{folder}/{PACK}", smbmessages.READ, smbmessages.PLAIN_FILE, sharing=0)
     hasty = samba.store(folder, busy_s=0.1)
     for call in (hasty.get(PACK), hasty.put(PACK, b"longer than before"), hasty.delete(PACK)):
         with pytest.raises(StoreUnavailable, match="in use by something else: try again later"):
@@ -205,28 +205,32 @@ async def test_an_object_is_replaced_as_soon_as_its_readers_are_done(
     store: SmbStore, samba: Samba, link: Link, folder: str
 ) -> None:
     await store.put(PACK, b"cut of")
-    held = link.create(f"{folder}/{PACK}", smbwire.READ, smbwire.PLAIN_FILE)
+    held = link.create(f"{folder}/{PACK}", smbmessages.READ, smbmessages.PLAIN_FILE)
     async with anyio.create_task_group() as group:
         group.start_soon(store.put, PACK, b"hello")
         await anyio.to_thread.run_sync(link.close_handle, held)
     assert await store.get(PACK) == b"hello"
 
 
+@pytest.mark.parametrize("size", [5, 200_000], ids=["one request", "several"])
 async def test_a_temporary_file_that_lost_bytes_never_becomes_an_object(
-    samba: Samba, store: SmbStore, root: Path, monkeypatch: pytest.MonkeyPatch
+    store: SmbStore, root: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    real = Link.flush
+    real, was_cut = Link.reopen_later, list[Path]()
 
-    def lossy(self: Link, handle: smbwire.Handle) -> None:
-        real(self, handle)
+    def lossy(self: Link, name: str) -> Callable[[], smbmessages.Handle]:
+        self.close_handle(real(self, name)())  # what was written is on the disk by now
         for path in root.rglob("~me-*"):
             with path.open("r+b") as file:
                 file.truncate(3)
+            was_cut.append(path)
+        return real(self, name)
 
-    monkeypatch.setattr(Link, "flush", lossy)
-    with pytest.raises(StoreUnavailable, match="has 3 of 5 bytes after it was written"):
-        await store.put(PACK, b"hello")
+    monkeypatch.setattr(Link, "reopen_later", lossy)
+    with pytest.raises(StoreUnavailable, match=f"has 3 of {size} bytes after it was written"):
+        await store.put(PACK, bytes(size))
     monkeypatch.undo()
+    assert was_cut
     assert await names(store, "data/") == []
     assert temporary(root) == []
 
