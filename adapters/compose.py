@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 
 from adapters.clock import SystemClock
-from adapters.config import Config, Spool, Volume
+from adapters.config import Config, Share, Spool, Volume
 from adapters.logs import logger
 from adapters.openstore import PlacedStore, open_store, retention_of
 from adapters.state import turns
@@ -99,7 +99,9 @@ async def build_setup(
     remote = open_store(config.vault.place, owner, connect_timeout_s=config.vault.connect_timeout_s)
     stores = [remote]
     policy = RetryPolicy(retries_max=config.vault.retries_max, retry_within_s=config.vault.retry_within_s)
-    vault = RetryingStore(KeptStore(remote), policy, clock, random.Random(), partial(_log_retry, "vault"))
+    # A share's put looks at what it put; elsewhere something on the way may take an error for success.
+    kept = remote if isinstance(config.vault.place, Share) else KeptStore(remote)
+    vault = RetryingStore(kept, policy, clock, random.Random(), partial(_log_retry, "vault"))
     cache = None
     if (settings := config.active_cache) is not None:
         errors = CacheErrorPolicy(settings.on_error, settings.retries_max)

@@ -90,6 +90,7 @@ class PackStore:
         self._durable = 0  # of the unlisted packs, how many from the start a flush has followed
         self._recalled = False
         self._sequence = 0
+        self._name: FragmentName | None = None  # chosen for the next fragment
 
     async def refresh(self, preferred: Collection[bytes] = ()) -> list[str]:
         """Bring the index up to what the store lists; return what is wrong there, a sentence each.
@@ -181,6 +182,12 @@ class PackStore:
         async with self._busy:
             return await self._publish()
 
+    async def choose_name(self) -> None:
+        """Find a free name for the next index fragment, so that publishing it is one request less."""
+        async with self._busy:
+            if self._unlisted and self._name is None:
+                self._name = await self._next_name()
+
     async def read_records(self, pack: PackName, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Return the records at (offset, length) of one pack, in the order asked for, by few coalesced requests.
 
@@ -202,7 +209,7 @@ class PackStore:
         if not packs:
             return 0
         await self.flush()
-        name = await self._next_name()
+        name, self._name = self._name or await self._next_name(), None
         data = await anyio.to_thread.run_sync(encode_fragment, name, packs, self._keys, self._signer)
         await self.objects.put(str(name), data)
         await self.flush()

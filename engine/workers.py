@@ -1,4 +1,4 @@
-"""A bounded number of workers on one list of work, where the first error of ours ends them all and comes out alone."""
+"""Work done side by side, where the first error of ours ends all of it and comes out alone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from engine.errors import ForebayError
 
 async def run_workers(work: Callable[[], Awaitable[None]], count: int) -> None:
     """Run `work` in `count` tasks until all have returned. Raises: what the first of them raised."""
+    await together(*[work] * count)
+
+
+async def together(*works: Callable[[], Awaitable[None]]) -> None:
+    """Do all of `works` side by side. Raises: what the first of them raised."""
     failure: ForebayError | None = None
 
-    async def guarded() -> None:
+    async def guarded(work: Callable[[], Awaitable[None]]) -> None:
         nonlocal failure
         try:
             await work()
@@ -22,7 +27,7 @@ async def run_workers(work: Callable[[], Awaitable[None]], count: int) -> None:
             group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
-        for _ in range(count):
-            group.start_soon(guarded)
+        for each in works:
+            group.start_soon(guarded, each)
     if failure is not None:
         raise failure

@@ -27,6 +27,7 @@ from adapters.stores.smbmessages import (
     PLAIN_FILE,
     WRITE,
 )  # fmt: skip
+from adapters.stores.smbpace import PIECE_FIRST
 from adapters.stores.smbplace import Place, naming_absent
 from adapters.stores.smbput import TMP, Putter
 from adapters.stores.smbwire import Link
@@ -61,7 +62,8 @@ class SmbFiles:
     def put(self, call: Call, name: str, data: Bytes) -> None:
         """See the port."""
         view = memoryview(data).cast("B")
-        self._links.use(call, lambda link: self._putter.put(call, link, name, view), name)
+        brief = len(view) <= PIECE_FIRST
+        self._links.use(call, lambda link: self._putter.put(call, link, name, view), name, brief=brief)
 
     def get(self, call: Call, name: str, offset: int, length: int | None) -> Bytes:
         """See the port."""

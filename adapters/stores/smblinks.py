@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,32 +37,42 @@ class Links:
     def __init__(self, login: Login, password: Callable[[], str | None], where: str, connect_timeout_s: float) -> None:
         self.where = where
         self._login, self._password, self._connect_timeout_s = login, password, connect_timeout_s
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._idle: list[Link] = []
+        self._used_now = 0
+        self._login_s = 0.0  # what it took to make the last link
         weakref.finalize(self, _close_all, self._idle)
 
     def close(self) -> None:
         """Give up the links that idle; later calls make new ones."""
-        with self._lock:
+        with self._changed:
             idle = list(self._idle)
             self._idle.clear()
         _close_all(idle)
 
-    def take(self, call: Call, *, fresh: bool = False) -> tuple[Link, bool]:
-        """Return a link for this call alone, and whether it had been used before. Raises: as `use`."""
+    def take(self, call: Call, *, fresh: bool = False, brief: bool = False) -> tuple[Link, bool]:
+        """Return a link for this call alone, and whether it had been used before.
+
+        `fresh`: none that idled. `brief`: if none idles, it may be that one does before another one is made.
+        Raises: as `use`.
+        """
         if not fresh:
-            with self._lock:
+            with self._changed:
+                if brief and not self._idle and self._used_now:
+                    self._changed.wait_for(lambda: bool(self._idle), self._login_s)
                 while self._idle:
                     link = self._idle.pop()
                     if link.is_alive:
                         call.waits_on(link.cut)
                         return link, True
+        began_s = time.monotonic()
         link = Link(self._login)
         call.waits_on(link.cut)
         try:
             password = self._password()
             with self.renaming(link):
                 link.open(password, self._connect_timeout_s)
+            self._login_s = time.monotonic() - began_s
             call.progress()
         except BaseException:
             link.close()
@@ -70,20 +81,21 @@ class Links:
 
     def give(self, link: Link) -> None:
         """Take back a link on which nothing is under way."""
-        with self._lock:
+        with self._changed:
             if link.is_alive and len(self._idle) < IDLE_MAX:
                 self._idle.append(link)
+                self._changed.notify()
                 return
         link.close()
 
-    def use(self, call: Call, work: Callable[[Link], T], name: str = "") -> T:
+    def use(self, call: Call, work: Callable[[Link], T], name: str = "", *, brief: bool = True) -> T:
         """Return `work(link)`; once more if a link that had idled turns out to be dead: every work may be repeated.
 
-        `name`: the object it is about, for messages.
+        `name`: the object it is about, for messages. `brief`: it is no more than a few requests.
 
         Raises: StoreUnavailable, StoreRejected, what `work` raises of ours; the error itself if no table knows it.
         """
-        link, used = self.take(call)
+        link, used = self.take(call, brief=brief)
         try:
             return self._used(link, work, name)
         except LinkLost:
@@ -95,10 +107,14 @@ class Links:
         return self._used(link, work, name)
 
     def _used(self, link: Link, work: Callable[[Link], T], name: str) -> T:
+        with self._changed:
+            self._used_now += 1
         try:
             with self.renaming(link, name):
                 return work(link)
         finally:
+            with self._changed:
+                self._used_now -= 1
             self.give(link)
 
     @contextmanager

@@ -1,7 +1,9 @@
 """The commit: from staged blocks to a restore point (DESIGN.md §4).
 
-    places → reliance checked → run pages → index fragments → intent (synced) → root put → reliance checked again
+    places → reliance checked, run pages → index fragments → intent (synced) → root put → reliance checked again
     → cache: copies, index → missing bits → map (synced) → newest point → intent removed
+
+What is between two arrows is done side by side: a vault far away is asked as few times one after the other as may be.
 
 A restore point exists once its root does. Everything before the root may be lost without harm, everything after it
 is done again from the intent by whoever comes next.
@@ -41,6 +43,7 @@ from engine.seal import Codec, Sealer
 from engine.state import Head, Intent, Pages, StateStore
 from engine.vault import hpke
 from engine.vault.identity import Identity
+from engine.workers import together
 
 log = structlog.get_logger("commit")
 
@@ -99,16 +102,37 @@ class Committer(msgspec.Struct):
         """The packs the pages of its new runs lie in, older ones included."""
         return self._page_packs
 
+    async def write_pages(self) -> None:
+        """Write the pages of what is staged; whether they are there is for `put_root` to see.
+
+        Raises: StoreError, StateCorrupt.
+        """
+        writer = PageWriter(
+            self._page_pack,
+            self._put_page_pack,
+            self.identity.keys.pages,
+            Sealer(Codec.ZSTD if self.codec is Codec.NONE else self.codec, self.identity.keys.pages),
+            self._shared_pages,
+            self._own_pack,
+        )
+        self._volumes = [await self._volume_point(run, writer) for run in self.runs]
+        await writer.close()
+        self._page_packs = writer.packs
+
     async def put_root(self) -> tuple[PointId, bytes]:
-        """Write pages, index and root of what is staged; return the point and the root's bytes. The intent stays open.
+        """Write index and root over the pages; return the point and the root's bytes. The intent stays open.
 
         Raises: StoreError, StateCorrupt, SessionAborted.
         """
         point = PointId(self.parent.next_order(self.now_ms), self.state.incarnation)
-        volumes = self._volumes = await self._volume_points()
-        self.metadata_bytes += await self.vault.packs.publish_index()
+        for _ in range(PAGE_ROUNDS_MAX):
+            if await self._listed():
+                break
+            await self.write_pages()
+        else:
+            raise SessionAborted("the vault loses packs faster than they are written again; check what deletes from it")
+        volumes = self._volumes
         await self.vault.packs.flush()
-        await self.vault.recheck()
         root = seal_root(
             RootBody(
                 time=self.now_ms,
@@ -157,30 +181,28 @@ class Committer(msgspec.Struct):
         await anyio.to_thread.run_sync(self._apply)
         log.info("restore_point_committed", point=str(point))
 
-    async def pages_present(self) -> bool:
+    async def pages_present(self, *, but_own: bool = False) -> bool:
         """Tell whether the packs the runs' pages lie in are there; those that are not are shared no more.
 
-        Raises: StoreUnavailable, StoreRejected.
+        `but_own`: those this session wrote are not asked for. Raises: StoreUnavailable, StoreRejected.
         """
         keys = distinct(np.array([name.key for name in self._page_packs], dtype=np.uint64))
-        return await self.reliance.present(keys, frozenset())
+        return await self.reliance.present(keys, frozenset(self.pages_put if but_own else ()))
 
-    async def _volume_points(self) -> list[VolumePoint]:
-        for _ in range(PAGE_ROUNDS_MAX):
-            writer = PageWriter(
-                self._page_pack,
-                self._put_page_pack,
-                self.identity.keys.pages,
-                Sealer(Codec.ZSTD if self.codec is Codec.NONE else self.codec, self.identity.keys.pages),
-                self._shared_pages,
-                self._own_pack,
-            )
-            points = [await self._volume_point(run, writer) for run in self.runs]
-            await writer.close()
-            self._page_packs = writer.packs
-            if await self.pages_present():
-                return points
-        raise SessionAborted("the vault loses packs faster than they are written again; check what deletes from it")
+    async def _listed(self) -> bool:
+        """List what was written in the index, and look once more at the store; False: pages of the point are gone."""
+        present = False
+
+        async def publish() -> None:
+            size = await self.vault.packs.publish_index()
+            self.metadata_bytes += size
+
+        async def look() -> None:
+            nonlocal present
+            present = await self.pages_present()
+
+        await together(publish, look, self.vault.recheck)
+        return present
 
     async def _volume_point(self, run: VolumeRun, writer: PageWriter) -> VolumePoint:
         parent = run.parent()

@@ -7,7 +7,8 @@ round: read, compare, seal, transmit, flush → places → reliance (what is not
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import anyio.to_thread
@@ -33,11 +34,13 @@ from engine.pipeline.reliance import Reliance
 from engine.pipeline.report import SessionReport
 from engine.pipeline.resolve import Resolved, resolve
 from engine.pipeline.setup import SessionSetup
+from engine.pipeline.shaping import SourceSample
 from engine.pipeline.stores import Side
 from engine.pipeline.target import Target
 from engine.pipeline.transmit import CACHE, VAULT, Transmitter
 from engine.pipeline.twins import Twins
 from engine.pipeline.volume import VolumeRun
+from engine.workers import together
 
 log = structlog.get_logger("session")
 
@@ -168,10 +171,10 @@ class Delivery(msgspec.Struct):
         notes: list[tuple[str, bytes]] = []
         for _ in range(ROOTS_MAX):
             self.phase("checking what is relied on")
-            keys = await self._settle(reliance)
+            keys = await self._settle(reliance, committer)
             self.phase("writing the restore point")
             point, root = await committer.put_root()
-            if await reliance.present(keys, frozenset(self._written)) and await committer.pages_present():
+            if await self._still_there(keys, reliance, committer):
                 break
             notes.append(await committer.supersede(point, "packs it relies on were lost while it was written"))
         else:
@@ -197,8 +200,23 @@ class Delivery(msgspec.Struct):
         stores = [PageStore(packs.read_records, packs.record_by_id) for packs in (side.packs, *near, *self.pages)]
         return PageSources(stores, self.setup.identity.keys.pages, side.packs.index.pack_name, whole=self.whole)
 
-    async def _settle(self, reliance: Reliance) -> npt.NDArray[np.uint64]:
-        """Give every staged block a place in a pack that is there; return the keys of the packs relied on.
+    async def _still_there(self, keys: npt.NDArray[np.uint64], reliance: Reliance, committer: Committer) -> bool:
+        """Tell whether what others wrote, or earlier sessions, is there with the root put."""
+        answers: list[bool] = []
+
+        async def packs() -> None:
+            answers.append(await reliance.present(keys, frozenset(self._written)))
+
+        async def pages() -> None:
+            answers.append(await committer.pages_present(but_own=True))
+
+        await together(packs, pages)
+        return all(answers)
+
+    async def _settle(self, reliance: Reliance, committer: Committer) -> npt.NDArray[np.uint64]:
+        """Give every staged block a place in a pack that is there, and write the pages that say so.
+
+        Returns the keys of the packs relied on.
 
         What did not change and lies in a pack that turns out to be gone is staged and sent again, too.
 
@@ -214,16 +232,39 @@ class Delivery(msgspec.Struct):
                 written = frozenset(self._written)
                 continue
             keys = distinct(*[found.keys for found in resolved])
-            states = [run.state for run in self.runs]
             sources = {key: sample for run in self.runs for key, sample in run.producer.samples.items()}
-            # What this session wrote, too: there are things on the way that take an error for success.
-            if (
-                await reliance.present(keys, frozenset())
-                and await reliance.honest(states, keys, written)
-                and await reliance.sound(sources, written)
-            ):
+            checks = partial(self._hold_good, reliance, keys, sources, written)
+            if await self._beside_pages(checks, reliance, committer):
                 return keys
         raise SessionAborted("packs in the vault do not hold what they should; see the problems listed")
+
+    async def _hold_good(
+        self,
+        reliance: Reliance,
+        keys: npt.NDArray[np.uint64],
+        sources: Mapping[int, SourceSample],
+        written: frozenset[int],
+    ) -> bool:
+        # What this session wrote, too: there are things on the way that take an error for success.
+        return (
+            await reliance.present(keys, frozenset())
+            and await reliance.honest([run.state for run in self.runs], keys, written)
+            and await reliance.sound(sources, written)
+        )
+
+    async def _beside_pages(
+        self, checks: Callable[[], Awaitable[bool]], reliance: Reliance, committer: Committer
+    ) -> bool:
+        """Return what `checks` find; meanwhile the pages are written, in vain if they name a pack that is bad."""
+        good = False
+
+        async def check() -> None:
+            nonlocal good
+            good = await checks()
+
+        with reliance.holding():
+            await together(check, committer.write_pages, reliance.store.choose_name)
+        return good
 
     async def _send_again(self, resolved: Sequence[Resolved]) -> None:
         works = [

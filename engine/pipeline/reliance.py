@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import anyio
@@ -32,6 +34,7 @@ from engine.pipeline.resolve import samples
 from engine.pipeline.shaping import SourceSample
 from engine.seal import open_whole
 from engine.state import History, VolumeState
+from engine.workers import run_workers
 
 PACKS_OF_WRITER_MAX: Final = 1000
 READ_BYTES_MAX: Final = 256 << 20
@@ -61,6 +64,7 @@ class Reliance(msgspec.Struct):
     _gone: set[int] = set()
     _bad: set[int] = set()  # all that ever were in `_gone`
     _sound: set[int] = set()  # keys of the packs of which a source was read
+    _held: list[Callable[[], None]] | None = None  # what the index is to be told at the end of `holding`
 
     def recall(self, volumes: Sequence[str]) -> None:
         """Rely on nothing that earlier sessions found to be bad (*sync*); `volumes` are those of this session.
@@ -92,6 +96,18 @@ class Reliance(msgspec.Struct):
         """Return the keys of the packs that turned out to be bad since this was last asked."""
         gone, self._gone = self._gone, set()
         return np.array(sorted(gone), dtype=np.uint64)
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Leave the index as it is as long as this lasts: what is found to be bad meanwhile is barred at its end."""
+        held: list[Callable[[], None]] = []
+        self._held = held
+        try:
+            yield
+        finally:
+            self._held = None
+            for tell in held:
+                tell()
 
     async def present(self, keys: npt.NDArray[np.uint64], written: frozenset[int]) -> bool:
         """Tell whether all packs of `keys` but those of `written` are there; bar those that are not.
@@ -143,7 +159,7 @@ class Reliance(msgspec.Struct):
                 group.start_soon(check, foreign[key], ref, place)
         if failed:
             await anyio.to_thread.run_sync(self._give_up, failed)
-            self.store.index.bar(writers={name.writer for name in failed})
+            self._bar(writers={name.writer for name in failed})
         if opened:
             await anyio.to_thread.run_sync(self._remember, opened)
         return not failed
@@ -157,15 +173,20 @@ class Reliance(msgspec.Struct):
         count = min(len(rest), SOURCES_READ_MAX - len(self._sound))
         wanted = np.array(self.chance.sample(rest, count), dtype=np.uint64)
         failed: list[PackName] = []
-        for name in self._names(wanted, written):
-            sample = samples[name.key]
-            self._sound.add(name.key)
-            try:
-                (record,) = await self.store.read_records(name, [sample.range()])
-                await anyio.to_thread.run_sync(sample.check, record, str(name))
-            except (StoreCorrupt, ObjectMissing) as error:
-                failed.append(name)
-                self.problems.append(f"{error}; what is in this pack is sent again")
+        names = iter(self._names(wanted, written))
+
+        async def check() -> None:
+            for name in names:
+                sample = samples[name.key]
+                self._sound.add(name.key)
+                try:
+                    (record,) = await self.store.read_records(name, [sample.range()])
+                    await anyio.to_thread.run_sync(sample.check, record, str(name))
+                except (StoreCorrupt, ObjectMissing) as error:
+                    failed.append(name)
+                    self.problems.append(f"{error}; what is in this pack is sent again")
+
+        await run_workers(check, READS_AT_ONCE)
         if failed:
             await anyio.to_thread.run_sync(self._give_up, failed)
         return not failed
@@ -187,7 +208,7 @@ class Reliance(msgspec.Struct):
         keys = [name.key for name in names]
         self._gone.update(keys)
         self._bad.update(keys)
-        self.store.index.bar(keys)
+        self._bar(keys)
         self._note_bad(keys, ())
 
     def _note_bad(self, keys: Sequence[int], healed: Sequence[str]) -> None:
@@ -199,10 +220,19 @@ class Reliance(msgspec.Struct):
     def _distrust(self, writers: set[bytes]) -> None:
         """Bar who fails again: each ghost of one id would otherwise cost a round of its own."""
         self._rounds_failed += 1
-        self.store.index.bar(writers=writers & self._suspects)
+        self._bar(writers=writers & self._suspects)
         self._suspects |= writers
         if self._rounds_failed >= OTHERS_TRUSTED_ROUNDS:
-            self.store.index.distrust_others()
+            self._tell(self.store.index.distrust_others)
+
+    def _bar(self, keys: Sequence[int] = (), writers: Iterable[bytes] = ()) -> None:
+        self._tell(partial(self.store.index.bar, keys, writers))
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        if self._held is None:
+            tell()
+        else:
+            self._held.append(tell)
 
     def _names(self, keys: npt.NDArray[np.uint64], written: frozenset[int]) -> list[PackName]:
         """Return the packs to be checked: what lies beside the store is relied on for the last point's sake."""
