@@ -30,7 +30,7 @@ from tests.fakes import FakeClock, FaultPlan, FaultyStore
 from tests.scenario.machine import Machine
 
 T = TypeVar("T")
-# Puts a stage around the vault of a session.
+# Puts a stage around the vault of a session, or takes its place; the same for the cache.
 Around = Callable[[ObjectStore], ObjectStore]
 
 
@@ -45,10 +45,21 @@ def by_plan(plan: FaultPlan, retries_max: int = 0) -> Around:
 
 
 def backup(
-    machine: Machine, *, full: bool = False, clock: Clock | None = None, around: Around = lambda vault: vault
+    machine: Machine,
+    *,
+    full: bool = False,
+    clock: Clock | None = None,
+    around: Around = lambda vault: vault,
+    near: Around = lambda cache: cache,
 ) -> SessionReport:
     """Run one session, by `clock` or the system's, and return its report."""
-    return _run(machine, lambda setup: Session(setup).run(), clock, around, full=full)
+
+    async def work(setup: SessionSetup) -> SessionReport:
+        if (cache := setup.cache) is not None:
+            setup = msgspec.structs.replace(setup, cache=msgspec.structs.replace(cache, objects=near(cache.objects)))
+        return await Session(setup).run()
+
+    return _run(machine, work, clock, around, full=full)
 
 
 def upload(machine: Machine, *, clock: Clock | None = None, around: Around = lambda vault: vault) -> UploadReport:

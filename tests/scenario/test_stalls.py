@@ -96,8 +96,8 @@ class Far(msgspec.Struct):
     def backup(self, clock: Clock, retries_max: int = 0, stall_s: float = STALL_S) -> SessionReport:
         return inprocess.backup(self.machine, clock=clock, around=lambda _: self.vault(clock, retries_max, stall_s))
 
-    def upload(self, clock: Clock, retries_max: int) -> UploadReport:
-        return inprocess.upload(self.machine, clock=clock, around=lambda _: self.vault(clock, retries_max, STALL_S))
+    def upload(self, clock: Clock, retries_max: int, stall_s: float = STALL_S) -> UploadReport:
+        return inprocess.upload(self.machine, clock=clock, around=lambda _: self.vault(clock, retries_max, stall_s))
 
     def restored(self, retries_max: int = 0, stall_s: float = STALL_S) -> bytes:
         async def main() -> bytes:
@@ -172,3 +172,70 @@ def test_a_thin_and_late_line_is_no_stalled_one(far: Far) -> None:
         assert [change.route for change in report.route_history] == ["VAULT"]
         assert far.restored(retries_max=5, stall_s=PATIENCE_S) == far.content
         assert line.fullness()[1] > PATIENCE_S
+
+
+def test_an_upload_over_a_thin_and_late_line_is_no_stalled_one(far: Far) -> None:
+    far.proxy.tell(mode="refuse", kill=True)
+    assert far.backup(FakeClock()).exit_code == 3
+    far.proxy.tell(**WHOLE)
+    with Line(far.proxy.port, THIN_BYTES_PER_S, LATE_S) as line:
+        far.goes_by(line.port)
+        report = far.upload(FakeClock(), retries_max=0, stall_s=PATIENCE_S)
+        assert (report.left, report.problems) == (0, [])
+        assert line.fullness()[1] > PATIENCE_S
+
+
+@pytest.fixture
+def near(samba: Samba, tmp_path: Path) -> Iterator[tuple[Machine, ProxyProcess]]:
+    """Return a machine whose cache lies in a share behind a proxy, and the proxy."""
+    proxy = ProxyProcess(samba.port)
+    folder = secrets.token_hex(6)
+    secret = tmp_path / "password"
+    secret.touch(mode=0o600)
+    secret.write_text(samba.password)
+    machine = Machine(
+        tmp_path / "m", tmp_path / "vault", samba.path(folder),
+        volumes={"data": random_volume(tmp_path / "data.img", BLOCKS)},
+        urls={"cache": samba.url(folder, port=proxy.port)},
+        extra={"cache": f'user = "{samba.user}"\npassword_file = "{secret}"'},
+    )  # fmt: skip
+    enrol(machine)
+    yield machine, proxy
+    proxy.close()
+
+
+def cached(machine: Machine, stall_s: float) -> SessionReport:
+    """Run a session whose cache is given up at the first call that moved nothing for `stall_s`."""
+
+    def hasty(_: ObjectStore) -> ObjectStore:
+        settings = load_config(machine.config).cache
+        assert settings is not None
+        assert not isinstance(settings.place, Path)
+        store = open_remote(settings.place, "0" * 32, connect_timeout_s=5.0, stall_timeout_s=stall_s)
+        return RetryingStore(store, RetryPolicy(retries_max=0, stall_s=2 * stall_s), FakeClock(), random.Random(1))
+
+    return inprocess.backup(machine, near=hasty)
+
+
+def test_a_cache_over_a_thin_and_late_line_gets_everything(near: tuple[Machine, ProxyProcess]) -> None:
+    machine, proxy = near
+    with Line(proxy.port, THIN_BYTES_PER_S, LATE_S) as line:
+        machine.urls["cache"] = machine.urls["cache"].replace(f":{proxy.port}/", f":{line.port}/")
+        report = cached(machine, PATIENCE_S)
+        assert (report.exit_code, report.cache, report.problems) == (0, "ok", [])
+        assert report.volumes["data"].cache_blocks == report.volumes["data"].vault_blocks > 0
+        assert line.fullness()[1] > PATIENCE_S
+
+
+def test_a_cache_whose_line_stalls_costs_the_session_nothing_and_gets_what_it_missed(
+    near: tuple[Machine, ProxyProcess],
+) -> None:
+    machine, proxy = near
+    proxy.tell(**STALLS, cut_dir="up")
+    report = cached(machine, STALL_S)
+    assert (report.exit_code, report.route, report.cache) == (0, "VAULT", "given up")
+    assert any("did not answer for 1 s" in problem for problem in report.problems)
+    proxy.tell(**WHOLE)
+    healed = cached(machine, STALL_S)
+    assert (healed.cache, healed.problems) == ("ok", [])
+    assert healed.volumes["data"].cache_blocks > 0

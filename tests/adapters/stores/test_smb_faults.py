@@ -342,6 +342,24 @@ async def test_a_thin_line_is_no_stall_for_those_who_send_nor_for_those_who_wait
         through.close()
 
 
+async def test_a_line_that_takes_longer_for_an_object_than_a_call_may_go_without_progress_carries_it(
+    server: Samba, store: SmbStore, folder: str
+) -> None:
+    data = bytes(range(256)) * (3 << 10)  # a request could carry all of it
+    await store.put("data/standing", data)
+    async with proxy(server.port) as chaos:
+        up, down = (server.store(folder, port=chaos.port, stall_timeout_s=STALL_S) for _ in range(2))
+        await up.probe()
+        await down.probe()
+        chaos.rate = 250_000  # three seconds for an object
+        async with anyio.create_task_group() as group:
+            group.start_soon(up.put, PACK, data)
+            assert await down.get("data/standing") == data
+        assert await store.get(PACK) == data
+        up.close()
+        down.close()
+
+
 async def test_a_connection_that_died_while_it_idled_is_replaced_without_a_word(
     server: Samba, store: SmbStore, folder: str
 ) -> None:
