@@ -45,7 +45,7 @@ lint: $(READY)
 BENCH = $(BIN)/python -m deploy.bench.main --dir $(or $(BENCH_DIR),bench-data)
 
 bench: $(READY)
-	bash deploy/bench/setup.sh
+	bash deploy/bench/setup.sh '$(ROWS)'
 	$(BENCH) --size $(or $(SIZE),8G) --runs $(or $(RUNS),3) --shared $(or $(SHARED),../shared/bench) \
 	    --services $(or $(SERVICES),../shared/services) \
 	    --quiet $(or $(QUIET),60) $(if $(ROWS),--rows $(ROWS)) $(if $(PEERS),--peers $(PEERS)) $(if $(INDEX),--index)

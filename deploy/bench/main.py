@@ -65,14 +65,14 @@ def measure(arguments: argparse.Namespace) -> Results:
     meter = Meter(load_peers(arguments.shared), log, arguments.quiet)
     tools = steps.Tools(arguments.shared.absolute(), arguments.services.absolute(), folder, meter)
     data = {size: tools.volume(size) for size in plan.volumes}
-    size = arguments.size
+    volume = data.get(arguments.size, {})
     results = Results(
         date=datetime.now(UTC).date().isoformat(),
-        size=data[size]["size"],
+        size=volume.get("size", 0),
         runs=arguments.runs,
         machine=machine.describe(),
         programs=machine.versions(),
-        data={key: data[size][key] for key in ("days", "stats64k")},
+        data={key: volume[key] for key in ("days", "stats64k") if key in volume},
     )
     for row in steps.carry_out(plan, tools, results):
         results.rows.append(row)

@@ -25,6 +25,7 @@ STEPS = ("full", "nochange", "a", "b", "c", "restore")
 BEFORE = {"restore": ("a", "b", "c")}
 # By row, the servers it takes: without their scripts it is left out, and named.
 SERVED = {"s3": ("s3",), "smb": ("smb",), "line": ("s3", "smb")}
+ON_THE_VOLUME = {"days10", "latency", "contiguous", "away"}
 OWN = ("days10", "days30", "latency", "contiguous", "sparse", "away", *SERVED)
 NAMES = (*(work.name for work in WORKS), *OWN, "index")
 # While tuning: the peers that have been the fastest at a step, and nobody else.
@@ -38,6 +39,8 @@ FASTEST = {
 }
 # A volume, a repository after all days of the peer that adds most, and a restored volume.
 SPACE_PER_BYTE = 3.7
+# A volume, its packs and the plain client's on the server, and a restored volume and a copied one.
+SERVED_SPACE = 5 * remote.VOLUME_BYTES
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,9 @@ class Plan:
 
     @property
     def volumes(self) -> tuple[str, ...]:
-        """Return the sizes of the volumes needed; the long history is one of 2 GiB."""
-        return tuple(dict.fromkeys((self.size, *(("2G",) if "days30" in self.own else ()))))
+        """Return the sizes of the volumes needed, if any; the long history is one of 2 GiB."""
+        sizes = [self.size] if self.peers or ON_THE_VOLUME & set(self.own) else []
+        return tuple(dict.fromkeys((*sizes, *(("2G",) if "days30" in self.own else ()))))
 
 
 def plan_of(rows: str, peers: str, size: str, *, index: bool = False) -> Plan:
@@ -118,16 +122,17 @@ class Tools:
             raise Stop(f"gen.py left no volume in {folder}")
         return manifest
 
-    def require_space(self, size: int) -> None:
-        """Refuse to begin what the disk has no room for.
+    def require_space(self, size: int, *, served: bool) -> None:
+        """Refuse to begin what the disk has no room for: a volume of `size` bytes (0: none), and servers.
 
         Raises: Stop.
         """
-        free, needed = shutil.disk_usage(self.folder).free, int(size * SPACE_PER_BYTE)
+        free, needed = shutil.disk_usage(self.folder).free, max(int(size * SPACE_PER_BYTE), SERVED_SPACE * served)
         if free < needed:
+            less = f", or take SIZE=2G instead of a volume of {size_text(size)}" if size else ""
             raise Stop(
-                f"{self.folder} has {free >> 30} GiB free, a volume of {size_text(size)} takes {needed >> 30} GiB: "
-                "name a roomier folder with BENCH_DIR=…, or take SIZE=2G"
+                f"{self.folder} has {free >> 30} GiB free, this takes {needed >> 30} GiB: name a roomier folder with "
+                f"BENCH_DIR=…{less}"
             )
 
     def limits(self, size: str, *, again: bool) -> dict[str, Any]:
@@ -193,8 +198,9 @@ class Tools:
 
 def carry_out(plan: Plan, tools: Tools, results: Results) -> Iterator[Row]:
     """Do what is planned; set the limits of `results`, yield the rows."""
-    tools.require_space(results.size)
-    results.limits = tools.limits(plan.size, again=not plan.tuning)
+    tools.require_space(results.size, served=not SERVED.keys().isdisjoint(plan.own))
+    if plan.size in plan.volumes:
+        results.limits = tools.limits(plan.size, again=not plan.tuning)
     if plan.peers:
         yield from tools.peers(plan, results.runs)
     yield from own_work(plan, tools, results.runs)

@@ -189,6 +189,9 @@ def test_a_full_bench_plans_everybody_and_everything() -> None:
     assert {"forebay-lz4", "forebay-zstd", "forebay-lz4-hints", "forebay-lz4-cache", "cp", "restic"} <= set(plan.peers)
     assert plan.volumes == ("8G", "2G")
     assert plan_of("", "", "2G").volumes == ("2G",)
+    assert plan_of("s3,smb,line", "", "8G").volumes == ()
+    assert plan_of("days30", "", "8G").volumes == ("2G",)
+    assert plan_of("latency,line", "", "8G").volumes == ("8G",)
     assert "index" not in plan.own
     assert plan_of("", "", "8G", index=True).own[-1] == "index"
     assert plan_of("index", "", "8G").own == ("index",)
