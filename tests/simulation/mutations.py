@@ -160,7 +160,7 @@ def packs_not_checked_after_the_root() -> None:
     rewritten(
         engine.pipeline.delivery.Delivery,
         "_commit",
-        ("if await self._still_there(keys, reliance, committer):", "if True:"),
+        ("if await reliance.present(keys, frozenset(self._written)) and await committer.pages_present():", "if True:"),
     )
 
 
