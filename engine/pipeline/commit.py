@@ -181,13 +181,16 @@ class Committer(msgspec.Struct):
         await anyio.to_thread.run_sync(self._apply)
         log.info("restore_point_committed", point=str(point))
 
-    async def pages_present(self, *, but_own: bool = False) -> bool:
-        """Tell whether the packs the runs' pages lie in are there; those that are not are shared no more.
+    async def pages_present(self) -> bool:
+        """Tell, with the root put, whether pages of earlier sessions are there; if not, they are shared no more.
 
-        `but_own`: those this session wrote are not asked for. Raises: StoreUnavailable, StoreRejected.
+        Raises: StoreUnavailable, StoreRejected.
         """
+        return await self._present(frozenset(self.pages_put))
+
+    async def _present(self, written: frozenset[int]) -> bool:
         keys = distinct(np.array([name.key for name in self._page_packs], dtype=np.uint64))
-        return await self.reliance.present(keys, frozenset(self.pages_put if but_own else ()))
+        return await self.reliance.present(keys, written)
 
     async def _listed(self) -> bool:
         """List what was written in the index, and look once more at the store; False: pages of the point are gone."""
@@ -199,7 +202,7 @@ class Committer(msgspec.Struct):
 
         async def look() -> None:
             nonlocal present
-            present = await self.pages_present()
+            present = await self._present(frozenset())
 
         await together(publish, look, self.vault.recheck)
         return present

@@ -174,7 +174,7 @@ class Delivery(msgspec.Struct):
             keys = await self._settle(reliance, committer)
             self.phase("writing the restore point")
             point, root = await committer.put_root()
-            if await self._still_there(keys, reliance, committer):
+            if await reliance.present(keys, frozenset(self._written)) and await committer.pages_present():
                 break
             notes.append(await committer.supersede(point, "packs it relies on were lost while it was written"))
         else:
@@ -199,19 +199,6 @@ class Delivery(msgspec.Struct):
         near = [self.cache.side.packs] if self.cache.side is not None else []
         stores = [PageStore(packs.read_records, packs.record_by_id) for packs in (side.packs, *near, *self.pages)]
         return PageSources(stores, self.setup.identity.keys.pages, side.packs.index.pack_name, whole=self.whole)
-
-    async def _still_there(self, keys: npt.NDArray[np.uint64], reliance: Reliance, committer: Committer) -> bool:
-        """Tell whether what others wrote, or earlier sessions, is there with the root put."""
-        answers: list[bool] = []
-
-        async def packs() -> None:
-            answers.append(await reliance.present(keys, frozenset(self._written)))
-
-        async def pages() -> None:
-            answers.append(await committer.pages_present(but_own=True))
-
-        await together(packs, pages)
-        return all(answers)
 
     async def _settle(self, reliance: Reliance, committer: Committer) -> npt.NDArray[np.uint64]:
         """Give every staged block a place in a pack that is there, and write the pages that say so.

@@ -223,12 +223,12 @@ class Reliance(msgspec.Struct):
         self._bar(writers=writers & self._suspects)
         self._suspects |= writers
         if self._rounds_failed >= OTHERS_TRUSTED_ROUNDS:
-            self._tell(self.store.index.distrust_others)
+            self._to_index(self.store.index.distrust_others)
 
     def _bar(self, keys: Sequence[int] = (), writers: Iterable[bytes] = ()) -> None:
-        self._tell(partial(self.store.index.bar, keys, writers))
+        self._to_index(partial(self.store.index.bar, keys, writers))
 
-    def _tell(self, tell: Callable[[], None]) -> None:
+    def _to_index(self, tell: Callable[[], None]) -> None:
         if self._held is None:
             tell()
         else:
