@@ -15,10 +15,9 @@ Row = dict[str, Any]
 class Results:
     """All of one run.
 
-    `size`: bytes of the volume, 0: it was not needed; `machine`: processor, cores, kernel …; `programs`: name → version;
-    `data`: what gen.py says of its volume; `limits`: the document of limits.py. `rows`: those of peers.py (peer, step,
-    run, figures), and
-    those of the work that only Forebay does (work, step, figures).
+    `size`: bytes of the volume, 0: it was not needed; `machine`: processor, cores, kernel …; `programs`: name →
+    version; `data`: what gen.py says of its volume; `limits`: the document of limits.py. `rows`: those of peers.py
+    (peer, step, run, figures), and those of the work that only Forebay does (work, step, figures).
     """
 
     date: str
