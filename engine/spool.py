@@ -33,8 +33,9 @@ from engine.ports import ObjectInfo, ObjectStore
 from engine.root import Root, RunDescriptor, open_root
 from engine.runs import RunReader
 from engine.signed import OBJECT_BYTES_MAX
+from engine.stage import flush
 from engine.vault.certificate import Certificates
-from engine.vault.enrolment import check_spool, flush
+from engine.vault.enrolment import check_spool
 from engine.vault.formatobject import read_format
 from engine.vault.identity import Identity
 
@@ -167,7 +168,7 @@ class Spool:
             if name is None or info.size > FRAGMENT_READ_MAX:
                 continue
             try:
-                data = await self.objects.get(info.name)
+                data = await self.objects.get(info.name, 0, FRAGMENT_READ_MAX)
                 found[name] = await anyio.to_thread.run_sync(self._packs_in, name, data)
             except StoreCorrupt:
                 found[name] = frozenset()

@@ -14,6 +14,13 @@ def barrier_of(store: ObjectStore) -> Callable[[], Awaitable[None]] | None:
     return flush
 
 
+async def flush(objects: ObjectStore) -> None:
+    """Return once what was put before is durable, also where the store is a `Barrier`. Raises: as `Barrier`."""
+    barrier = barrier_of(objects)
+    if barrier is not None:
+        await barrier()
+
+
 class Stage:
     """An ObjectStore, and a Barrier if `inner` is one, that hands everything on; a stage overrides what it is for."""
 
@@ -46,6 +53,4 @@ class Stage:
 
     async def flush(self) -> None:
         """Return once everything put before is durable, see Barrier."""
-        barrier = barrier_of(self._inner)
-        if barrier is not None:
-            await barrier()
+        await flush(self._inner)

@@ -30,7 +30,7 @@ def read_key_file(file: Path | None) -> bytes | None:
     """Return the bytes of the key file, or None without one. Raises: ConfigError."""
     if file is None:
         return None
-    data = read_small("key file", file, KEY_FILE_BYTES_MAX)
+    data = read_small("key file", file, KEY_FILE_BYTES_MAX, secret=True)
     if not data:
         raise ConfigError(f"key file {file} is empty: is it the right file?")
     return data

@@ -283,7 +283,6 @@ class Opening:
         if setup.cache is None:
             return None
         try:
-            await setup.cache.objects.probe()  # one try, as above
             await find_cache(setup.cache.objects, setup.identity)
         except StoreError:
             return None  # as above

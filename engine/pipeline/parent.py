@@ -25,11 +25,11 @@ from engine.errors import FormatTooNew, ObjectMissing, StateCorrupt, StoreCorrup
 from engine.names import PointId
 from engine.ports import ObjectStore
 from engine.root import PreviousRoot, open_root, root_header
+from engine.signed import OBJECT_BYTES_MAX
 from engine.state import Newest, StateStore, VolumeState
 from engine.vault.certificate import Certificates
 from engine.vault.identity import Identity
 
-ROOT_BYTES_MAX: Final = 64 << 20
 ROOTS_TRIED_MAX: Final = 64
 ORDER_OF_CLOCKS_MAX: Final = 1 << 62  # milliseconds
 
@@ -234,7 +234,7 @@ class _Roots(msgspec.Struct, frozen=True):
     async def _read(self, name: str) -> bytes | None:
         for store in self.stores.searched():
             try:
-                return bytes(await store.get(name, 0, ROOT_BYTES_MAX))
+                return bytes(await store.get(name, 0, OBJECT_BYTES_MAX))
             except ObjectMissing:
                 continue
         return None
@@ -360,6 +360,6 @@ async def _left_the_spool(ours: Newest, mine: PointId, roots: _Roots) -> bool:
 async def _root_hash(vault: ObjectStore, name: str) -> bytes | None:
     """Return the BLAKE3 of an object, None where it does not exist."""
     try:
-        return bytes(blake3(await vault.get(name, 0, ROOT_BYTES_MAX)).digest())
+        return bytes(blake3(await vault.get(name, 0, OBJECT_BYTES_MAX)).digest())
     except ObjectMissing:
         return None

@@ -20,12 +20,12 @@ from engine.errors import (
     StoreUnavailable,
 )
 from engine.ports import ObjectInfo, ObjectStore
+from engine.signed import OBJECT_BYTES_MAX
 
 CACHE: Final = "cache"
 SPOOL: Final = "spool"
 VAULT: Final = "vault"
 PROBLEMS_MAX: Final = 1000
-OBJECT_BYTES_MAX: Final = 64 << 20
 _LISTED_MAX: Final = 5_000_000  # names under one prefix; more is an attack on memory, not a vault
 
 T = TypeVar("T")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from engine.errors import ConfigError, ObjectMissing, StoreRejected
 from engine.ports import ObjectStore
-from engine.stage import barrier_of
 from engine.vault.certificate import Certificates
 from engine.vault.formatobject import FormatObject, read_format
 from engine.vault.identity import Identity
@@ -60,10 +59,3 @@ async def find_cache(cache: ObjectStore, identity: Identity) -> FormatObject:
             "this one"
         )
     return found
-
-
-async def flush(objects: ObjectStore) -> None:
-    """Return once what was put before is durable, also where the store is a `Barrier`. Raises: as `Barrier`."""
-    barrier = barrier_of(objects)
-    if barrier is not None:
-        await barrier()

@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from engine.errors import ConfigError, ObjectMissing, StoreCorrupt
 from engine.names import certificate_name
 from engine.ports import Clock, ObjectStore
+from engine.stage import flush
 from engine.subkeys import SECRET_BYTES
 from engine.vault.certificate import NAME_BYTES_MAX, Certificates, issue
-from engine.vault.enrolment import flush
 from engine.vault.formatobject import FormatObject, read_format
 from engine.vault.identity import Identity
 from engine.vault.passphrase import check_strength

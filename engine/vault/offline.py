@@ -14,8 +14,8 @@ import msgspec
 from engine.errors import ConfigError, ObjectMissing
 from engine.names import FORMAT
 from engine.ports import Clock, ObjectStore
+from engine.stage import flush
 from engine.subkeys import SECRET_BYTES
-from engine.vault.enrolment import flush
 from engine.vault.formatobject import FormatObject, new_store, read_format
 from engine.vault.founding import check_name, make_identity
 from engine.vault.identity import Identity

@@ -5,8 +5,8 @@ from __future__ import annotations
 from engine.errors import ObjectMissing, StoreCorrupt
 from engine.names import parse_slot
 from engine.ports import ObjectStore
+from engine.stage import flush
 from engine.vault.certificate import CERTIFICATE_BYTES_MAX
-from engine.vault.enrolment import flush
 from engine.vault.framing import SLOT_BYTES_MAX
 from engine.vault.identity import Identity
 

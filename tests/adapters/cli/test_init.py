@@ -382,6 +382,9 @@ def test_a_domain_with_a_key_file_needs_it(tmp_path: Path, capsys: pytest.Captur
     assert "cannot be read" in said(capsys)
     key.write_bytes(b"")
     assert one.init("--key-file", str(key)) == frame.USAGE
+    assert "is open to every user: run chmod o= on it" in said(capsys)
+    key.chmod(0o600)
+    assert one.init("--key-file", str(key)) == frame.USAGE
     assert "is empty" in said(capsys)
     key.write_bytes(b"a second factor")
     assert one.init("--key-file", str(key)) == 0
