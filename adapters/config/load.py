@@ -21,15 +21,27 @@ from adapters.config.model import (
     LATER,
     Cache,
     Config,
+    Hours,
     Queue,
+    Schedule,
     Spool,
     System,
     Vault,
+    Verify,
     Volume,
     folder_of,
 )
 from adapters.config.places import SmbUrl, is_smb, smb_of
-from adapters.config.units import MIB, parse_duration, parse_size, parse_window, show_duration, show_size
+from adapters.config.units import (
+    MIB,
+    parse_days,
+    parse_duration,
+    parse_size,
+    parse_time,
+    parse_window,
+    show_duration,
+    show_size,
+)
 from adapters.smallfiles import read_small
 from engine.errors import ConfigError
 
@@ -42,13 +54,16 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "cache": Cache,
     "spool": Spool,
     "queue": Queue,
+    "schedule": Schedule,
 }
-
+INNER: Final[dict[str, type[msgspec.Struct]]] = {"cache.verify": Verify, "schedule.business_hours": Hours}
 
 _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "size": parse_size,
     "duration": parse_duration,
     "window": parse_window,
+    "time": parse_time,
+    "days": parse_days,
 }
 
 
@@ -84,6 +99,7 @@ def parse_config(text: str, source: Path, *, places: bool = True) -> Config:
         cache=tables.get("cache"),
         spool=tables.get("spool"),
         queue=tables.get("queue", Queue()),
+        schedule=tables.get("schedule", Schedule()),
         source=source,
     )
     problems = contradictions(config) if places else []
@@ -163,6 +179,9 @@ def settings(struct: type[msgspec.Struct]) -> dict[str, FieldInfo]:
 def allowed(field: FieldInfo) -> str:
     """Say which values a setting takes, as it stands in messages and in deploy/forebay.toml."""
     kind, meta = _kind(field)
+    if _is_table(kind):
+        inner = (f"{key}: {allowed(each)}" for key, each in settings(kind).items())
+        return f"a table with any of {'; '.join(inner)}"
     if typing.get_origin(kind) is Literal:
         return " or ".join(json.dumps(choice) for choice in typing.get_args(kind))
     if kind is bool:
@@ -224,20 +243,32 @@ class _Reader:
         shown = shown or f"[{name}]"
         if not isinstance(raw, dict):
             return self.problem(f"{name} must be a table, written {shown}")
-        fields = settings(TABLES[name])
+        struct = TABLES[name] if name in TABLES else INNER[name]
+        fields = settings(struct)
         for key in raw:
             if key not in fields:
                 self._unknown(name, key, list(fields), shown)
         values: dict[str, Any] = {}
         before = len(self.problems)
         for key, field in fields.items():
-            if key in raw:
+            if key in raw and f"{name}.{key}" in INNER:
+                values[field.name] = self._inner(name, key, raw[key], shown, field)
+            elif key in raw:
                 values[field.name] = self._value(shown, key, raw[key], field)
             elif field.default is NODEFAULT and field.default_factory is NODEFAULT:
                 self.problem(f"{shown} {key} is missing; allowed: {allowed(field)}")
         if len(self.problems) > before:
             return None
-        return TABLES[name](**values)
+        try:
+            return struct(**values)
+        except ValueError as error:
+            return self.problem(f"{shown} {error}")
+
+    def _inner(self, table: str, key: str, raw: Any, shown: str, field: FieldInfo) -> Any:
+        """Return a table in a table as its struct, or None with the problems noted."""
+        if not isinstance(raw, dict):
+            return self.problem(f"{shown} {key} = {_as_written(raw)}; allowed: {allowed(field)}")
+        return self.table(f"{table}.{key}", raw, f"{shown} {key}:")
 
     def _volumes(self, raw: Any) -> tuple[Volume, ...]:
         if not isinstance(raw, list) or not raw:
@@ -279,7 +310,7 @@ class _Reader:
         if unit == "place":
             return self._place(raw)
         if unit and not isinstance(raw, str):
-            raise ValueError("it must be text" + ("" if unit == "window" else " with a unit"))
+            raise ValueError("it must be text" + (" with a unit" if unit in ("size", "duration") else ""))
         if unit:
             raw = _PARSERS[unit](raw)
         if field.name == "url" and isinstance(raw, str):
@@ -335,6 +366,10 @@ def _kind(field: FieldInfo) -> tuple[Any, msgspec.Meta | None]:
     if typing.get_origin(kind) is typing.Annotated:
         kind, meta = typing.get_args(kind)[:2]
     return kind, meta
+
+
+def _is_table(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _unit_of(meta: msgspec.Meta | None) -> str:

@@ -15,6 +15,7 @@ from msgspec import Meta
 from adapters.config.buckets import Addressing, Bucket, Encryption, LockMode, bucket_of, is_s3
 from adapters.config.places import Place, Share, SmbUrl, is_smb, smb_of
 from adapters.config.units import MIB, TIB
+from engine.policy import DAY_MINUTES, BusinessHours, VerifyPolicy
 
 # Packs in flight are bounded per lane, the open one included (DESIGN.md §4); the queue comes on top.
 LANE_BYTES_MAX: Final = 128 * MIB
@@ -87,6 +88,10 @@ KmsKey = Annotated[str, _name("the id or the ARN of a key", r"^[\w:/.-]{1,2048}\
 DayWindow = Annotated[
     tuple[int, int],
     Meta(extra={"unit": "window", "allowed": 'two different times of a day, "HH:MM-HH:MM"'}),
+]
+TimeOfDay = Annotated[int, Meta(extra={"unit": "time", "allowed": 'a time of day, "HH:MM"'})]
+Days = Annotated[
+    frozenset[int], Meta(extra={"unit": "days", "allowed": 'days of the week, as "mon-fri" or "mon,wed,sat-sun"'})
 ]
 
 
@@ -175,6 +180,21 @@ class Vault(msgspec.Struct, frozen=True, kw_only=True):
         return self.own_on_loss or ("resume" if is_s3(self.url) else "restart")
 
 
+class Verify(msgspec.Struct, frozen=True, kw_only=True):
+    """`[cache] verify`: when the cache is verified."""
+
+    every_s: Annotated[float, _duration(3600, 720 * 3600)] = msgspec.field(default=24 * 3600.0, name="every")
+    in_business_hours: bool = True
+    force_after_s: Annotated[float, _duration(3600, 720 * 3600)] = msgspec.field(
+        default=27 * 3600.0, name="force_after"
+    )
+
+    @property
+    def policy(self) -> VerifyPolicy:
+        """The same as the engine has it."""
+        return VerifyPolicy(self.every_s, self.in_business_hours, self.force_after_s)
+
+
 class Cache(msgspec.Struct, frozen=True, kw_only=True):
     """`[cache]`: the near store; left out, there is none."""
 
@@ -187,6 +207,7 @@ class Cache(msgspec.Struct, frozen=True, kw_only=True):
     on_error: Literal["warn", "error", "fail"] = "warn"
     on_slow: Literal["wait", "skip"] = "wait"
     skip_after_s: Annotated[float, _duration(1, 3600)] = msgspec.field(default=10.0, name="skip_after")
+    verify: Verify = Verify()
 
     @property
     def place(self) -> Place:
@@ -214,6 +235,32 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: Annotated[int, _size(8 * MIB, 222 * MIB)] = msgspec.field(default=64 * MIB, name="size")
 
 
+class Hours(msgspec.Struct, frozen=True, kw_only=True):
+    """`[schedule] business_hours`: when people work, in local time. An end before the start is on the next day."""
+
+    days: Days = BusinessHours().days
+    start_minute: TimeOfDay = msgspec.field(default=BusinessHours().start_minute, name="start")
+    end_minute: TimeOfDay = msgspec.field(default=BusinessHours().end_minute, name="end")
+
+    def __post_init__(self) -> None:
+        """Refuse hours of no length. Raises: ValueError, with the reason."""
+        if self.start_minute == DAY_MINUTES:
+            raise ValueError('start = "24:00" is no start: write "00:00"')
+        if self.start_minute == self.end_minute:
+            raise ValueError('start and end are the same: write "00:00" to "24:00" for whole days')
+
+    @property
+    def policy(self) -> BusinessHours:
+        """The same as the engine has it."""
+        return BusinessHours(self.days, self.start_minute, self.end_minute)
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """`[schedule]`: what is done when."""
+
+    business_hours: Hours = Hours()
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file. `source` is where it was read from."""
 
@@ -223,6 +270,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     cache: Cache | None = None
     spool: Spool | None = None
     queue: Queue = Queue()
+    schedule: Schedule = Schedule()
     source: Path = Path()
 
     @property
@@ -239,13 +287,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 # Settings DESIGN.md names that this version does not have yet: a promise must never be ignored in silence.
 LATER: Final[dict[str, frozenset[str]]] = {
-    "": frozenset({"schedule", "bandwidth"}),
+    "": frozenset({"bandwidth"}),
     "system": frozenset(),
     "volume": frozenset(),
     "vault": frozenset(),
-    "cache": frozenset({"verify", "trim"}),
+    "cache": frozenset({"trim", "heal"}),
+    "cache.verify": frozenset({"read"}),
     "spool": frozenset(),
     "queue": frozenset(),
+    "schedule": frozenset({"backup", "retry_every", "retry_for"}),
+    "schedule.business_hours": frozenset(),
 }
 
 

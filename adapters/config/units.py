@@ -1,4 +1,4 @@
-"""Sizes, durations and windows of a day as people write them: "64 MiB", "1.5 GB", "10 min", "20:00-06:00"."""
+"""Sizes, durations, times and days as people write them: "64 MiB", "10 min", "20:00-06:00", "18:00", "mon-fri"."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ DURATIONS: Final = {
     "d": Decimal(86400),
 }
 _WINDOW: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9]) ?- ?([01][0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
+_TIME: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])|24:00", re.ASCII)
+DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _QUANTITY: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]+)", re.ASCII)
 
 
@@ -65,6 +67,37 @@ def parse_window(text: str) -> tuple[int, int]:
     if start == end:
         raise ValueError("it ends when it begins: leave it out for the whole day")
     return start, end
+
+
+def parse_time(text: str) -> int:
+    """Return the minutes from midnight to the time of day `text` ("18:00", up to "24:00").
+
+    Raises: ValueError, when it is no time of a day.
+    """
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no time of day such as 18:00")
+    return 24 * 60 if match[1] is None else int(match[1]) * 60 + int(match[2])
+
+
+def parse_days(text: str) -> frozenset[int]:
+    """Return the days of the week, 0 for Monday, that `text` ("mon-fri", "mon,wed,sat-sun") names.
+
+    Raises: ValueError, when it names none, or one that is unknown.
+    """
+    days: set[int] = set()
+    for part in text.lower().split(","):
+        first, dash, last = (name.strip() for name in part.partition("-"))
+        start, end = _day(first), _day(last if dash else first)
+        days.update((start + offset) % 7 for offset in range((end - start) % 7 + 1))
+    return frozenset(days)
+
+
+def _day(name: str) -> int:
+    try:
+        return DAYS.index(name)
+    except ValueError:
+        raise ValueError(f"{name!r} is no day of the week (days: {', '.join(DAYS)})") from None
 
 
 def show_size(size: int) -> str:

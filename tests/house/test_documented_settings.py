@@ -17,6 +17,9 @@ FILE = Path(__file__).parents[2] / "deploy/forebay.toml"
 TEXT = FILE.read_text(encoding="utf-8")
 COMMENTED = re.compile(r"^# ([a-z_]+ = .*)$", re.MULTILINE)
 SETTINGS = [(table, key) for table, struct in TABLES.items() for key in settings(struct)]
+# Some settings are for folders, others for shares: which of them go together is not asked here.
+WHOLE_TEXT = COMMENTED.sub(r"\1", TEXT)
+WHOLE = parse_config(WHOLE_TEXT, FILE, places=False)
 
 
 def table_text(table: str) -> str:
@@ -40,11 +43,8 @@ def test_the_file_is_a_configuration_as_it_stands() -> None:
 
 
 def test_the_file_is_a_configuration_with_every_setting_switched_on() -> None:
-    whole = COMMENTED.sub(r"\1", TEXT)
-    raw = tomllib.loads(whole)
-    # Some are for folders, others for shares: which of them go together is not asked here.
-    config = parse_config(whole, FILE, places=False)
-    assert config.cache is not None
+    raw = tomllib.loads(WHOLE_TEXT)
+    assert WHOLE.cache is not None
     for table, key in SETTINGS:
         content = raw["volume"][0] if table == "volume" else raw[table]
         assert key in content, f"[{table}] {key} is not documented"
@@ -65,7 +65,11 @@ def test_every_setting_says_what_is_allowed_and_what_holds_without_it(table: str
         return
     written = line.removeprefix("# ").partition(" = ")[2]
     value = tomllib.loads(f"x = {written}")["x"]
-    if key.endswith("size"):
+    if isinstance(field.default, msgspec.Struct):
+        inner = settings(type(field.default))
+        assert value.keys() == inner.keys()
+        assert getattr(getattr(WHOLE, table), key) == field.default
+    elif key.endswith("size"):
         assert value == show_size(field.default)
     elif isinstance(field.default, float):
         assert value == show_duration(field.default)

@@ -11,6 +11,7 @@ from adapters.config import Config, ConfigProblems, load_config, load_vault, par
 from adapters.config.load import FILE_BYTES_MAX
 from adapters.config.model import folder_of
 from engine.errors import ConfigError
+from engine.policy import BusinessHours, VerifyPolicy
 
 MINIMAL = """
 [system]
@@ -53,6 +54,8 @@ def test_three_settings_are_enough() -> None:
     assert [(volume.name, volume.path) for volume in config.volumes] == [("data", Path("/dev/vg0/data"))]
     assert (config.cache, config.spool, config.vault.on_loss) == (None, None, "restart")
     assert config.queue.size_bytes == 64 << 20
+    assert config.schedule.business_hours.policy == BusinessHours()
+    assert parsed(with_table("cache", "")).active_cache.verify.policy == VerifyPolicy()  # type: ignore[union-attr]
     assert config.system.identity_file == config.system.state_dir / "identity"
 
 
@@ -91,12 +94,15 @@ def test_every_setting_arrives_with_its_value() -> None:
         on_error = "fail"
         on_slow = "skip"
         skip_after = "1500 ms"
+        verify = { every = "1 h", in_business_hours = false, force_after = "720 h" }
         [spool]
         path = "/spool"
         max_size = "50 GiB"
         upload_window = "20:30-06:15"
         [queue]
         size = "32 MiB"
+        [schedule]
+        business_hours = { days = "sat-mon,wed", start = "22:00", end = "06:30" }
         """
     )
     assert config.system.name == "Büro PC 2"
@@ -113,6 +119,8 @@ def test_every_setting_arrives_with_its_value() -> None:
     assert cache is not None
     assert (cache.enabled, cache.retries_max, cache.on_error) == (False, 3, "fail")
     assert (cache.on_slow, cache.skip_after_s) == ("skip", 1.5)
+    assert cache.verify.policy == VerifyPolicy(3600, False, 720 * 3600)
+    assert config.schedule.business_hours.policy == BusinessHours(frozenset({5, 6, 0, 2}), 22 * 60, 6 * 60 + 30)
     assert config.spool is not None
     assert (config.spool.path, config.spool.max_size_bytes) == (Path("/spool"), 50 << 30)
     assert config.spool.upload_window_minutes == (20 * 60 + 30, 6 * 60 + 15)
@@ -151,7 +159,27 @@ def test_relative_paths_are_meant_from_the_folder_of_the_file() -> None:
         ("system", 'state_dir = ""', "it is empty"),
         ("cache", 'path = "smb://nas/share"', "it names no folder in the share: write smb://server/share/folder"),
         ("cache", 'path = "file:///x"', "it must be a plain path, not a URL"),
-        ("cache", "verify = { every = '24 h' }", "[cache] verify is not supported by this version yet: remove it"),
+        ("cache", "trim = { max_age = '30 d' }", "[cache] trim is not supported by this version yet: remove it"),
+        ("cache", "heal = 'points'", "[cache] heal is not supported by this version yet: remove it"),
+        ("cache", "verify = { read = '5%' }", "[cache] verify: read is not supported by this version yet: remove it"),
+        ("cache", "verify = '24 h'", '[cache] verify = "24 h"; allowed: a table with any of every: 1 h to 30 d; in_b'),
+        ("cache", "verify.every = '59 min'", '[cache] verify: every = "59 min"; allowed: 1 h to 30 d'),
+        ("cache", "verify.every = '721 h'", '[cache] verify: every = "721 h"; allowed: 1 h to 30 d'),
+        ("cache", "verify = { every = 24 }", "[cache] verify: every = 24 cannot be used: it must be text with a unit"),
+        ("cache", "verify.force_after = '59 min'", '[cache] verify: force_after = "59 min"; allowed: 1 h to 30 d'),
+        ("cache", "verify.in_business_hours = 0", "in_business_hours = 0; allowed: true or false"),
+        (
+            "cache",
+            "verify.evry = '2 h'",
+            "[cache] verify: evry is unknown, did you mean every? allowed here: every, in",
+        ),
+        ("schedule", "business_hours = true", "[schedule] business_hours = true; allowed: a table with any of days: "),
+        ("schedule", "business_hours.day = 'x'", "[schedule] business_hours: day is unknown, did you mean days?"),
+        ("schedule", "business_hours.days = 'mo'", "'mo' is no day of the week (days: mon, tue, wed, thu, fri, sat"),
+        ("schedule", "business_hours.days = 5", "days = 5 cannot be used: it must be text; allowed: days of the week"),
+        ("schedule", "business_hours.start = '8'", "'8' is no time of day such as 18:00; allowed: a time of day"),
+        ("schedule", "business_hours.start = '18:00'", "[schedule] business_hours: start and end are the same: write"),
+        ("schedule", "business_hours.start = '24:00'", 'business_hours: start = "24:00" is no start: write "00:00"'),
         ("vault", 'reconnect_window = "25 h"', '[vault] reconnect_window = "25 h"; allowed: 0 s to 24 h'),
         (
             "vault",
@@ -169,7 +197,9 @@ def test_relative_paths_are_meant_from_the_folder_of_the_file() -> None:
         ("spool", 'upload_window = "20-6"', "'20-6' is no window such as 20:00-06:00; allowed: two different times"),
         ("spool", 'upload_window = "20:00-24:00"', "'20:00-24:00' is no window such as 20:00-06:00"),
         ("spool", 'upload_window = "20:00-20:00"', "it ends when it begins: leave it out for the whole day"),
-        ("schedule", 'backup = "x"', "[schedule] is not supported by this version yet: remove it"),
+        ("schedule", 'backup = "x"', "[schedule] backup is not supported by this version yet: remove it"),
+        ("bandwidth", 'limit = "x"', "[bandwidth] is not supported by this version yet: remove it"),
+        ('"cache.verify"', "x = 1", "[cache.verify] is unknown"),
         ("queues", 'size = "8 MiB"', "[queues] is unknown, did you mean queue? allowed tables: system, volume,"),
         ("queue", 'size = "7 MiB"', '[queue] size = "7 MiB"; allowed: 8 MiB to 222 MiB'),
     ],

@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.config.units import SIZES, parse_duration, parse_size, parse_window, show_duration, show_size
+from adapters.config.units import (
+    SIZES,
+    parse_days,
+    parse_duration,
+    parse_size,
+    parse_time,
+    parse_window,
+    show_duration,
+    show_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +64,34 @@ def test_what_is_no_window_is_refused(text: str) -> None:
 def test_a_window_without_length_is_refused() -> None:
     with pytest.raises(ValueError, match="leave it out for the whole day"):
         parse_window("06:00-06:00")
+
+
+@pytest.mark.parametrize(("text", "minutes"), [("00:00", 0), (" 08:05 ", 485), ("23:59", 1439), ("24:00", 1440)])
+def test_a_time_of_day_is_read_in_minutes(text: str, minutes: int) -> None:
+    assert parse_time(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["", "8:00", "24:01", "08:60", "0800", "08:00-09:00", "٢0:00"])
+def test_what_is_no_time_of_day_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no time of day such as 18:00"):
+        parse_time(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "days"),
+    [
+        ("mon-fri", {0, 1, 2, 3, 4}), ("sun", {6}), ("Mon, Wed , sat - sun", {0, 2, 5, 6}), ("fri-mon", {4, 5, 6, 0}),
+        ("mon-sun", set(range(7))), ("tue-mon", set(range(7))), ("mon,mon-tue", {0, 1}),
+    ],
+)  # fmt: skip
+def test_days_are_a_list_of_days_and_ranges(text: str, days: set[int]) -> None:
+    assert parse_days(text) == days
+
+
+@pytest.mark.parametrize("text", ["", "mon-", "-fri", "mon fri", "monday", "mon,,tue", "mon--fri", "1-5"])
+def test_what_is_no_day_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no day of the week \(days: mon, tue, wed, thu, fri, sat, sun\)"):
+        parse_days(text)
 
 
 @given(st.integers(0, 1 << 48))
