@@ -108,7 +108,7 @@ async def build_setup(
         near = open_store(settings.place, owner, "flush")
         stores.append(near)
         objects = RetryingStore(near, errors.retry(), clock, random.Random(), partial(_log_retry, "cache"))
-        cache = CacheSetup(objects, errors, SlowPolicy(settings.on_slow, settings.skip_after_s))
+        cache = CacheSetup(objects, errors, SlowPolicy(settings.on_slow, settings.skip_after_s), state.history)
     spool = None
     if config.spool is not None:
         local = open_store(config.spool.path, owner, "flush")

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from adapters.cli.moments import iso
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -39,7 +41,7 @@ class Backlog:
             "path": str(spool.path),
             "there": True,
             "points": self.points,
-            "oldest": _iso(self.oldest_ms),
+            "oldest": iso(self.oldest_ms),
             "used_bytes": self.used,
             "max_bytes": spool.max_size_bytes,
             "free_bytes": self.free,
@@ -90,16 +92,6 @@ def _store_id(path: Path) -> bytes | None:
     try:
         return parse_format(path.read_bytes()).store
     except ForebayError:
-        return None
-
-
-def _iso(ms: int | None) -> str | None:
-    """Return milliseconds since 1970 UTC as RFC 3339; None for a time no calendar has."""
-    from datetime import UTC, datetime
-
-    try:
-        return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
-    except (OverflowError, ValueError, OSError):
         return None
 
 

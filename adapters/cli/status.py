@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapters.config import Config
-    from engine.state import SessionRow
+    from engine.state import CacheHistory, SessionRow
     from engine.vault.identity import Identity
 
 
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
 def command(context: frame.Context, last: int) -> int:
     """Show the last sessions, the newest restore point, what waits in the spool and what is configured.
 
+    Of the cache it tells how well it is: green, yellow, red, or gray where nobody can know, by its verifications.
     Reads what lies on this machine only: whether vault and cache can be reached is what check-config tells. Exit code 1
     if the last session failed or was cut off.
     """
+    from adapters.cli.cachehealth import standing_warnings
     from adapters.state import identity as files
     from adapters.state.directory import StateDirectory, running_process
     from adapters.state.history import SESSIONS_MAX
@@ -38,6 +42,7 @@ def command(context: frame.Context, last: int) -> int:
         # Only where sessions may have been cut off is it asked for each whether it ended.
         rows = list(state.history.last(SESSIONS_MAX if begun else last))
         newest = state.newest()
+        cache = _cache(config, identity, state.history)
         ended = {row.session for row in rows}
         cut_off = [session for session in begun if session not in ended]
     running = running_process(config.system.state_dir)
@@ -45,12 +50,13 @@ def command(context: frame.Context, last: int) -> int:
         cut_off = cut_off[:-1]  # the last that began
     failed = bool(cut_off) or (bool(rows) and rows[0].exit_code in (frame.FAILED, frame.USAGE))
     spool, warnings = _spool(config, identity)
+    warnings += standing_warnings(cache) if cache is not None else []
     document: dict[str, Any] = {
         "system": identity.name,
         "system_id": identity.system.hex(),
         "vault": config.vault.url,
         "vault_pending": identity.vault_pending,
-        "cache": _cache(config),
+        "cache": cache,
         "spool": spool,
         "volumes": [volume.name for volume in config.volumes],
         "newest_point": f"{newest.order:016x}-{newest.incarnation.hex()}" if newest is not None else None,
@@ -65,10 +71,15 @@ def command(context: frame.Context, last: int) -> int:
     return frame.FAILED if failed else frame.DONE
 
 
-def _cache(config: Config) -> dict[str, Any] | None:
-    if config.cache is None:
+def _cache(config: Config, identity: Identity, history: CacheHistory) -> dict[str, Any] | None:
+    from adapters.cli.cachehealth import standing_document, standing_of
+
+    cache = config.cache
+    if cache is None:
         return None
-    return {"path": str(config.cache.place), "enabled": config.cache.enabled}
+    standing = standing_of(config, cache, identity.cache, history, time.time_ns() // 1_000_000)
+    said = standing_document(standing, enabled=cache.enabled)
+    return {"path": str(cache.place), "enabled": cache.enabled, **said}
 
 
 def _spool(config: Config, identity: Identity) -> tuple[dict[str, Any] | None, list[str]]:
@@ -133,12 +144,11 @@ def _text(document: dict[str, Any]) -> str:
     from adapters.cli.progress import bytes_text, time_text
 
     cache = document["cache"]
-    where = "none" if cache is None else cache["path"] + ("" if cache["enabled"] else " (switched off)")
     pending = " (still to be made: run 'forebay init' once it can be reached)" if document["vault_pending"] else ""
     lines = [
         f"System {document['system']}: {', '.join(document['volumes'])}",
         f"  vault: {document['vault']}{pending}",
-        f"  cache: {where}",
+        *_cache_text(cache),
         *_spool_text(document["spool"]),
         f"  newest restore point: {document['newest_point'] or 'none yet'}",
     ]
@@ -169,6 +179,15 @@ def _text(document: dict[str, Any]) -> str:
             lines.append(f"      {session['error']}")
         lines += [f"      - {problem}" for problem in session["problems"]]
     return "\n".join(lines)
+
+
+def _cache_text(cache: dict[str, Any] | None) -> list[str]:
+    from adapters.cli.cachehealth import standing_lines
+
+    if cache is None:
+        return ["  cache: none"]
+    # Taken out again where the output is no terminal.
+    return [f"  cache: {cache['path']}", *standing_lines(cache, colours="NO_COLOR" not in os.environ)]
 
 
 def _spool_text(spool: dict[str, Any] | None) -> list[str]:

@@ -341,7 +341,14 @@ class Session:
                 # What was damaged is out of the way now: this session is the first of a new list.
                 self.report.problems.append(str(error))
                 self.setup.history.add(self._row())
+            self._note_cache()
         except ForebayError as error:
             # The point stands, or does not, whatever the log of sessions says.
             self.report.problems.append(f"this session is not in the history: {error}")
             log.error("history_failed", error=str(error))
+
+    def _note_cache(self) -> None:
+        """Note that there was a session with this cache: from the first one on it is verified."""
+        cache, store = self.setup.cache, self.setup.identity.cache
+        if cache is not None and cache.history is not None and store is not None and self.report.point is not None:
+            cache.history.note_session(store, self.setup.clock.now_ms())

@@ -11,16 +11,20 @@ from engine.pipeline.volume import VolumeSource
 from engine.policy import CacheErrorPolicy, LanePolicy, LockPolicy, QueuePolicy, ReconnectPolicy, SlowPolicy
 from engine.ports import Clock, ObjectStore, Retention
 from engine.seal import Codec
-from engine.state import History, LockNotes, StateStore
+from engine.state import CacheHistory, History, LockNotes, StateStore
 from engine.vault.identity import Identity
 
 
 class CacheSetup(msgspec.Struct, frozen=True):
-    """The cache of a session: the object store behind its retry stage, and what its errors and slowness cost."""
+    """The cache of a session: the object store behind its retry stage, and what its errors and slowness cost.
+
+    `history`: where it is noted that there was a session with it, so that verification begins.
+    """
 
     objects: ObjectStore
     errors: CacheErrorPolicy
     slow: SlowPolicy
+    history: CacheHistory | None = None
 
 
 class SpoolSetup(msgspec.Struct, frozen=True):

@@ -124,7 +124,7 @@ def status(place: hostile.Place, capsys: Capture) -> tuple[Any, str]:
 def test_status_tells_the_backlog(spooling: hostile.Place, capsys: Capture) -> None:
     document, text = status(spooling, capsys)
     assert document["spool"]["points"] == 2
-    assert document["spool"]["oldest"] == "2023-11-14T22:13:20.001+00:00"
+    assert document["spool"]["oldest"] == "2023-11-14T22:13:20.001Z"
     assert document["exit_code"] == 0
     assert "spool, 2 restore points to be uploaded, the oldest of 2023-11-1" in text
     assert "5.24 KiB used" in text

@@ -1,0 +1,19 @@
+"""Moments as documents and people have them; local history may hold such as no calendar has."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def iso(ms: int | None) -> str | None:
+    """Return milliseconds since 1970 UTC as RFC 3339; None for None, and for a time no calendar has."""
+    try:
+        when = None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
+    return None if when is None else when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def local(moment: str) -> str:
+    """Return a moment of a document for people: the date and time of day where this machine is."""
+    return f"{datetime.fromisoformat(moment).astimezone():%Y-%m-%d %H:%M:%S}"
