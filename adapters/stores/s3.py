@@ -14,16 +14,15 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from hashlib import md5, sha256
 from typing import Any, Final, Literal, TypeVar
 
 import anyio
-import anyio.to_thread
 from botocore.exceptions import ClientError
 
 from adapters.stores.plainnames import check_object_name, is_object_name
 from adapters.stores.s3body import PutBody
 from adapters.stores.s3client import S3Connection, bound
+from adapters.stores.s3digests import md5_of, sha256_of
 from adapters.stores.s3errors import NO_S3, code_of
 from adapters.stores.s3lock import S3Locks
 from engine.block import Bytes
@@ -36,7 +35,6 @@ T = TypeVar("T")
 
 TRIES_MAX: Final = 4
 FORMAT_BYTES_MAX: Final = 4096
-HASHED_AT_ONCE_BYTES: Final = 64 << 10  # more than this is hashed in a thread
 CONTENT_TYPE: Final = "application/octet-stream"
 _UNKNOWN_HEADER: Final = frozenset({"InvalidRequest", "InvalidArgument", "UnsupportedHeader"})
 
@@ -54,7 +52,7 @@ class S3Store:
         """See `ObjectStore.put`; a name that is no plain one is StoreRejected, here and below."""
         check_object_name(name)
         view = memoryview(data).cast("B")
-        digest = await _digest(sha256, view)
+        digest = await sha256_of(view)
         began_s = self._limit.now()
         try:
             async with self._limit.place(len(view)):
@@ -219,7 +217,7 @@ class S3Store:
         told = b64encode(digest).decode()
         options = {**self._settings.put_options(), **condition, "ChecksumSHA256": told, "ContentType": CONTENT_TYPE}
         options |= await self._locks.options(name)
-        body = PutBody(view, self._limit.moved) if len(view) else b""
+        body = PutBody(view, digest, self._limit.moved)
         async with self._connection.client(name) as client:
             try:
                 answer = await client.put_object(Body=body, ContentLength=len(view), **self._at(name), **options)
@@ -230,11 +228,13 @@ class S3Store:
                 if "IfMatch" in condition and (code == "NoSuchKey" or status == 404):
                     return False  # it was removed meanwhile
                 raise
+            finally:
+                body.let_go()
         if answer.get("ChecksumSHA256") == told:
             return True
         if "ETag" not in answer:
             raise self._no_s3(name)
-        if str(answer["ETag"]).strip('"') == (await _digest(_md5, view)).hex():
+        if str(answer["ETag"]).strip('"') == (await md5_of(view)).hex():
             return True
         await self._compare(name, view)
         return True
@@ -289,7 +289,7 @@ class S3Store:
 
     async def _try_put(self) -> bool:
         marker = memoryview(await self._marker()).cast("B")
-        digest = sha256(marker).digest()
+        digest = await sha256_of(marker)
         try:
             honoured = not await self._send(FORMAT, marker, digest, {"IfNoneMatch": "*"})
         except StoreRejected as error:
@@ -376,14 +376,3 @@ def _unknown_header(error: StoreRejected) -> bool:
         return False
     code, status = code_of(cause)
     return status == 501 or code in _UNKNOWN_HEADER
-
-
-def _md5(data: memoryview) -> Any:
-    return md5(data, usedforsecurity=False)
-
-
-async def _digest(kind: Callable[[memoryview], Any], view: memoryview) -> bytes:
-    """Hash `view`, in a thread if it is large."""
-    if len(view) <= HASHED_AT_ONCE_BYTES:
-        return bytes(kind(view).digest())
-    return bytes((await anyio.to_thread.run_sync(kind, view)).digest())

@@ -6,6 +6,7 @@ the transport's buffer as a whole, and nobody could tell a put that is slow from
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 from typing import Any, Final
@@ -20,12 +21,14 @@ UNSENT_BYTES_MAX: Final = 512 << 10
 
 
 class PutBody(Payload):
-    """`view` as the body of one request; `moved` hears of every piece that was sent."""
+    """`view`, of the SHA-256 `digest`, as the body of one request; `moved` hears of every piece that was sent."""
 
-    def __init__(self, view: memoryview, moved: Callable[[], None]) -> None:
+    def __init__(self, view: memoryview, digest: bytes, moved: Callable[[], None]) -> None:
         super().__init__(view, content_type="application/octet-stream")
+        self.digest = digest
         self._view, self._moved = view, moved
         self._at = 0
+        self._transport: asyncio.WriteTransport | None = None
 
     @property
     def size(self) -> int:
@@ -58,9 +61,19 @@ class PutBody(Payload):
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         """Send it, or as much of it as `content_length` says."""
         end = len(self._view) if content_length is None else min(len(self._view), content_length)
+        self._transport = getattr(writer, "transport", None)
         for start in range(0, end, PIECE_BYTES):
             await writer.write(self._view[start : min(end, start + PIECE_BYTES)])
             self._moved()
+
+    def let_go(self) -> None:
+        """End the connection this was sent over if it was closed with some of it unsent.
+
+        A transport that is closed sends first what it has, and to a server that takes nothing that never ends.
+        """
+        transport, self._transport = self._transport, None
+        if transport is not None and transport.is_closing():
+            transport.abort()
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return it as text; nobody asks for that."""

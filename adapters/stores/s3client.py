@@ -19,6 +19,7 @@ from botocore.exceptions import BotoCoreError
 from botocore.loaders import Loader, create_loader
 
 from adapters.stores.s3body import PIECE_BYTES, make_socket
+from adapters.stores.s3digests import SIGNATURE, sign_known_digests
 from adapters.stores.s3errors import renamed
 from adapters.stores.s3limit import MOST, PutLimit
 from adapters.stores.s3settings import S3Settings, read_keys
@@ -94,7 +95,7 @@ class S3Connection:
             max_pool_connections=MOST + READS_MAX,
             proxies={"http": settings.proxy, "https": settings.proxy} if settings.proxy else None,
             s3={"addressing_style": settings.style},
-            signature_version="s3v4",
+            signature_version=SIGNATURE,
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             user_agent_extra="forebay",
@@ -109,6 +110,7 @@ class S3Connection:
             if (ours := renamed(error, settings.where)) is not None:
                 raise ours from error
             raise StoreRejected(f"{settings.where}: it cannot be reached as configured: {error}") from error
+        sign_known_digests(client)
         client.meta.events.register("before-sign.s3.PutObject", _send_small_at_once)
         return client
 

@@ -53,9 +53,13 @@ def pipeline(meter: Meter, kind: str, scripts: Path, folder: Path, runs: int) ->
 
 
 def _plain(machine: Machine, server: Server, do: str, file: Path) -> Row:
-    """Have the plain client found its place, put or get a file; return the figures."""
+    """Have the plain client found its place, put or get a file; return the figures.
+
+    What is written to is not read before: its pages would lie in memory when the clock starts, and those of a restored
+    file do not.
+    """
     command, environment = server.plain(do, "plain", file)
-    row = machine.meter.run(command, environment, machine.folder, file)
+    row = machine.meter.run(command, environment, machine.folder, file if do == "put" else None)
     return {key: value for key, value in row.items() if key != "rss_mib"}  # it is not ours
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import anyio
 import pytest
 
 from adapters.stores.s3 import S3Store
-from adapters.stores.s3body import PIECE_BYTES
+from adapters.stores.s3body import PIECE_BYTES, PutBody
 from adapters.stores.s3client import S3Connection
 from engine.errors import ObjectMissing, StoreRejected, StoreThrottled, StoreUnavailable
 from engine.liveness import StallBound
@@ -49,6 +51,19 @@ async def test_a_put_is_one_request_once_the_server_is_known(store: S3Store, fro
     front.requests.clear()
     await store.put(PACK, b"hello")
     assert [method for method, _ in front.requests] == ["PUT"]
+
+
+async def test_without_tls_the_body_is_signed_by_the_digest_there_is_and_not_hashed_again(
+    store: S3Store, front: S3Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(body: PutBody, length: int = -1) -> memoryview:
+        raise AssertionError("hashed again")
+
+    monkeypatch.setattr(PutBody, "read", read)
+    for content in (b"hello", b"", bytes(PIECE_BYTES + 1)):
+        await store.put(str(PackName("data", bytes(16), bytes(32), len(content))), content)
+        assert front.headers["x-amz-content-sha256"] == sha256(content).hexdigest()
+        assert front.headers["x-amz-checksum-sha256"] == b64encode(sha256(content).digest()).decode()
 
 
 async def test_whether_the_server_honours_conditions_is_asked_once_and_changes_nothing(

@@ -12,6 +12,7 @@ from typing import Any
 import botocore.auth
 import msgspec
 import pytest
+from anyio.lowlevel import checkpoint
 
 from adapters.stores.s3 import S3Store
 from adapters.stores.s3body import PIECE_BYTES
@@ -110,6 +111,38 @@ async def test_a_get_that_stalls_ends(store: S3Store, proxy: Any) -> None:
     proxy.cut_after, proxy.cut_dir, proxy.cut_how = 3_000_000, "down", "stall"
     with pytest.raises(StoreUnavailable, match=r"moved nothing for 0\.4 s"):
         await impatient(store).get(NAME)
+
+
+def connections_to(port: int) -> int:
+    """Return how many connections to a port of the loopback this process has open."""
+    links = (each.readlink() for each in Path("/proc/self/fd").iterdir() if each.is_symlink())
+    own = {str(link)[len("socket:[") : -1] for link in links if str(link).startswith("socket:[")}
+    rows = [row.split() for row in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[2].rpartition(":")[2], 16) == port and row[9] in own for row in rows)
+
+
+@pytest.mark.parametrize(("direction", "secure"), [("up", False), ("down", False), ("up", True)])
+async def test_puts_that_stalled_and_were_given_up_leave_no_connection_open(
+    s3_server: S3Server, tmp_path: Path, direction: str, secure: bool
+) -> None:
+    proxy = chaos_proxy("127.0.0.1", s3_server.port_https if secure else s3_server.port)
+    await proxy.start()
+    url = f"http{'s' * secure}://127.0.0.1:{proxy.port}"
+    ca_file = Path(s3_server.ca_file) if secure else None
+    async with opened(settings(s3_server, tmp_path, endpoint_url=url, ca_file=ca_file)) as store:
+        await store.put("format", b"F" * 56)
+        await store.try_put()
+        proxy.kill_all()
+        proxy.cut_after = 3_000_000 if direction == "up" else 10
+        proxy.cut_dir, proxy.cut_how = direction, "stall"
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await impatient(store).put(NAME, LARGE)
+        assert proxy.cuts == 2
+        for _ in range(3):  # what ends is taken apart one turn later
+            await checkpoint()
+        assert connections_to(proxy.port) == 0
+    await proxy.stop()
 
 
 async def test_a_put_tells_of_every_piece_it_has_sent(store: S3Store, proxy: Any) -> None:
