@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Collection, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from typing import Any, Final, Literal
 
 _RICH: Final = sys.modules.get("rich")
@@ -17,6 +17,7 @@ import structlog  # noqa: E402
 if _RICH is None:
     del sys.modules["rich"]
 
+Also = Callable[[Mapping[str, Any]], None]
 Format = Literal["human", "json"]
 LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 SECRET_KEYS: Final = ("passphrase", "password", "secret", "private", "token", "credential")
@@ -25,11 +26,13 @@ SECRET_KEYS: Final = ("passphrase", "password", "secret", "private", "token", "c
 logger: Final = structlog.get_logger
 
 
-def configure(level: str, shape: Format, left_out: Collection[str] = ()) -> None:
+def configure(level: str, shape: Format, left_out: Collection[str] = (), also: Also | None = None) -> None:
     """Send events of `level` (a key of `LEVELS`) and above to stderr, but none of `left_out`.
 
-    "human": one line an event, time, level, event, then its values. "json": one JSON object a line.
+    "human": one line an event, time, level, event, then its values. "json": one JSON object a line. `also` gets every
+    event from "info" on (or from `level`, if that is lower), whatever stderr leaves out.
     """
+    shown = LEVELS[level]
     renderer: Any
     if shape == "json":
         renderer = structlog.processors.JSONRenderer(default=str)
@@ -38,22 +41,24 @@ def configure(level: str, shape: Format, left_out: Collection[str] = ()) -> None
             colors=False, pad_event_to=0, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
         )
 
-    def leave_out(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        if event["event"] in left_out:
+    def hand_on(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if also is not None:
+            also(event)
+        if LEVELS.get(event["level"], logging.CRITICAL) < shown or event["event"] in left_out:
             raise structlog.DropEvent
         return event
 
     structlog.configure(
         processors=[
-            leave_out,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             mask_secrets,
             structlog.processors.format_exc_info,
+            hand_on,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        wrapper_class=structlog.make_filtering_bound_logger(shown if also is None else min(shown, logging.INFO)),
         logger_factory=lambda *_: _Stderr(),
         cache_logger_on_first_use=False,
     )

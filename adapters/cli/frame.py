@@ -38,6 +38,7 @@ from engine.exitcodes import of_error
 if TYPE_CHECKING:
     from adapters.cli.progress import Progress
     from adapters.config import Config, Secret
+    from adapters.logfile import ComponentFile
 
 T = TypeVar("T")
 
@@ -55,6 +56,7 @@ class Context:
         self.progress_mode = "auto"
         self.verbose = False
         self.log_format = "human"
+        self.log_file: ComponentFile | None = None  # gets the events of its component as well
         self.emitted = False
         self.stopped = STOPPED  # what to tell after Ctrl-C or SIGTERM; a command may say more of what that leaves
         self._config: Config | None = None
@@ -115,8 +117,9 @@ class Context:
 
         level = "debug" if self.verbose else "warning" if self.quiet else "info"
         shape: logs.Format = "json" if self.log_format == "json" else "human"
+        also = None if self.log_file is None else self.log_file.write
         # How a session failed is what the command itself tells where its log is not followed.
-        logs.configure(level, shape, left_out=frozenset({"session_failed"} if self.quiet else ()))
+        logs.configure(level, shape, left_out=frozenset({"session_failed"} if self.quiet else ()), also=also)
 
     def run_async(self, main: Callable[[], Awaitable[int]]) -> int:
         """Start logging, run `main` on an event loop and return its exit code."""

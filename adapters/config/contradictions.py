@@ -22,6 +22,7 @@ STATE_NAMES: Final = frozenset(
         *("lock", "lock.pid", "lock.offered", "lock.wanted", "upload-pause"),
         *("incarnation", "newest", "journal", "sessions"),
         *("history.sqlite", "history.sqlite-journal", "volumes", "index"),
+        *("verification.log", *(f"verification.log.{number}" for number in range(1, 5))),
     )
 )
 

@@ -9,6 +9,7 @@ newest               the restore point the state ends with
 journal              the intent of a commit that may have happened
 sessions             sessions begun and not ended by a published root
 history.sqlite       sessions that ended, verifications of the cache, foreign packs opened once
+verification.log     what verifications did, were skipped for, and when the next may begin; .1 to .4: older ones
 volumes/<hash>/      map, staged pages and missing-block bitmap of a volume (maps.py), parts of its blocks (parts.py)
 index/<store id>/    mirror of a store's index fragments; index/<store id>.acks: acknowledged packs no fragment lists
 ```

@@ -45,7 +45,7 @@ class PageCopies(msgspec.Struct, frozen=True):
             try:
                 names = (await RunReader(self.reader, run).table()).names()
             except StoreError as error:
-                log.warning("pages_not_copied", error=str(error))
+                log.warning("pages_not_copied", component="cache", error=str(error))
                 whole = False
             else:
                 whole = await self._bring_packs(name for name in names if name.kind == "page") and whole
@@ -63,7 +63,7 @@ class PageCopies(msgspec.Struct, frozen=True):
             data = bytes(await self.vault.objects.get(str(name), 0, name.size))
             entries = await anyio.to_thread.run_sync(check_pack, name, data, None, None)
         except StoreError as error:
-            log.warning("pages_not_copied", object=str(name), error=str(error))
+            log.warning("pages_not_copied", component="cache", object=str(name), error=str(error))
             return False
         lacking = self.cache.index.lookup(entries.ids)["length"] == 0
         if not lacking.any():
@@ -73,7 +73,7 @@ class PageCopies(msgspec.Struct, frozen=True):
                 await self.cache.put_pack(FinishedPack(name, data, entries.ids, entries.offsets, entries.lengths))
             except StoreRejected as error:
                 # A power cut or a bad disk may leave other bytes under a pack's name, and they are never replaced.
-                log.warning("pages_copied_anew", object=str(name), error=str(error))
+                log.warning("pages_copied_anew", component="cache", object=str(name), error=str(error))
             else:
                 return True
         await self.cache.put_pack(await anyio.to_thread.run_sync(self._own, data, entries, lacking))
