@@ -14,13 +14,16 @@ from engine.vault.identity import Identity
 async def publish(objects: ObjectStore, identity: Identity) -> None:
     """Put the identity's certificate, and its key slots if there are none, into a store; durable on return.
 
-    Slots are left alone where the domain has any: one that was removed on purpose must not come back.
+    Slots are left alone where the domain has any: one that was removed on purpose must not come back. What a share
+    left cut off when the connection broke is put again.
 
     Raises: StoreCorrupt if the store holds something else under one of the names: its keys are not the ones this
     system pinned, or it is a forgery; StoreUnavailable, StoreRejected.
     """
-    if identity.domain not in await slot_domains(objects):
-        for name, data in identity.slots:
+    sizes = {info.name: info.size async for info in objects.list("key/")}
+    none = all((slot := parse_slot(name)) is None or slot[0] != identity.domain for name in sizes)
+    for name, data in identity.slots:
+        if none or sizes.get(name, len(data)) < len(data):
             await put_absent(objects, name, data, SLOT_BYTES_MAX)
     await put_absent(objects, identity.certificate_name, identity.certificate, CERTIFICATE_BYTES_MAX)
     await flush(objects)
@@ -48,16 +51,17 @@ async def put_back(objects: ObjectStore, identity: Identity) -> None:
 
 
 async def put_absent(objects: ObjectStore, name: str, data: bytes, bytes_max: int) -> None:
-    """Put an object unless it is there already.
+    """Put an object unless it is there already; one that was cut off is not.
 
     Raises: StoreCorrupt if another one is; StoreUnavailable, StoreRejected.
     """
     try:
         there = await objects.get(name, 0, bytes_max + 1)
     except ObjectMissing:
+        there = b""
+    if len(there) < len(data) and data.startswith(bytes(there)):
         await objects.put(name, data)
-        return
-    if there != data:
+    elif there != data:
         raise StoreCorrupt(
             name,
             "it is not what this machine was enrolled with: the store was replaced, or the object is damaged or "

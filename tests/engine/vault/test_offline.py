@@ -16,7 +16,7 @@ from engine.vault.identity import Identity
 from engine.vault.offline import create_pending, finish_pending, found_offline
 from engine.vault.slots import open_slots
 from tests.engine.vault.fakes_vault import CHEAP, PASSPHRASE, empty_cache, empty_vault, identity, run
-from tests.fakes import FakeClock, FaultPlan, FaultyStore, MemoryStore
+from tests.fakes import FakeClock, FaultPlan, FaultyStore, MemoryStore, flip_a_bit
 
 
 def founded() -> Identity:
@@ -90,6 +90,26 @@ def test_a_format_object_that_a_share_left_cut_off_is_put_again(cut: int) -> Non
     vault.objects["format"] = FormatObject("vault", offline.vault).encode()[:cut]
     created(vault, offline)
     assert parse_format(vault.objects["format"]).store == offline.vault
+
+
+@pytest.mark.parametrize("prefix", ["key/", "cert/"])
+@pytest.mark.parametrize("cut", [0, 20])
+def test_a_slot_or_certificate_that_a_share_left_cut_off_is_put_again(prefix: str, cut: int) -> None:
+    offline, vault = founded(), MemoryStore()
+    created(vault, offline)
+    whole = dict(vault.objects)
+    (name,) = (name for name in whole if name.startswith(prefix))
+    vault.objects[name] = whole[name][:cut]
+    created(vault, offline)
+    assert vault.objects == whole
+    # What is no beginning of it is damaged, or somebody else's: that is told, not replaced.
+    vault.objects[name] = flip_a_bit(whole[name])
+    if prefix == "cert/":
+        with pytest.raises(StoreCorrupt, match="it is not what this machine was enrolled with"):
+            created(vault, offline)
+    else:
+        created(vault, offline)
+    assert vault.objects[name] == flip_a_bit(whole[name])
 
 
 @pytest.mark.parametrize("name", ["holiday.jpg", "root/x", "key/a"])
