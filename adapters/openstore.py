@@ -66,7 +66,7 @@ def open_remote(
         return _open_bucket(place, connect_timeout_s, stall_timeout_s)
     from adapters.config.login import password_of
     from adapters.stores.smb import SmbStore
-    from adapters.stores.smbwire import Login
+    from adapters.stores.smbconnection import Login
 
     url = place.url
     assert place.user is not None, "a share without a user is refused where it is configured"

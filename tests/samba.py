@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from adapters.stores.smb import SmbStore
-from adapters.stores.smbwire import Login
+from adapters.stores.smbconnection import Login
 from tests.conftest import services
 
 START_TIMEOUT_S = 60

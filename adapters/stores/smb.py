@@ -13,10 +13,10 @@ import anyio
 
 from adapters.stores.calls import Call, WatchedThreads
 from adapters.stores.plainnames import check_object_name
+from adapters.stores.smbconnection import Login
 from adapters.stores.smbfiles import SmbFiles
 from adapters.stores.smblinks import Links
 from adapters.stores.smbwalk import Listing
-from adapters.stores.smbwire import Login
 from engine.block import Bytes
 from engine.errors import StoreError
 from engine.ports import ObjectInfo

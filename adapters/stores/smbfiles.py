@@ -16,7 +16,7 @@ from smbprotocol.exceptions import SMBResponseException
 
 from adapters.stores.calls import Call
 from adapters.stores.smberrors import ABSENT, BUSY
-from adapters.stores.smbhandles import closing, exists, make_folder, remove, suppress_absent
+from adapters.stores.smbhandles import closing, exists, make_folder, suppress_absent
 from adapters.stores.smblinks import Links
 from adapters.stores.smbmessages import (
     CREATE,
@@ -98,7 +98,7 @@ class SmbFiles:
 
         def gone(link: Link) -> None:
             with suppress_absent():
-                self.place.patiently(call, lambda: remove(link, self._at(name)))
+                self.place.patiently(call, lambda: link.remove_later(self._at(name))())
 
         self.place.here(call, gone, name)
 
@@ -119,7 +119,7 @@ class SmbFiles:
                     with suppress_absent():
                         for each in list(rows()):
                             with suppress_absent():
-                                remove(link, f"{self._at(folder)}/{each.name}")
+                                link.remove_later(f"{self._at(folder)}/{each.name}")()
                                 found += 1
                     call.progress()
             return found
@@ -157,7 +157,7 @@ class SmbFiles:
             with closing(link, link.create(names[0], WRITE | DELETE, PLAIN_FILE, disposition=CREATE)) as file:
                 link.write_all(file, memoryview(b"\0"), call.progress)
                 link.rename_later(file, names[1], replace=False)()
-            remove(link, names[1])
+            link.remove_later(names[1])()
 
         self._links.use(call, write)
 
@@ -183,7 +183,7 @@ class SmbFiles:
             for each in list(link.entries(self.folder, f"{TMP}init-*")):
                 with suppress_absent():
                     if each.name != LOCK:
-                        remove(link, self._at(each.name))
+                        link.remove_later(self._at(each.name))()
             temporary = f"{TMP}init-{secrets.token_hex(12)}"
             if not self._putter.publish(call, link, temporary, FORMAT, memoryview(marker), "absent", once=True):
                 raise ConfigError(f"{where} was made a store by someone else just now: run init again")

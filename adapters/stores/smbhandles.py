@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from smbprotocol.exceptions import SMBException, SMBResponseException
 
 from adapters.stores.smberrors import ABSENT, COLLISION
-from adapters.stores.smbmessages import DELETE, DELETE_ON_CLOSE, PLAIN_FILE, READ_ATTRIBUTES, Handle
+from adapters.stores.smbmessages import Handle
 from adapters.stores.smbwire import Link
 
 
@@ -30,7 +30,7 @@ def closing(link: Link, handle: Handle, *, waiting: bool = False) -> Iterator[Ha
 @contextmanager
 def opened(link: Link, name: str, access: int, options: int) -> Iterator[Handle]:
     """Open a file or folder that exists, a path from the share's root."""
-    with closing(link, link.create(name, access, options), waiting=bool(options & DELETE_ON_CLOSE)) as handle:
+    with closing(link, link.create(name, access, options)) as handle:
         yield handle
 
 
@@ -51,12 +51,6 @@ def make_folder(link: Link, name: str) -> None:
     except SMBResponseException as error:
         if error.status != COLLISION:
             raise
-
-
-def remove(link: Link, name: str) -> None:
-    """Remove a file, a path from the share's root."""
-    with opened(link, name, DELETE | READ_ATTRIBUTES, PLAIN_FILE | DELETE_ON_CLOSE):
-        pass
 
 
 def exists(link: Link, name: str) -> bool:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from adapters.stores.calls import Abandoned, Call
+from adapters.stores.smbconnection import Login
 from adapters.stores.smberrors import GONE, NONSENSE, is_lost, meaning_of
-from adapters.stores.smbwire import Link, Login
+from adapters.stores.smbwire import Link
 from engine.errors import ForebayError, StoreUnavailable
 
 T = TypeVar("T")

@@ -37,6 +37,7 @@ IS_LINK: Final = 0x400
 LAST_OPENED: Final = b"\xff" * 16  # by the request before this one, sent together with it
 FILE_DIRECTORY_INFORMATION: Final = 1
 FILE_RENAME_INFORMATION: Final = 10
+FILE_LINK_INFORMATION: Final = 11
 
 _CREATED: Final = struct.Struct("<8xQ8xQ16xQI4x16s")
 _READ: Final = struct.Struct("<2xBxI")
@@ -109,12 +110,12 @@ def write(offset: int, data: bytes, file: bytes = LAST_OPENED) -> Any:
     return message
 
 
-def rename(file: bytes, path: str, *, replace: bool) -> Any:
-    """Return the request that gives a file, opened with DELETE, another name."""
+def rename(file: bytes, path: str, *, replace: bool, keep: bool = False) -> Any:
+    """Return the request that gives a file, opened with DELETE, another name; `keep`: one more."""
     text = path.encode("utf-16-le")
     message = SMB2SetInfoRequest()
     message["info_type"] = 1
-    message["file_info_class"] = FILE_RENAME_INFORMATION
+    message["file_info_class"] = FILE_LINK_INFORMATION if keep else FILE_RENAME_INFORMATION
     message["file_id"] = file
     message["buffer"] = struct.pack("<B15xI", replace, len(text)) + text
     return message

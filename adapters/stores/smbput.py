@@ -19,7 +19,7 @@ from smbprotocol.exceptions import SMBException, SMBResponseException
 
 from adapters.stores.calls import BEAT_S, Call
 from adapters.stores.smberrors import ABSENT, BUSY, COLLISION, Garbled, ShortWrite
-from adapters.stores.smbhandles import closing, make_folder, opened, remove
+from adapters.stores.smbhandles import closing, make_folder, opened
 from adapters.stores.smbmessages import CREATE, PLAIN_FILE, READ, SHARE_READ, WRITE, Handle
 from adapters.stores.smbplace import Place
 from adapters.stores.smbwire import Link
@@ -33,6 +33,9 @@ SENDERS_MAX: Final = 2  # more at once gain nothing; the others make ready and f
 # The first character of a temporary name: no object's name has it.
 TMP: Final = "~"
 NO_FOLDER: Final = 0xC000003A
+# Two copies of one machine may give their roots one name at the same moment, and each must learn who was first. Of two
+# that rename to one name Samba lets both; of two that link to it only one can.
+CONTESTED: Final = "root/"
 
 
 class SendTurns:
@@ -75,6 +78,7 @@ class Putter:
     def __init__(self, place: Place, owner: str) -> None:
         self._place, self._owner = place, owner
         self._turns = SendTurns(SENDERS_MAX)
+        self._links = True  # until a server says that it has no such thing
 
     def temporary(self) -> str:
         """Return a new name for a temporary file."""
@@ -104,7 +108,8 @@ class Putter:
 
         `standing`: what was found there; `once`: what came since is not looked at.
         """
-        place, file, written = self._place, None, True
+        place, file = self._place, None
+        left: Literal["in the way", "a second name", "nothing"] = "in the way"  # of the temporary file, at the end
         try:
             file = self._write_new(call, link, temporary, view, standing)
             call.progress()
@@ -114,8 +119,8 @@ class Putter:
                     " the server's disk"
                 )
             for _ in range(1 if once else PUBLISH_TRIES_MAX):
-                if self._rename(call, link, file, name, len(view), replace=standing == "other size"):
-                    written = False
+                if kept := self._name(call, link, file, name, len(view), replace=standing == "other size"):
+                    left = kept
                     return True
                 if not once:
                     standing = self._standing(call, link, name, view)
@@ -126,8 +131,10 @@ class Putter:
             with suppress(SMBException, OSError):
                 if file is not None:
                     link.release(file)
-                if written:
-                    remove(link, place.at(temporary))
+                if left == "in the way":
+                    link.remove_later(place.at(temporary))()
+                elif left == "a second name":
+                    link.discard(place.at(temporary))
 
     def _standing(self, call: Call, link: Link, name: str, view: memoryview) -> Standing:
         """Compare what stands under `name`. Raises: StoreRejected."""
@@ -222,31 +229,49 @@ class Putter:
         for folder in self._folders(name):
             make_folder(link, folder)
 
-    def _rename(self, call: Call, link: Link, file: Handle, name: str, size: int, *, replace: bool) -> bool:
-        """Give a written file its name; False if, without `replace`, the name exists by now."""
-        place, path = self._place, self._place.at(name)
-
-        def rename() -> None:
-            call.progress()
-            renaming, looking = link.rename_later(file, path, replace=replace), link.peek_later(path, PLAIN_FILE)
-            failed, found = _settled(renaming), _settled(looking)
-            if failed is not None:
-                raise failed
-            call.progress()
-            if not isinstance(found, Handle) or found.size != size:
-                found = link.peek(path, PLAIN_FILE)  # the first look may have come too early
-            if found.size != size:
-                raise StoreUnavailable(
-                    f"{place.where}: object {name} is not there whole after it was written: try again"
-                )
-
+    def _name(
+        self, call: Call, link: Link, file: Handle, name: str, size: int, *, replace: bool
+    ) -> Literal["a second name", "nothing"] | None:
+        """Give a written file its name; return what is left of its old one. None: the name is taken (no `replace`)."""
+        place = self._place
         try:
-            place.patiently(call, rename, denied=replace)
+            if name.startswith(CONTESTED) and self._links and not replace:
+                try:
+                    place.patiently(
+                        call, lambda: self._look_after(call, link, file, name, size, replace=False, keep=True)
+                    )
+                    return "a second name"
+                except SMBResponseException as error:
+                    if error.status == COLLISION or error.status in BUSY:
+                        raise
+                    self._links = True  # or not permitted, which the next request tells
+            place.patiently(
+                call, lambda: self._look_after(call, link, file, name, size, replace=replace), denied=replace
+            )
         except SMBResponseException as error:
             if error.status != COLLISION or replace:
                 raise
-            return False
-        return True
+            return None
+        return "nothing"
+
+    def _look_after(
+        self, call: Call, link: Link, file: Handle, name: str, size: int, *, replace: bool, keep: bool = False
+    ) -> None:
+        """Rename a file, or link it if it is to `keep` its name, and see that the object is there."""
+        path = self._place.at(name)
+        call.progress()
+        naming = link.rename_later(file, path, replace=replace, keep=keep)
+        looking = link.peek_later(path, PLAIN_FILE)
+        failed, found = _settled(naming), _settled(looking)
+        if failed is not None:
+            raise failed
+        call.progress()
+        if not isinstance(found, Handle) or found.size != size:
+            found = link.peek(path, PLAIN_FILE)  # the first look may have come too early
+        if found.size != size:
+            raise StoreUnavailable(
+                f"{self._place.where}: object {name} is not there whole after it was written: try again"
+            )
 
 
 def _settled(answer: Callable[[], T]) -> T | Exception:

@@ -1,8 +1,4 @@
-"""One connection to a share, and the few requests a store is made of (worker threads only).
-
-Connection, login and share are this object's own: nothing is taken from, or left in, the library's global cache. One
-thread at a time uses a link, since a server grants its credits by the connection. No request waits with a time of its
-own; whoever watches the call cuts the link (`cut`), and every wait in it ends at once with an error.
+"""The few requests a store in a share is made of (worker threads only).
 
 What ends in `_later` sends its requests and returns what waits for their answers: that must be called, once. Requests
 sent as a chain are done by the server one after the other, each about the file the one before it opened; of several
@@ -13,23 +9,17 @@ No leases or oplocks are asked for, so nothing of the share is cached on this si
 
 from __future__ import annotations
 
-import logging
-import socket
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
-import msgspec
-from smbprotocol.connection import Connection
 from smbprotocol.exceptions import SMBConnectionClosed, SMBResponseException
 from smbprotocol.header import NtStatus
-from smbprotocol.session import Session
-from smbprotocol.tree import TreeConnect
 
 from adapters.stores import smbmessages as ask
+from adapters.stores.smbconnection import Login, Outcome, Wire
 from adapters.stores.smberrors import ShortWrite
 from adapters.stores.smbmessages import OPEN, SHARE_ALL, Entry, Handle
 from adapters.stores.smbpace import PIECE_MAX, Pace
@@ -38,131 +28,21 @@ CREDIT_BYTES: Final = 1 << 16
 AHEAD_MAX: Final = 2  # requests of one read or write on their way, so that the line has no pause between them
 RELEASED_MAX: Final = 4  # closes whose answers are not waited for: each takes a credit
 CHAINED_MAX: Final = 12  # requests that may be under way beside one that carries data: each takes a credit
-WORKER_ENDS_S: Final = 1.0  # how long the library's thread may take to end after it noticed
 
 _NO_MORE: Final = (NtStatus.STATUS_NO_MORE_FILES, NtStatus.STATUS_NO_SUCH_FILE)
-Outcome: TypeAlias = bytes | SMBResponseException
-
-for _name in ("smbprotocol", "spnego"):
-    # What they warn of, tracebacks included, is told as an error of ours.
-    logging.getLogger(_name).addHandler(logging.NullHandler())
-    logging.getLogger(_name).propagate = False
 
 
-class Login(msgspec.Struct, frozen=True):
-    """Where and as whom; `encrypt`: nothing but login and negotiation goes over the line in the clear."""
-
-    server: str
-    port: int
-    share: str
-    user: str
-    encrypt: bool
-
-
-class Link:
-    """A connection, logged in and connected to its share once `open` has returned.
+class Link(Wire):
+    """A connection with the requests of a store.
 
     Names are paths from the share's root with "/" between; "" is the root. All methods raise what the library and the
     operating system raise; see `smberrors`.
     """
 
     def __init__(self, login: Login) -> None:
-        self._login = login
-        self._is_cut = False
-        self._connection = Connection(uuid.uuid4(), login.server, login.port, require_signing=True)
-        self._session: Any = None
-        self._tree: Any = None
-        self._prefix = ""
+        super().__init__(login)
         self._released: deque[Any] = deque()  # closes whose answers nobody has looked at
         self._up, self._down = Pace(), Pace()
-
-    def open(self, password: str | None, connect_timeout_s: float) -> None:
-        """Connect, log in, and connect to the share."""
-        login = self._login
-        self._connection.connect(timeout=connect_timeout_s)
-        if (transport := self._connection.transport) and transport._sock:
-            # A request behind a close nobody waits for would be held back until that is acknowledged.
-            transport._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._session = Session(
-            self._connection, username=login.user, password=password, require_encryption=login.encrypt
-        )
-        if self._is_cut:
-            raise ConnectionAbortedError
-        self._session.connect()
-        self._tree = TreeConnect(self._session, rf"\\{login.server}\{login.share}")
-        self._tree.connect()
-        if self._tree.is_dfs_share:
-            self._prefix = rf"{login.server}\{login.share}" + "\\"
-
-    def cut(self) -> None:
-        """Make every wait on this link end now, in whatever thread it is; for other threads to call."""
-        self._is_cut = True
-        # The library's own close waits for the thread that sends, which is the one that hangs.
-        transport = self._connection.transport
-        found = transport and transport._sock
-        if found:
-            with suppress(OSError):
-                found.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Give the link up without a word to the server, which may hang."""
-        self.cut()
-        if self._connection.transport:
-            with suppress(OSError):
-                self._connection.disconnect(close=False)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether nobody has noticed yet that the link is gone."""
-        return not self._is_cut and bool(self._connection.transport and self._connection.transport.connected)
-
-    def why_broken(self) -> Literal["gone", "garbled"] | None:
-        """Tell whether the connection ended, or an answer made no sense to the library; None: all is well.
-
-        To be asked after an error that nothing else explains: on a broken connection the library raises many things.
-        """
-        connection: Any = self._connection
-        if connection._t_worker is not None:
-            connection._t_worker.join(0 if connection._t_exc else WORKER_ENDS_S)
-        if connection._t_exc is not None:
-            return "garbled"
-        ended = connection._t_worker is not None and not connection._t_worker.is_alive()
-        return "gone" if ended or self._is_cut else None
-
-    def _ask(self, message: Any) -> bytes:
-        return self._answer(self._send(message))
-
-    def _send(self, message: Any) -> Any:
-        return self._connection.send(message, sid=self._session.session_id, tid=self._tree.tree_connect_id)
-
-    def _answer(self, request: Any) -> bytes:
-        response = self._connection.receive(request, resolve_symlinks=False)
-        return bytes(response["data"].get_value())
-
-    def _drain(self, requests: Iterable[Any]) -> None:
-        """Take the answers nobody waits for any more, so that the link can be used further."""
-        for request in requests:
-            with suppress(SMBResponseException):
-                self._answer(request)
-
-    def _path(self, name: str) -> str:
-        return (self._prefix + name.replace("/", "\\")).rstrip("\\")
-
-    def _chain_later(self, *messages: Any) -> Callable[[], list[Outcome]]:
-        """Begin requests that are done one after the other; what waits for them returns an answer or error of each."""
-        session, tree = self._session.session_id, self._tree.tree_connect_id
-        requests = self._connection.send_compound(list(messages), session, tree, related=True)
-
-        def outcomes() -> list[Outcome]:
-            found: list[Outcome] = []
-            for request in requests:
-                try:
-                    found.append(self._answer(request))
-                except SMBResponseException as error:
-                    found.append(error)
-            return found
-
-        return outcomes
 
     def create(
         self, name: str, access: int, options: int, *, disposition: int = OPEN, sharing: int = SHARE_ALL
@@ -187,15 +67,8 @@ class Link:
 
     def make_folder_later(self, name: str) -> Callable[[], None]:
         """Begin to make a folder that must not exist."""
-        chain = self._chain_later(
-            ask.create(self._path(name), ask.READ_ATTRIBUTES, ask.FOLDER, ask.CREATE), ask.close()
-        )
-
-        def made() -> None:
-            for each in chain():
-                _good(each)
-
-        return made
+        path = self._path(name)
+        return self._done_later(ask.create(path, ask.READ_ATTRIBUTES, ask.FOLDER, ask.CREATE), ask.close())
 
     def open_and_read(self, name: str, offset: int, length: int) -> tuple[Handle, bytes]:
         """Open a file and read up to `length` bytes of it, at most a request's, in one round trip."""
@@ -240,15 +113,35 @@ class Link:
 
         return reopened
 
-    def rename_later(self, file: Handle, name: str, *, replace: bool) -> Callable[[], None]:
-        """Begin to give a file opened with DELETE another name, durably; unless `replace`, one that nothing has yet."""
-        chain = self._chain_later(ask.rename(file.id, self._path(name), replace=replace), ask.flush(file.id))
+    def rename_later(self, file: Handle, name: str, *, replace: bool, keep: bool = False) -> Callable[[], None]:
+        """Begin to give a file opened with DELETE another name, durably; unless `replace`, one that nothing has yet.
 
-        def renamed() -> None:
+        `keep`: it keeps the one it has, too.
+        """
+        path = self._path(name)
+        return self._done_later(ask.rename(file.id, path, replace=replace, keep=keep), ask.flush(file.id))
+
+    def remove_later(self, name: str) -> Callable[[], None]:
+        """Begin to remove a file."""
+        return self._done_later(*self._removal(name))
+
+    def discard(self, name: str) -> None:
+        """Remove a file without waiting for it: nothing depends on it, and no one hears if it fails."""
+        session, tree = self._session.session_id, self._tree.tree_connect_id
+        self._released.extend(self._connection.send_compound(self._removal(name), session, tree, related=True))
+
+    def _removal(self, name: str) -> list[Any]:
+        access, options = ask.DELETE | ask.READ_ATTRIBUTES, ask.PLAIN_FILE | ask.DELETE_ON_CLOSE
+        return [ask.create(self._path(name), access, options), ask.close()]
+
+    def _done_later(self, *messages: Any) -> Callable[[], None]:
+        chain = self._chain_later(*messages)
+
+        def done() -> None:
             for each in chain():
                 _good(each)
 
-        return renamed
+        return done
 
     def _close_after(self, file: Handle) -> None:
         """Close what a chain opened and did not come to close."""
@@ -263,7 +156,7 @@ class Link:
     def release(self, handle: Handle) -> None:
         """Close a file or folder without waiting for it: nothing depends on it any more."""
         self._released.append(self._send(ask.close(handle.id)))
-        if len(self._released) > RELEASED_MAX:
+        while len(self._released) > RELEASED_MAX:
             self._drain([self._released.popleft()])
 
     def step_bytes(self, pace: Pace | None = None) -> int:
@@ -372,12 +265,6 @@ class Link:
                     self.release(folder)
 
         return rows
-
-    def _outcome(self, request: Any) -> Outcome:
-        try:
-            return self._answer(request)
-        except SMBResponseException as error:
-            return error
 
 
 def _good(outcome: Outcome) -> bytes:

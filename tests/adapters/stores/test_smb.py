@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import pytest
+from smbprotocol.exceptions import SMBResponseException
 
 from adapters.stores import smbmessages
 from adapters.stores.smb import SmbStore
-from adapters.stores.smbwire import Link, Login
+from adapters.stores.smbconnection import Login
+from adapters.stores.smberrors import COLLISION
+from adapters.stores.smbwire import Link
 from engine.errors import ConfigError, ObjectMissing, StoreRejected, StoreUnavailable
 from tests.samba import MARKER, Samba
 
@@ -20,6 +24,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.root, pytest.mark.services]
 
 WRITER = "0" * 32
 PACK = f"data/{WRITER}/{'ab' * 32}-5"
+ROUNDS = 60  # races to one name; of as many renames Samba lets one or the other happen twice
 
 
 @pytest.fixture
@@ -184,6 +189,7 @@ async def test_a_file_that_somebody_has_open_is_waited_for_and_then_given_up(
     samba: Samba, store: SmbStore, link: Link, folder: str
 ) -> None:
     await store.put(PACK, b"hello")
+    await store.stat(PACK)  # behind the close that the put did not wait for
     held = link.create(f"{folder}/{PACK}", smbmessages.READ, smbmessages.PLAIN_FILE, sharing=0)
     hasty = samba.store(folder, busy_s=0.1)
     for call in (hasty.get(PACK), hasty.put(PACK, b"longer than before"), hasty.delete(PACK)):
@@ -233,6 +239,56 @@ async def test_a_temporary_file_that_lost_bytes_never_becomes_an_object(
     assert was_cut
     assert await names(store, "data/") == []
     assert temporary(root) == []
+
+
+async def test_of_two_machines_that_put_one_root_at_the_same_moment_one_learns_that_it_came_second(
+    samba: Samba, store: SmbStore, root: Path, folder: str
+) -> None:
+    twin = samba.store(folder, owner="twin")
+    for number in range(ROUNDS):
+        name, won = f"root/{WRITER}/{number:016x}-{0:016x}", list[bytes]()
+
+        async def put(one: SmbStore, data: bytes, name: str = name, won: list[bytes] = won) -> None:
+            with suppress(StoreRejected):
+                await one.put(name, data)
+                won.append(data)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(put, store, b"one")
+            group.start_soon(put, twin, b"two")
+        assert won == [bytes(await store.get(name))]
+        await store.put(name, won[0])
+    twin.close()
+    store.close()
+    assert await names(store, "root/") == sorted(f"root/{WRITER}/{number:016x}-{0:016x}" for number in range(ROUNDS))
+    await store.sweep()
+    assert temporary(root) == []
+
+
+async def test_where_files_cannot_have_two_names_a_root_is_renamed(
+    store: SmbStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smbmessages, "FILE_LINK_INFORMATION", 18)  # which nobody can set
+    name = f"root/{WRITER}/{1:016x}-{0:016x}"
+    await store.put(name, b"hello")
+    await store.put(name, b"hello")
+    with pytest.raises(StoreRejected, match="exists with other content"):
+        await store.put(name, b"world")
+    assert await store.get(name) == b"hello"
+    assert temporary(root) == []
+
+
+async def test_a_link_is_not_made_over_a_file_that_came_meanwhile(store: SmbStore, link: Link, folder: str) -> None:
+    await store.put("data/there", b"first")
+    link.write_new_later(f"{folder}/data/~x", b"second")()
+    file = link.reopen_later(f"{folder}/data/~x")()
+    with pytest.raises(SMBResponseException) as caught:
+        link.rename_later(file, f"{folder}/data/there", replace=False, keep=True)()
+    assert caught.value.status == COLLISION
+    link.rename_later(file, f"{folder}/data/here", replace=False, keep=True)()
+    link.close_handle(file)
+    link.remove_later(f"{folder}/data/~x")()
+    assert [await store.get(name) for name in ("data/there", "data/here")] == [b"first", b"second"]
 
 
 async def test_a_password_is_asked_for_at_each_login(samba: Samba, folder: str) -> None:

@@ -256,7 +256,7 @@ EXITING = """
 import sys, anyio
 from adapters.clock import SystemClock
 from adapters.stores.smb import SmbStore
-from adapters.stores.smbwire import Login
+from adapters.stores.smbconnection import Login
 from engine.errors import StoreUnavailable
 def store(timeout_s):
     return SmbStore(Login("127.0.0.1", int(sys.argv[1]), "share", "backup", True), sys.argv[2], "me",

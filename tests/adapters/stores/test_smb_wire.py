@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from smbprotocol.header import Commands
 
 from adapters.stores import smbwire
+from adapters.stores.smbconnection import Login
 from adapters.stores.smberrors import Garbled, ShortWrite
 from adapters.stores.smbmessages import Entry, Handle, handle_of, rows_of
-from adapters.stores.smbwire import Link, Login
+from adapters.stores.smbwire import Link
 
 
 def listing(*entries: tuple[str, int, int]) -> bytes:
