@@ -14,7 +14,6 @@ import anyio
 
 from adapters.clock import SystemClock
 from adapters.config import Config, Share, Spool, Volume
-from adapters.logs import logger
 from adapters.openstore import PlacedStore, open_store, retention_of
 from adapters.state import turns
 from adapters.state.directory import StateDirectory
@@ -24,6 +23,7 @@ from adapters.trackers.hints import HintsTracker
 from adapters.version import VERSION
 from adapters.volumes.open import open_volume, volume_bytes
 from engine.errors import ConfigError, StoreError, StoreUnavailable
+from engine.events import EventLog
 from engine.pipeline.bounded import BoundedStore
 from engine.pipeline.kept import KeptStore
 from engine.pipeline.retry import FailedTry, RetryingStore
@@ -201,7 +201,7 @@ async def _swept(store: PlacedStore) -> None:
 
 
 def _log_retry(store: str, failed: FailedTry) -> None:
-    logger("retry").warning(
+    EventLog("retry").warning(
         "store_call_failed",
         component=store,
         operation=failed.operation,

@@ -23,9 +23,6 @@ LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": loggin
 SECRET_KEYS: Final = ("passphrase", "password", "secret", "private", "token", "credential")
 
 
-logger: Final = structlog.get_logger
-
-
 def configure(level: str, shape: Format, left_out: Collection[str] = (), also: Also | None = None) -> None:
     """Send events of `level` (a key of `LEVELS`) and above to stderr, but none of `left_out`.
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine import events
+
 if TYPE_CHECKING:
     from tests.samba import Samba
     from tests.servers import S3Server
@@ -33,6 +35,13 @@ def bench_scripts() -> Path:
 def services() -> Path:
     """Return the folder of the scripts that start servers."""
     return Path(os.environ.get("SERVICES", Path(__file__).parents[2] / "shared/services"))
+
+
+@pytest.fixture(autouse=True)
+def _every_event_is_told() -> Iterator[None]:
+    """Forget after each test how loud a command it ran was."""
+    yield
+    events.tell_from("debug", lambda: None)
 
 
 @pytest.fixture(scope="session")

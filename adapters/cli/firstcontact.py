@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from engine.errors import ConfigError, StoreError
+from engine.events import EventLog
 
 if TYPE_CHECKING:
     from adapters.config import Config
@@ -28,7 +29,6 @@ async def first_contact(config: Config, identity: Identity) -> Identity:
         return identity
     import anyio.to_thread
 
-    from adapters.logs import logger
     from adapters.openstore import open_remote
     from adapters.state import identity as files
     from engine.vault.offline import finish_pending, pending_format
@@ -39,8 +39,8 @@ async def first_contact(config: Config, identity: Identity) -> Identity:
             await store.create(pending_format(identity))
         made = await finish_pending(store, identity)
     except (StoreError, ConfigError) as error:
-        logger("vault").warning("vault_not_made", component="vault", error=str(error))
+        EventLog("vault").warning("vault_not_made", component="vault", error=str(error))
         return identity
     await anyio.to_thread.run_sync(files.save, config.system.identity_file, made)
-    logger("vault").info("vault_made", component="vault", url=config.vault.url)
+    EventLog("vault").info("vault_made", component="vault", url=config.vault.url)
     return made

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from adapters.lifetime import lifetime
+from engine import events
 from engine.errors import ConfigError, ForebayError
 from engine.exitcodes import DONE as DONE
 from engine.exitcodes import FAILED as FAILED
@@ -113,13 +114,18 @@ class Context:
 
     def start_logs(self) -> None:
         """Send log events to stderr: all that matters where no terminal shows progress, else warnings only."""
-        from adapters import logs
-
         level = "debug" if self.verbose else "warning" if self.quiet else "info"
-        shape: logs.Format = "json" if self.log_format == "json" else "human"
         also = None if self.log_file is None else self.log_file.write
-        # How a session failed is what the command itself tells where its log is not followed.
-        logs.configure(level, shape, left_out=frozenset({"session_failed"} if self.quiet else ()), also=also)
+
+        def prepare() -> None:
+            from adapters import logs
+
+            shape: logs.Format = "json" if self.log_format == "json" else "human"
+            # How a session failed is what the command itself tells where its log is not followed.
+            logs.configure(level, shape, left_out=frozenset({"session_failed"} if self.quiet else ()), also=also)
+
+        # A log file gets what stderr leaves out.
+        events.tell_from(level if also is None or level == "debug" else "info", prepare)
 
     def run_async(self, main: Callable[[], Awaitable[int]]) -> int:
         """Start logging, run `main` on an event loop and return its exit code."""

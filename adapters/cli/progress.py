@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import msgspec
 
+from engine.events import EventLog
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
@@ -138,8 +140,6 @@ class LineDisplay:
 
     def show(self, snapshot: Snapshot, pace: Pace) -> None:
         """Log how things stand as one event."""
-        import structlog
-
         values: dict[str, object] = {"done": bytes_text(snapshot.done_bytes)}
         if snapshot.total_bytes is not None:
             values["total"] = bytes_text(snapshot.total_bytes)
@@ -149,7 +149,7 @@ class LineDisplay:
         values |= {f"queue_{lane}": f"{fill:.0%}" for lane, fill in snapshot.lanes.items()}
         if snapshot.note:
             values["now"] = snapshot.note
-        structlog.get_logger().info(f"{self._what}_progressed", **values)
+        EventLog("progress").info(f"{self._what}_progressed", **values)
 
     def stop(self) -> None:
         """End."""

@@ -11,15 +11,15 @@ from typing import Final, TypeAlias
 
 import anyio
 import anyio.to_thread
-import structlog
 
 from engine.block import Bytes
 from engine.errors import ObjectMissing, StoreRejected
+from engine.events import EventLog
 from engine.ports import ObjectStore
 from engine.spoolroom import WARN_SHARE, left_on_disk
 from engine.stage import Stage
 
-log = structlog.get_logger("spool")
+log = EventLog("spool")
 
 # Within the bound, kept for what must not wait for room, since what makes room waits for it: fragments (at most 8 MiB
 # wait to be listed) and notes.

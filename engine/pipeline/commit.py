@@ -18,12 +18,12 @@ import anyio
 import anyio.to_thread
 import msgspec
 import numpy as np
-import structlog
 from blake3 import blake3
 
 from engine.block import PLACE, Ids, Places, blocks_in
 from engine.distinct import distinct
 from engine.errors import SessionAborted, StoreCorrupt, StoreError
+from engine.events import EventLog
 from engine.names import PackName, PointId
 from engine.note import NoteBody, NoteKind, own_note
 from engine.pack import FinishedPack, PackBuilder
@@ -45,7 +45,7 @@ from engine.vault import hpke
 from engine.vault.identity import Identity
 from engine.workers import together
 
-log = structlog.get_logger("commit")
+log = EventLog("commit")
 
 PAGE_ROUNDS_MAX: Final = 4
 

@@ -15,11 +15,11 @@ import anyio.to_thread
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import structlog
 
 from engine.block import ids_from_bytes
 from engine.distinct import distinct
 from engine.errors import SessionAborted
+from engine.events import EventLog
 from engine.exitcodes import SOMETHING_MISSING
 from engine.pack import FinishedPack, PackBuilder
 from engine.packstore import PackStore
@@ -42,7 +42,7 @@ from engine.pipeline.twins import Twins
 from engine.pipeline.volume import VolumeRun
 from engine.workers import together
 
-log = structlog.get_logger("session")
+log = EventLog("session")
 
 ROUNDS_MAX: Final = 8  # checks of what is relied on, and rounds in which what turned out bad is sent again
 ROOTS_MAX: Final = 3

@@ -24,10 +24,10 @@ from typing import Final, TypeVar, cast
 
 import anyio
 import msgspec
-import structlog
 
 from engine.block import Bytes
 from engine.errors import StoreError, StoreRejected, StoreUnavailable
+from engine.events import EventLog
 from engine.pipeline.route import Event, Means, RouteKeeper
 from engine.policy import ReconnectPolicy
 from engine.ports import Clock, ObjectInfo, ObjectStore
@@ -35,7 +35,7 @@ from engine.stage import Stage, barrier_of
 
 T = TypeVar("T")
 
-log = structlog.get_logger("gate")
+log = EventLog("gate")
 
 ROWS_KEPT_MAX: Final = 1 << 16  # names of a listing that are remembered: some 8 MiB
 

@@ -21,11 +21,11 @@ import anyio.to_thread
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import structlog
 from blake3 import blake3
 
 from engine.columns import Column64
 from engine.errors import ForebayError, ObjectMissing, StoreError, StoreRejected
+from engine.events import EventLog
 from engine.index import PackIndex
 from engine.names import FragmentName, PackName, certificate_name
 from engine.packread import PackReads
@@ -38,7 +38,7 @@ from engine.root import VolumePoint
 from engine.runs import RunReader
 from engine.workers import run_workers
 
-log = structlog.get_logger("lock")
+log = EventLog("lock")
 
 EXTENDED_MAX: Final = 25_000
 AT_ONCE: Final = 16

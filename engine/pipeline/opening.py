@@ -13,9 +13,9 @@ from typing import Final
 
 import anyio.to_thread
 import msgspec
-import structlog
 
 from engine.errors import ConfigError, SessionAborted, StateCorrupt, StoreError, StoreRejected, StoreUnavailable
+from engine.events import EventLog
 from engine.exitcodes import FAILED, SOMETHING_MISSING
 from engine.names import PointId
 from engine.pipeline.beside import lie_beside, published
@@ -33,7 +33,7 @@ from engine.vault.enrolment import check_enrolment, find_cache
 from engine.vault.formatobject import FormatObject, read_format
 from engine.vault.publishing import put_back
 
-log = structlog.get_logger("session")
+log = EventLog("session")
 
 SESSIONS_WEIGHED: Final = 5
 ROOM_FACTOR: Final = 1.2  # of what the largest of them sent

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 import anyio.to_thread
 import msgspec
 import numpy as np
-import structlog
 
 from engine.block import LENGTH_MASK, Mask
 from engine.errors import StoreError, StoreRejected
+from engine.events import EventLog
 from engine.names import PackName
 from engine.pack import FinishedPack, PackBuilder, PackEntries, check_pack
 from engine.packstore import PackStore
@@ -24,7 +24,7 @@ from engine.pagestore import PageReader
 from engine.root import RunDescriptor
 from engine.runs import RunReader
 
-log = structlog.get_logger("commit")
+log = EventLog("commit")
 
 
 class PageCopies(msgspec.Struct, frozen=True):

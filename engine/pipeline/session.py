@@ -15,7 +15,6 @@ from functools import partial
 
 import anyio.to_thread
 import msgspec
-import structlog
 
 from engine.errors import (
     ConfigError,
@@ -25,6 +24,7 @@ from engine.errors import (
     StoreError,
     StoreUnavailable,
 )
+from engine.events import EventLog
 from engine.exitcodes import DONE, IN_SPOOL, SOMETHING_MISSING, of_error
 from engine.pipeline.bounded import SpoolFull
 from engine.pipeline.commit import CacheSide
@@ -45,7 +45,7 @@ from engine.state import SessionRow
 from engine.vault.certificate import Certificates
 from engine.vault.enrolment import find_cache
 
-log = structlog.get_logger("session")
+log = EventLog("session")
 
 
 class Session:

@@ -15,7 +15,6 @@ from typing import Final, TypeAlias
 
 import anyio.to_thread
 import msgspec
-import structlog
 
 from engine.block import Bytes
 from engine.errors import (
@@ -27,6 +26,7 @@ from engine.errors import (
     StoreRejected,
     StoreUnavailable,
 )
+from engine.events import EventLog
 from engine.names import PackName, PointId
 from engine.note import NoteBody, own_note
 from engine.pack import FinishedPack, check_pack
@@ -45,7 +45,7 @@ from engine.vault.enrolment import check_enrolment, find_cache
 from engine.vault.formatobject import FormatObject, read_format
 from engine.workers import run_workers
 
-log = structlog.get_logger("upload")
+log = EventLog("upload")
 
 IN_FLIGHT_BYTES: Final = 64 << 20  # of packs; a put may hold a copy of its own
 PUTS_MAX: Final = 8

@@ -24,11 +24,11 @@ import anyio.to_thread
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import structlog
 from anyio.streams.memory import MemoryObjectSendStream
 
 from engine.block import BLOCK_BYTES, Bytes, Mask, Refs, block_length
 from engine.errors import StoreCorrupt
+from engine.events import EventLog
 from engine.exitcodes import DONE, FAILED, SOMETHING_MISSING
 from engine.names import PackName
 from engine.packtable import PackTable
@@ -41,7 +41,7 @@ from engine.recovery.writer import Writer
 from engine.root import VolumePoint
 from engine.runs import RunReader, Window, overlay, overlay_what_opens
 
-log = structlog.get_logger("restore")
+log = EventLog("restore")
 
 WINDOW_BLOCKS: Final = 32768
 LEAST_BLOCKS: Final = 1024  # what a page that cannot be read costs at most around it: the blocks of one leaf

@@ -14,10 +14,14 @@ import anyio.lowlevel
 import click
 import numpy as np
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from adapters import logs
 from adapters.cli import frame
+from adapters.logfile import ComponentFile
 from engine.errors import ConfigError, SessionAborted, SessionRunning, StoreCorrupt
+from engine.events import EventLog
 
 
 @pytest.mark.parametrize(
@@ -203,7 +207,21 @@ def test_logs_are_as_loud_as_nothing_else_is(
     context.json, context.verbose = json, verbose
     context.progress_mode = "lines" if lines else "auto"
     context.start_logs()
+    assert configured == []
+    for _ in range(2):
+        with capture_logs():
+            EventLog("vault").error("vault_lost")
     assert configured == [(level, "human")]
+
+
+def test_a_log_file_gets_what_stderr_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    context = frame.Context()
+    context.json, context.log_file = True, ComponentFile(tmp_path / "log", "cache")
+    context.start_logs()
+    EventLog("cache").info("verification_completed", component="cache")
+    assert "verification_completed" in (tmp_path / "log").read_text()
+    assert capsys.readouterr().err == ""
+    structlog.reset_defaults()
 
 
 def test_garbage_is_collected_again_once_everything_is_imported() -> None:

@@ -95,6 +95,11 @@ def test_backup_needs_nothing_of_init_and_restore_and_draws_no_bars_where_nobody
     assert among(modules, *(f"adapters.cli.{name}" for name in ("check_config", "init", "restore", "status"))) == []
 
 
+def test_backup_needs_the_library_of_log_events_only_where_one_is_told(place: hostile.Place) -> None:
+    assert among(imported(place, "--config", str(place.config), "backup", "--json"), "structlog") == []
+    assert among(imported(place, "--config", str(place.config), "backup", "--json", "--verbose"), "structlog") != []
+
+
 def test_status_reads_no_more_of_a_long_history_than_it_shows(
     place: hostile.Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
