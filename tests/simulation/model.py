@@ -124,7 +124,8 @@ class Model:
         known = {one for one in machine.seen if one in self.committed} | (set() if machine.forgetful else {*before})
         known -= {root, *machine.to_delete}
         require(not known or root > max(known), "a new point is not the newest", told)
-        machine.forgetful &= not calm
+        # What waits in a spool that is not used now it has not been told of.
+        machine.forgetful &= not (calm and (machine.settings.spool or not machine.waiting()))
         routes = [change.route for change in report.route_history]
         # A vault may be lost after the point has got there, where the cache copies older pages from it.
         led = ("FALLBACK" in routes) if made.spooled else routes[0] == "VAULT"
