@@ -23,7 +23,7 @@ from adapters.stores.plainnames import check_object_name, is_object_name
 from adapters.stores.s3body import PutBody
 from adapters.stores.s3client import S3Connection, bound
 from adapters.stores.s3digests import md5_of, sha256_of
-from adapters.stores.s3errors import NO_S3, code_of
+from adapters.stores.s3errors import NO_S3, WRONG_DIGEST, code_of
 from adapters.stores.s3lock import S3Locks
 from engine.block import Bytes
 from engine.errors import ConfigError, ObjectMissing, StoreError, StoreRejected, StoreThrottled, StoreUnavailable
@@ -135,15 +135,13 @@ class S3Store:
         return "store"
 
     async def why_not_writable(self) -> str | None:
-        """Return, in a sentence, why nothing can be put there; None if it can, or if there is no store to try it with.
-
-        Changes nothing.
-        """
+        """Return, in a sentence, why nothing can be put there; None if it can. Changes nothing."""
         try:
             await self._locks.check_lock()
-            await self.try_put()
-        except ObjectMissing:
-            return None
+            try:
+                await self.try_put()
+            except ObjectMissing:
+                await self._watched("probe", self._try_new)
         except StoreError as error:
             return str(error)
         return None
@@ -299,6 +297,19 @@ class S3Store:
             await self._send(FORMAT, marker, digest, {})
         self._connection.conditional = honoured
         return honoured
+
+    async def _try_new(self) -> None:
+        """Put, where there is no store, what any server refuses for its digests, once it has looked at the rights."""
+        digests = {"ContentMD5": b64encode(bytes(16)).decode(), "ChecksumSHA256": b64encode(bytes(32)).decode()}
+        options = {**self._settings.put_options(), **await self._locks.options(FORMAT), **digests}
+        async with self._connection.client(FORMAT) as client:
+            try:
+                await client.put_object(Body=b"?", **self._at(FORMAT), **options)
+            except ClientError as error:
+                if code_of(error)[0] not in WRONG_DIGEST:
+                    raise
+                return
+            await client.delete_object(**self._at(FORMAT))  # a server that verifies nothing
 
     async def _marker(self) -> Bytes:
         return await self._get(FORMAT, 0, FORMAT_BYTES_MAX)

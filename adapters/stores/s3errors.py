@@ -96,6 +96,9 @@ STATUSES: Final[dict[int, tuple[type[StoreError], str]]] = {
     501: (StoreRejected, _UNSUPPORTED),
     507: (StoreRejected, _QUOTA),
 }
+WRONG_DIGEST: Final = frozenset(
+    {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+)
 _NO_OBJECT: Final = frozenset({"NoSuchKey", "404", "NotFound", "NoSuchVersion"})
 
 _CUT = "the connection was cut: check the network"

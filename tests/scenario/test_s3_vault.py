@@ -88,6 +88,20 @@ def test_a_whole_life_with_a_server_that_stops_and_comes_back(server: S3Server, 
     assert tmp_path.joinpath("restored").read_bytes() == content
 
 
+def test_keys_that_may_only_read_found_no_vault_and_leave_nothing(s3_server: S3Server, tmp_path: Path) -> None:
+    reader = msgspec.structs.replace(s3_server, access_key=s3_server.ro_access_key, secret_key=s3_server.ro_secret_key)
+    machine = machine_at(tmp_path / "a", reader)
+    machine.cache = tmp_path / "cache"
+    machine.write_config()
+    before = sorted(tmp_path.rglob("*"))
+    (sentence,) = machine.init(expect=2).stderr.splitlines()
+    assert "vault: " in sentence
+    assert "give the access key the rights that docs/OPERATIONS.md lists" in sentence
+    assert sorted(tmp_path.rglob("*")) == before
+    write_keys(tmp_path / "a" / "keys", s3_server.access_key, s3_server.secret_key)
+    assert machine.init().document["founded"] is True
+
+
 def policy_of_operations(bucket: str, *, lock: bool) -> dict[str, Any]:
     """Return the bucket policy that docs/OPERATIONS.md gives an agent, for the user who may only read otherwise."""
     text = (Path(__file__).parents[2] / "docs/OPERATIONS.md").read_text(encoding="utf-8")
