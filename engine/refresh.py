@@ -1,7 +1,8 @@
 """Bringing the local mirror of an index up to what lies in the store: only names not seen before cost a download.
 
 What does not check out is reported by name and writer and never used. What is no longer listed leaves the mirror:
-missing a duplicate is allowed, believing in a ghost is not.
+missing a duplicate is allowed, believing in a ghost is not. Names are held of those writers only whose fragments may be:
+a vault of thousands of systems has many more.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ WRITERS_ROTATED: Final = 8  # a session, where there are more
 INDEX_BYTES_MAX: Final = 1 << 30
 DOWNLOADS_MAX: Final = 8
 LARGE_BYTES: Final = 8 << 20  # fragments above this are downloaded one at a time
+LISTED_MAX: Final = 1 << 16  # names of others' fragments that are held before it is known whose are wanted: 20 MiB
 STRAY_NAMES_MAX: Final = 10
 _ROUNDS_MAX: Final = 4
 
@@ -57,6 +59,8 @@ class Refresh(msgspec.Struct):
     may_tear: bool = False
     listed: dict[FragmentName, int] = {}
     problems: list[str] = []
+    _others: set[bytes] = set()  # members besides that have fragments there
+    _skipped: bool = False  # others' fragments were too many to hold their names
     _bad: set[FragmentName] = set()
     _large: anyio.Lock = msgspec.field(default_factory=anyio.Lock)
     _mirror_lock: anyio.Lock = msgspec.field(default_factory=anyio.Lock)
@@ -65,8 +69,10 @@ class Refresh(msgspec.Struct):
         """List, let go, fetch, merge. Raises: StoreUnavailable, StoreRejected, StateCorrupt, SessionAborted."""
         await self._list()
         await anyio.to_thread.run_sync(self.mirror.load)
-        self._report_rewritten()
         writers = self._choose_writers()
+        if self._skipped:
+            await self._list_of(self._others.intersection(writers))
+        self._report_rewritten()
         for _ in range(_ROUNDS_MAX):
             # Again after every round: what was fetched may stand for what is held, which then leaves.
             await anyio.to_thread.run_sync(self.mirror.reconcile, self.listed, writers)
@@ -84,14 +90,35 @@ class Refresh(msgspec.Struct):
 
     async def _list(self) -> None:
         stray = 0
+        needed = {self.writer, *self.preferred}
+        members = set(() if self.own_only else self.members.systems()) - needed
+        foreign: dict[FragmentName, int] = {}
         async for info in self.objects.list("index/"):
             name = FragmentName.parse(info.name)
-            if name is not None:
+            if name is None:
+                stray += 1
+                if stray <= STRAY_NAMES_MAX:
+                    self.problems.append(
+                        f"object {info.name} is not an index fragment; remove it if nothing else needs it"
+                    )
+            elif name.writer in needed:
                 self.listed[name] = info.size
-                continue
-            stray += 1
-            if stray <= STRAY_NAMES_MAX:
-                self.problems.append(f"object {info.name} is not an index fragment; remove it if nothing else needs it")
+            elif name.writer in members:
+                self._others.add(name.writer)
+                if not self._skipped:
+                    foreign[name] = info.size
+                    if len(foreign) > LISTED_MAX:
+                        self._skipped = True
+                        foreign.clear()
+        if not self._skipped:
+            self.listed |= foreign
+
+    async def _list_of(self, writers: Collection[bytes]) -> None:
+        for writer in sorted(writers):
+            async for info in self.objects.list(f"index/{writer.hex()}/"):
+                name = FragmentName.parse(info.name)
+                if name is not None:
+                    self.listed[name] = info.size
 
     def _report_rewritten(self) -> None:
         for name, stamp in self.mirror.held().items():
@@ -112,8 +139,7 @@ class Refresh(msgspec.Struct):
         """Return whose fragments to hold, the most wanted first: own ones, the preferred, then others in rotation."""
         if self.own_only:
             return [self.writer]
-        members = set(self.members.systems())
-        others = sorted({name.writer for name in self.listed} & members - {self.writer, *self.preferred})
+        others = sorted(self._others)
         turn = max((name.sequence for name in self.listed if name.writer == self.writer), default=0)
         first = turn * WRITERS_ROTATED % len(others) if len(others) > FOREIGN_WRITERS_MAX else 0
         rotated = [*others[first:], *others[:first]][:FOREIGN_WRITERS_MAX]

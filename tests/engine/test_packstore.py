@@ -417,8 +417,10 @@ def test_strangers_and_other_domains_are_passed_over_in_silence() -> None:
     run(main)
 
 
-def test_many_writers_are_held_in_rotation_within_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("listed_max", [1000, 2], ids=["their names fit", "their names are too many to hold"])
+def test_many_writers_are_held_in_rotation_within_the_bound(monkeypatch: pytest.MonkeyPatch, listed_max: int) -> None:
     async def main() -> None:
+        monkeypatch.setattr(refresh, "LISTED_MAX", listed_max)
         monkeypatch.setattr(refresh, "FOREIGN_WRITERS_MAX", 3)
         monkeypatch.setattr(refresh, "WRITERS_ROTATED", 2)
         objects = MemoryStore()
@@ -437,6 +439,22 @@ def test_many_writers_are_held_in_rotation_within_the_bound(monkeypatch: pytest.
             seen |= set(found)
             await put_blocks(alice, [BLOCKS[20 + turn]])
         assert seen == set(range(7))
+
+    run(main)
+
+
+def test_names_of_others_fragments_are_held_of_those_only_that_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(refresh, "LISTED_MAX", 2)
+        monkeypatch.setattr(refresh, "FOREIGN_WRITERS_MAX", 1)
+        objects = MemoryStore()
+        writers = [bytes([number]) * 16 for number in range(1, 8)]
+        team = Team(members=[ALICE, *writers])
+        for number, writer in enumerate(writers):
+            await put_blocks(Machine(objects, team, writer), [BLOCKS[number]])
+        one = refresh.Refresh(objects, Machine(objects, team).store._mirror, team.keys, team, ALICE)
+        await one.run()
+        assert {name.writer for name in one.listed} == {writers[0]}
 
     run(main)
 
