@@ -1,8 +1,8 @@
 """Bringing the local mirror of an index up to what lies in the store: only names not seen before cost a download.
 
 What does not check out is reported by name and writer and never used. What is no longer listed leaves the mirror:
-missing a duplicate is allowed, believing in a ghost is not. Names are held of those writers only whose fragments may be:
-a vault of thousands of systems has many more.
+missing a duplicate is allowed, believing in a ghost is not. Names are held of those writers only whose fragments may
+be: a vault of thousands of systems has many more.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import random
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -15,6 +16,8 @@ from adapters.config import load_config
 from adapters.lifetime import lifetime
 from adapters.openstore import open_remote
 from deploy.bench.line import Line
+from engine.block import Bytes
+from engine.names import PackName
 from engine.pipeline.kept import KeptStore
 from engine.pipeline.report import SessionReport, UploadReport
 from engine.pipeline.retry import RetryingStore
@@ -37,6 +40,9 @@ STALL_S = 1.0  # how long a call may move nothing, here
 STALLS = {"cut_after": 2 << 20, "cut_how": "stall"}
 THIN_BYTES_PER_S, LATE_S = 2_000_000, 0.005
 PATIENCE_S = 1.6  # over such a line a pack takes longer
+# What the proxy's system has taken arrives within SLOW_S, a pack does not.
+SLOW = {"rate": 1_200_000, "delay": 0.005}
+SLOW_S = 3.0
 WHOLE = {"mode": "ok", "cut_after": None, "cut_times": None, "kill": True}
 
 
@@ -68,6 +74,28 @@ class Impatient(FakeClock):
     async def sleep(self, seconds: float) -> None:
         self._proxy.tell(kill=True)
         await super().sleep(seconds)
+
+
+class Slowed:
+    """Puts before a vault what makes its line worse with the first pack, on connections that were good till then."""
+
+    def __init__(self, proxy: ProxyProcess) -> None:
+        self._proxy = proxy
+        self.longest_s = 0.0  # that a pack took
+
+    def around(self, vault: ObjectStore) -> ObjectStore:
+        self._vault = vault
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vault, name)
+
+    async def put(self, name: str, data: Bytes) -> None:
+        if PackName.parse(name) is not None:
+            self._proxy.tell(**SLOW)
+        began_s = anyio.current_time()
+        await self._vault.put(name, data)
+        self.longest_s = max(self.longest_s, anyio.current_time() - began_s)
 
 
 class Far(msgspec.Struct):
@@ -239,3 +267,32 @@ def test_a_cache_whose_line_stalls_costs_the_session_nothing_and_gets_what_it_mi
     healed = cached(machine, STALL_S)
     assert (healed.cache, healed.problems) == ("ok", [])
     assert healed.volumes["data"].cache_blocks > 0
+
+
+over_s3 = pytest.mark.parametrize("far", ["s3"], indirect=True)
+
+
+@over_s3
+def test_a_line_that_gets_worse_in_the_middle_of_a_session_is_no_lost_one(far: Far) -> None:
+    slowed = Slowed(far.proxy)
+    clock = FakeClock()
+    report = inprocess.backup(far.machine, clock=clock, around=lambda _: slowed.around(far.vault(clock, 5, SLOW_S)))
+    assert (report.exit_code, report.problems) == (0, [])
+    assert [change.route for change in report.route_history] == ["VAULT"]
+    assert slowed.longest_s > SLOW_S
+    far.proxy.tell(rate=0, delay=0)
+    assert far.restored() == far.content
+
+
+@over_s3
+def test_a_line_that_gets_worse_in_the_middle_of_an_upload_does_not_end_it(far: Far) -> None:
+    far.proxy.tell(mode="refuse")
+    assert far.backup(FakeClock()).exit_code == 3
+    far.proxy.tell(**WHOLE)
+    slowed = Slowed(far.proxy)
+    clock = FakeClock()
+    report = inprocess.upload(far.machine, clock=clock, around=lambda _: slowed.around(far.vault(clock, 5, SLOW_S)))
+    assert (report.left, report.problems) == (0, [])
+    assert slowed.longest_s > SLOW_S
+    far.proxy.tell(rate=0, delay=0)
+    assert far.restored() == far.content
