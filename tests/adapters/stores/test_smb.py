@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -239,6 +240,25 @@ async def test_a_temporary_file_that_lost_bytes_never_becomes_an_object(
     assert was_cut
     assert await names(store, "data/") == []
     assert temporary(root) == []
+
+
+@pytest.mark.parametrize("late", ["make_folder_later", "write_new_later", "rename_later"])
+async def test_a_server_that_does_a_later_thing_first_costs_round_trips_and_nothing_else(
+    store: SmbStore, root: Path, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    begin, begun = getattr(Link, late), list[str]()
+
+    def begun_at_the_end(self: Link, *words: Any, **more: Any) -> Callable[[], Any]:
+        begun.append(late)
+        return lambda: begin(self, *words, **more)()
+
+    monkeypatch.setattr(Link, late, begun_at_the_end)
+    for name in (PACK, f"root/{WRITER}/{1:016x}-{0:016x}"):
+        await store.put(name, b"hello")
+        await store.put(name, b"hello")
+        assert await store.get(name) == b"hello"
+    assert begun
+    assert temporary(root) == []  # the last get came behind what was not waited for
 
 
 async def test_of_two_machines_that_put_one_root_at_the_same_moment_one_learns_that_it_came_second(
