@@ -19,6 +19,7 @@ MIB: Final = 1 << 20
 HOUR_S: Final = 3600
 DAY_S: Final = 86_400
 DAY_MINUTES: Final = 24 * 60
+TRIM_AGE_DAYS_MIN: Final = 15
 
 OnError: TypeAlias = Literal["warn", "error", "fail"]
 OnSlow: TypeAlias = Literal["wait", "skip"]
@@ -248,3 +249,37 @@ class VerifyPolicy(msgspec.Struct, frozen=True):
         _within("every in hours", self.every_s / HOUR_S, 1, 720)
         _within("force_after in hours", self.force_after_s / HOUR_S, 1, 720)
         _within("read", self.read_share, 0, 1)
+
+
+class TrimPolicy(msgspec.Struct, frozen=True):
+    """How much a cache may hold (DESIGN.md §3.4): `min_free_share` of its device stays free, always.
+
+    `size_bytes_max`: beyond it, it is trimmed to 95 % of that. `age_days_max`: what nobody saw for longer goes in any
+    case. None: off.
+    """
+
+    min_free_share: float = 0.15
+    size_bytes_max: int | None = None
+    age_days_max: int | None = None
+
+    def __post_init__(self) -> None:
+        _within("min_free in percent", self.min_free_share * 100, 1, 95)
+        if self.size_bytes_max is not None:
+            _within("max_size in MiB", self.size_bytes_max / MIB, 64, 1 << 40)
+        if self.age_days_max is not None:
+            _within("max_age in days", self.age_days_max, 0, 36_500)
+
+    @property
+    def age_days_in_force(self) -> int | None:
+        """The age at which anything goes, or None: a bound below that of what is protected is off."""
+        return self.age_days_max if self.age_days_max is not None and self.age_days_max >= TRIM_AGE_DAYS_MIN else None
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with it, a sentence: the one bad bound that is not refused."""
+        if self.age_days_max is None or self.age_days_in_force is not None:
+            return None
+        return (
+            f"max_age is {self.age_days_max} days and is off: it must be at least {TRIM_AGE_DAYS_MIN} days, for what "
+            "any system saw less than 14 days ago is never trimmed"
+        )

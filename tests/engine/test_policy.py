@@ -15,6 +15,7 @@ from engine.policy import (
     QueuePolicy,
     RetryPolicy,
     SlowPolicy,
+    TrimPolicy,
     VerifyPolicy,
 )
 
@@ -67,6 +68,10 @@ def test_the_defaults_are_those_the_documents_promise() -> None:
         (lambda: LanePolicy(16 * MIB, 128 * MIB + 1), "packs in flight"),
         (lambda: LanePolicy(puts_bound=17), "puts at once"),
         (lambda: LanePolicy(unflushed_records_max=0), "records between two flushes"),
+        (lambda: TrimPolicy(min_free_share=0.009), "min_free in percent"),
+        (lambda: TrimPolicy(min_free_share=0.951), "min_free in percent"),
+        (lambda: TrimPolicy(size_bytes_max=64 * MIB - 1), "max_size in MiB"),
+        (lambda: TrimPolicy(age_days_max=-1), "max_age in days"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_and_named(make: Callable[[], object], sentence: str) -> None:
@@ -99,3 +104,11 @@ def test_a_cache_that_is_gone_costs_the_session_less_than_two_minutes() -> None:
 
 def test_only_fail_does_not_give_the_cache_up() -> None:
     assert [CacheErrorPolicy(choice).gives_up for choice in ("warn", "error", "fail")] == [True, True, False]
+
+
+@pytest.mark.parametrize(("days", "in_force", "warns"), [(None, None, False), (14, None, True), (15, 15, False)])
+def test_an_age_below_fifteen_days_warns_and_is_off(days: int | None, in_force: int | None, warns: bool) -> None:
+    policy = TrimPolicy(age_days_max=days)
+    assert policy.age_days_in_force == in_force
+    assert (policy.warning is not None) == warns
+    assert policy.warning is None or "max_age is 14 days and is off" in policy.warning

@@ -1,0 +1,79 @@
+"""Whether trimming trusts the clock: a table of what stamps say of the time."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.cache.trimclock import judge_clock
+
+TODAY = 2500
+B, C, D, E = (bytes([number]) * 16 for number in range(1, 5))
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "refused", "ignored"),
+    [
+        # Everybody agrees, or nearly so.
+        ([TODAY - 1, TODAY], {B: TODAY}, None, ""),
+        ([TODAY - 1], {B: TODAY + 1}, None, ""),
+        ([TODAY + 1], {B: TODAY}, None, ""),
+        ([], {B: TODAY - 14}, None, ""),
+        # Behind.
+        ([TODAY + 2], {B: TODAY}, "own newest stamp", ""),
+        ([TODAY], {B: TODAY + 2}, "2 days behind", "B"),
+        ([TODAY], {B: TODAY + 2, C: TODAY + 3, D: TODAY}, "the other systems", "BC"),
+        ([TODAY], {B: TODAY + 40, C: TODAY + 41, D: TODAY + 41, E: TODAY + 42}, "41 days behind", "E"),
+        # One whose clock is ahead stops nobody, whoever else there is.
+        ([TODAY], {B: TODAY + 40, C: TODAY}, None, "B"),
+        ([TODAY], {B: TODAY + 40, C: TODAY, D: TODAY - 1}, None, "B"),
+        ([TODAY], {B: TODAY + 1, C: TODAY - 5, D: TODAY - 6}, None, ""),
+        # Those who left long ago know nothing of the time.
+        ([TODAY - 3, TODAY], {B: TODAY - 400, C: TODAY - 400, D: TODAY}, None, ""),
+        # Ahead of every stamp.
+        ([], {}, "14 days ahead", ""),
+        ([TODAY - 15], {B: TODAY - 15}, "14 days ahead", ""),
+        ([TODAY - 30, TODAY], {B: TODAY - 30}, "14 days ahead", ""),
+        ([TODAY - 30, TODAY - 1, TODAY], {B: TODAY - 30}, "14 days ahead", ""),
+        ([TODAY - 30, TODAY - 2, TODAY], {B: TODAY - 30}, None, ""),
+        ([TODAY - 2, TODAY], {}, None, ""),
+        ([TODAY - 30, TODAY - 15], {}, "14 days ahead", ""),
+    ],
+)
+def test_the_clock_is_trusted_or_not(
+    own: Collection[int], others: dict[bytes, int], refused: str | None, ignored: str
+) -> None:
+    verdict = judge_clock(TODAY, own, others)
+    assert (verdict.refused is None) == (refused is None), verdict
+    assert refused is None or refused in str(verdict.refused)
+    names = {"B": B, "C": C, "D": D, "E": E}
+    if refused is None:
+        assert verdict.ignored == {names[name] for name in ignored}
+
+
+@given(
+    st.integers(20, 5000),
+    st.lists(st.integers(0, 5100), max_size=4),
+    st.dictionaries(st.sampled_from([B, C, D, E]), st.integers(0, 5100)),
+)
+def test_what_is_trusted_is_not_behind_and_somebody_else_or_two_sessions_confirm_it(
+    today: int, own: list[int], others: dict[bytes, int]
+) -> None:
+    verdict = judge_clock(today, own, others)
+    if verdict.refused is None:
+        assert all(day <= today + 1 for day in own)
+        confirmed = any(today - 14 <= day <= today + 1 for day in others.values())
+        recent = [day for day in own if day >= today - 14]
+        assert confirmed or max(recent) - min(recent) >= 2
+    for writer in verdict.ignored:
+        assert others[writer] > today + 1
+
+
+@given(st.integers(20, 5000), st.sets(st.integers(0, 13)), st.integers(0, 5000))
+def test_a_liar_among_two_others_stops_nobody(today: int, since: set[int], lie: int) -> None:
+    verdict = judge_clock(today, [today - days for days in since], {B: today, C: lie})
+    assert verdict.refused is None
+    assert (C in verdict.ignored) == (lie > today + 1)
