@@ -179,6 +179,10 @@ class PackIndex:
         _name(names, (view.pack_rows(unique) for view in self._views.all()))
         return [names[position] for position in inverse.tolist()]
 
+    def views(self) -> tuple[View, ...]:
+        """Return all that is looked up in, own views first."""
+        return self._views.all()
+
     def count_packs(self, writers: set[bytes]) -> int:
         """Return how many packs of these writers are known: what a listing of them has to go through at least."""
         return sum(view.count_packs(writer) for view in self._views.all() for writer in writers)

@@ -22,6 +22,7 @@ from engine.merge import count_kept, count_kept_sources, in_order, merge_listing
 from engine.names import FragmentName
 from engine.packtable import JoinedTable, PackRows
 from engine.ports import MirrorFiles
+from engine.removal import REMOVALS_PREFIX
 from engine.subkeys import DomainKeys
 from engine.view import View
 
@@ -71,7 +72,7 @@ class Mirror:
         """Open what the folder holds, once; files that are damaged or stood for by a merge are removed."""
         if self._loaded:
             return
-        names = self._files.names()
+        names = [name for name in self._files.names() if not name.startswith(REMOVALS_PREFIX)]
         merges = sorted((name for name in names if name.startswith("merged/")), key=_number_of, reverse=True)
         held: set[FragmentName] = set()
         # Newest merges first: where two overlap, a merge was interrupted, and the older one is to go.

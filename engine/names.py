@@ -16,6 +16,7 @@ RESERVED: Final = ("gc/", "pin/", "report/", "stamp/")
 
 _PACK = re.compile(r"(data|page)/([0-9a-f]{32})/([0-9a-f]{64})-([1-9][0-9]{0,9})(?:\.([1-9]))?")
 _INDEX = re.compile(r"index/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{8})")
+_REMOVAL = re.compile(r"gc/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{8})")
 _ROOT = re.compile(r"root/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{16})")
 _NOTE = re.compile(r"note/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{16})-([a-z]{1,16})-([0-9a-f]{16})")
 _SLOT = re.compile(r"key/([0-9a-f]{32})/([0-9a-f]{32})")
@@ -62,6 +63,26 @@ class FragmentName(msgspec.Struct, frozen=True, order=True):
     def parse(cls, name: str) -> FragmentName | None:
         """Return the fragment a name stands for, or None."""
         found = _INDEX.fullmatch(name)
+        if found is None:
+            return None
+        writer, incarnation, sequence = found.groups()
+        return cls(bytes.fromhex(writer), bytes.fromhex(incarnation), int(sequence, 16))
+
+
+class RemovalName(msgspec.Struct, frozen=True, order=True):
+    """A removal list: `writer` 16 bytes, `incarnation` 8 bytes, `sequence` counted from 1."""
+
+    writer: bytes
+    incarnation: bytes
+    sequence: int
+
+    def __str__(self) -> str:
+        return f"gc/{self.writer.hex()}/{self.incarnation.hex()}-{self.sequence:08x}"
+
+    @classmethod
+    def parse(cls, name: str) -> RemovalName | None:
+        """Return the removal list a name stands for, or None."""
+        found = _REMOVAL.fullmatch(name)
         if found is None:
             return None
         writer, incarnation, sequence = found.groups()

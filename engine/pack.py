@@ -115,6 +115,11 @@ class PackBuilder:
         """Records so far."""
         return len(self._days)
 
+    @property
+    def days(self) -> npt.NDArray[np.uint16]:
+        """The day of each record so far, uint16[n]."""
+        return np.array(self._days, dtype=U16)
+
     def room(self, record_bytes: int) -> bool:
         """Tell whether a record of this length still belongs in this pack; an empty pack takes any.
 

@@ -35,6 +35,7 @@ from engine.packread import PackReads
 from engine.packtable import KINDS
 from engine.ports import AckLog, MirrorFiles, ObjectStore
 from engine.refresh import INDEX_BYTES_MAX, Members, Refresh
+from engine.removals import Removals
 from engine.stage import barrier_of
 from engine.subkeys import DomainKeys
 from engine.view import View
@@ -50,8 +51,9 @@ class PackStore:
 
     `writer` 16 bytes: this system; `incarnation` 8 bytes: of its state directory. `store_name` is what users call
     the store. `index_max` bounds the bytes of other systems' fragments held locally. `durable_puts`: the object
-    store makes every put durable by itself; `passing`: packs leave it again. Methods raise StoreUnavailable and
-    StoreRejected where they ask the store, and SessionAborted where the state directory's disk is full.
+    store makes every put durable by itself; `passing`: packs leave it again, by whoever holds this store; `trimmed`:
+    any system may remove any pack, and lists it as removed. Methods raise StoreUnavailable and StoreRejected where they
+    ask the store, and SessionAborted where the state directory's disk is full.
     """
 
     def __init__(
@@ -71,15 +73,19 @@ class PackStore:
         index_max: int = INDEX_BYTES_MAX,
         durable_puts: bool = False,
         passing: bool = False,
+        trimmed: bool = False,
     ) -> None:
         self.objects, self.index = objects, index
         self.writer, self.incarnation = writer, incarnation
         self.store_name, self.store_id = store_name, store_id
         self._mirror = Mirror(mirror, keys, writer)
+        removals = Removals(objects, mirror, keys, verifier, writer, incarnation, signer)
+        self.removals = removals if trimmed else None
         self._acks, self._keys, self._verifier, self._signer = acks, keys, verifier, signer
         self._index_max, self._durable_puts, self._passing = index_max, durable_puts, passing
         self._there: set[int] | None = None  # keys of the packs in a passing store; None: they are not looked at
         self._beside: Beside | None = None
+        self._known_whole: set[bytes] = set()  # writers of whom all fragments in the store are in the mirror
         self._reads = PackReads(objects, index)
         self._opener = Opener(index, self._reads.read, keys)
         # One refresh or fragment at a time; the thread lock keeps log, list and index in step.
@@ -112,11 +118,31 @@ class PackStore:
             self._sequence = max(mine, default=self._sequence)
             if self._passing:
                 self._there = await self._listed_packs()
+            if self.removals is not None:
+                # After the fragments: whoever knows what took the place of packs must not believe in those still.
+                refresh.problems += await self.removals.refresh()
+                unknown = refresh.listed.keys() - self._mirror.superseded() - self._mirror.held().keys()
+                named = {name.writer for name in refresh.listed}
+                self._known_whole = {self.writer, *named} - {name.writer for name in unknown}
             await anyio.to_thread.run_sync(self._install)
             if not self._recalled:
                 await self._recall()
                 self._recalled = True
             return refresh.problems
+
+    async def announce_removal(self, packs: Collection[PackName]) -> None:
+        """List packs as removed: from now on nothing in them is relied on, here and by whoever refreshes."""
+        assert self.removals is not None
+        async with self._busy:
+            await self.removals.announce(packs)
+            await anyio.to_thread.run_sync(self._install)
+
+    async def settle_removals(self) -> None:
+        """Say that all packs this system listed as removed are deleted."""
+        assert self.removals is not None
+        async with self._busy:
+            await self.removals.settle(self._may_be_listed)
+            await anyio.to_thread.run_sync(self._install)
 
     async def rely_beside(self, beside: Beside) -> None:
         """Rely on the packs of another store besides."""
@@ -237,6 +263,8 @@ class PackStore:
         """Return those own packs that no fragment lists and that may be there."""
         # A fragment may list its writer's packs only; a state directory may outlive an identity.
         mine = [ack for ack in acks if ack.name.writer == self.writer]
+        if self.removals is not None:
+            mine = [ack for ack in mine if not np.isin(ack.name.key, self.removals.keys)]
         if self._there is not None:
             mine = [ack for ack in mine if ack.name.key in self._there]
         keys = np.array([ack.name.key for ack in mine], np.uint64)
@@ -290,6 +318,9 @@ class PackStore:
                 # Sources of deltas lie beside: as long as nobody said what does, nothing is known of them.
                 named = view.keys if self._beside is not None else view.keys[view.listed()]
                 view.bar_packs(named[~np.isin(named, kept)])
+        if self.removals is not None and self.removals.keys.size:
+            for view in (*own, *foreign):
+                view.bar_packs(self.removals.keys)
         self.index.install([*own, *beside.own], [*foreign, *beside.foreign])
 
     async def _listed_packs(self) -> set[int]:
@@ -300,6 +331,16 @@ class PackStore:
                 if name is not None and name.size == info.size:
                     there.add(name.key)
         return there
+
+    def _may_be_listed(self, writer: bytes, keys: Column64) -> Mask:
+        """Tell which of these packs of `writer` a fragment in the store may list."""
+        if writer not in self._known_whole:
+            return np.ones(len(keys), np.bool_)
+        own, foreign = self._mirror.views()
+        listed: Mask = np.zeros(len(keys), np.bool_)
+        for view in (*own, *foreign):
+            listed |= view.lists_packs(keys)
+        return listed
 
     def _mark_durable(self, first: PackName, count: int) -> None:
         with self._ack_lock:

@@ -15,7 +15,6 @@ know nothing of the time.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from statistics import median_low
 from typing import Final
 
 import msgspec
@@ -38,8 +37,8 @@ def judge_clock(today: int, own_days: Collection[int], others: Mapping[bytes, in
     Days count from 2020-01-01. `own_days`: those on which this system made stamps, as far as it knows; `others`: the
     day of the newest stamp of each other writer.
     """
-    live = [day for day in others.values() if day >= today - AHEAD_DAYS_MAX]
-    usual = median_low(live) if live else None
+    live = sorted(day for day in others.values() if day >= today - AHEAD_DAYS_MAX)
+    usual = live[(len(live) - 1) // 2] if live else None
     limit = max(today, usual or 0) + BEHIND_DAYS_MAX
     ignored = frozenset(writer for writer, day in others.items() if day > limit)
     own = max(own_days, default=None)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from statistics import median
 from typing import Final, TypeAlias
 
 import msgspec
@@ -290,7 +289,7 @@ def forecast_full(history: Sequence[tuple[int, int]], free_bytes: int, today: in
     """
     newest = sorted(dict(history).items())[-FORECAST_POINTS_MAX:]
     slopes = [(after - before) / (later - day) for (day, before), (later, after) in combinations(newest, 2)]
-    slope = median(slopes) if slopes else 0.0
+    slope = float(np.median(slopes)) if slopes else 0.0
     if slope <= 0 or free_bytes > slope * FORECAST_DAYS_MAX:
         return None
     return today + math.ceil(max(free_bytes, 0) / slope)

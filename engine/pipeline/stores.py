@@ -75,6 +75,7 @@ async def open_side(
         # A vault's puts are durable by themselves, the others flush; only from the spool do packs leave again.
         durable_puts=found.kind == "vault",
         passing=found.kind == "spool",
+        trimmed=found.kind == "cache",
     )
     problems = certificates.problems + await packs.refresh()
     return Side(found.kind, found, objects, packs), problems

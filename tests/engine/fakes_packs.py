@@ -133,6 +133,7 @@ class Machine:
     own_only: bool = False
     index_max: int = 1 << 30
     durable_puts: bool = False
+    trimmed: bool = False
     mirror: MemoryMirror = field(default_factory=MemoryMirror)
     acks: MemoryAcks = field(default_factory=MemoryAcks)
 
@@ -144,7 +145,7 @@ class Machine:
         self.store = PackStore(
             self.objects, self.index, self.mirror, self.acks, self.team.keys, self.team, self.writer,
             self.incarnation, self.team.signer(self.writer), "vault", b"v" * 16, index_max=self.index_max,
-            durable_puts=self.durable_puts,
+            durable_puts=self.durable_puts, trimmed=self.trimmed,
         )  # fmt: skip
         return self.store
 

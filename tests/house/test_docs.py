@@ -24,6 +24,7 @@ from engine.pack import FOOTER_BYTES_MIN, PACK_HEADER_BYTES, PACK_READ_MAX, PACK
 from engine.packtable import PACK_ROW_BYTES
 from engine.page import ADDRESS_BYTES, CHILD, INNER_CHILDREN, LEAF_ENTRIES, LEAF_EXTENTS, LEVEL_MAX, TABLE_ROWS
 from engine.pipeline.reliance import PACKS_OF_WRITER_MAX, READ_BYTES_MAX
+from engine.removal import REMOVAL_HEADER_BYTES, REMOVAL_READ_MAX
 from engine.root import KIND as ROOT_KIND
 from engine.root import RUNS_MAX, RootBody, RunDescriptor, VolumePoint
 from engine.seal import HEADER_BYTES, RECORD_BYTES_MAX, RECORD_BYTES_MIN, ZSTD_WINDOW_MAX, Codec, build_header
@@ -100,6 +101,8 @@ def test_the_format_names_every_subkey_and_how_it_is_derived() -> None:
         f"| *offset {INDEX_HEADER_BYTES}* |",
         f"| pack of blocks | {PACK_READ_MAX >> 20} MiB |",
         f"| {FRAGMENT_READ_MAX >> 20} MiB |",
+        f"| *offset {REMOVAL_HEADER_BYTES}* |",
+        f"in caches only, sequences from 1 | {REMOVAL_READ_MAX >> 20} MiB |",
         f"have rows of {PACK_ROW_BYTES} bytes",
         f"A **page address** is {ADDRESS_BYTES} bytes",
         f"1 to {INNER_CHILDREN} children, {CHILD.itemsize} bytes each",
