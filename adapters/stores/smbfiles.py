@@ -57,7 +57,7 @@ class SmbFiles:
 
     def probe(self, call: Call) -> None:
         """Return if the store is there."""
-        self.place.here(call, lambda link: None)
+        self._links.use(call, self.place.check_marker, brief=False)
 
     def put(self, call: Call, name: str, data: Bytes) -> None:
         """See the port."""

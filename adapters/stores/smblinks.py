@@ -18,6 +18,7 @@ from engine.errors import ForebayError, StoreUnavailable
 T = TypeVar("T")
 
 IDLE_MAX: Final = 4
+WAIT_MAX_S: Final = 1.0  # for a link to idle, where to make another one takes longer
 _BROKEN: Final = {
     "gone": (StoreUnavailable, GONE),
     "garbled": (StoreUnavailable, NONSENSE),
@@ -60,7 +61,7 @@ class Links:
         if not fresh:
             with self._changed:
                 if brief and not self._idle and self._used_now:
-                    self._changed.wait_for(lambda: bool(self._idle), self._login_s)
+                    self._changed.wait_for(lambda: bool(self._idle), min(self._login_s, WAIT_MAX_S))
                 while self._idle:
                     link = self._idle.pop()
                     if link.is_alive:
