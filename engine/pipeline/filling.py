@@ -10,22 +10,24 @@ have it: then the point waits.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
-from contextlib import aclosing
-from typing import Final, TypeAlias
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from typing import Final
 
 import anyio.to_thread
 import msgspec
 import numpy as np
 
-from engine.block import DELTA_FLAG, LENGTH_MASK, Bytes, Ids, Mask, ids_from_bytes
+from engine.block import DELTA_FLAG, Bytes, Mask
 from engine.columns import Column64
+from engine.distinct import distinct
 from engine.errors import ObjectMissing, StoreCorrupt, StoreError, StoreRejected, StoreUnavailable
 from engine.names import PackName
 from engine.pack import FinishedPack, PackBuilder, check_pack
 from engine.page import IdLeaf
 from engine.pagesources import PagesAway, PageSources, PageStore
 from engine.pipeline.kept import not_kept
+from engine.pipeline.lost import ASKED, STRETCH_BLOCKS, Lost, Ranges, RunCursor, Wanted, add_ranges
 from engine.pipeline.salvage import salvaged
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side
@@ -33,45 +35,11 @@ from engine.root import Root, VolumePoint
 from engine.runs import RunReader
 from engine.vault.certificate import Certificates
 
-_NO_IDS: Final[Ids] = np.empty((0, 2), np.uint64)
-
-Ranges: TypeAlias = list[tuple[int, int]]  # (first block, count)
+LOST_MAX: Final = 1 << 20  # lost blocks that are held; they take some 60 bytes each
 
 
 class CacheAway(StoreUnavailable):
     """The cache, which may have what the vault lost, cannot be asked now."""
-
-
-class Lost(msgspec.Struct):
-    """Blocks of one volume that count and lie in packs that are gone: ascending numbers, and their ids beside.
-
-    `all_of_it`: a run cannot be read, or will not be: nobody knows which of its blocks count, or nobody opens them.
-    """
-
-    blocks: Column64
-    ids: Ids
-    all_of_it: bool = False
-
-    async def lay_over(self, leaves: AsyncIterator[tuple[IdLeaf, Column64]]) -> None:
-        """Take in what a newer run names, leaf by leaf, each with the positions of those of its blocks that are lost.
-
-        What was lost is gone through once, beside the run. Raises: as `leaves`; what they gave until then counts.
-        """
-        done, at = [(self.blocks[:0], self.ids[:0])], 0
-        try:
-            async for leaf, bad in leaves:
-                stop = max(at, int(np.searchsorted(self.blocks, np.uint64(leaf.stop_block))))
-                older = self.blocks[at:stop]
-                stays = ~np.isin(older, leaf.blocks) & ~_in_ranges(older, leaf.zero_starts, leaf.zero_counts)
-                blocks = np.concatenate((older[stays], leaf.blocks[bad]))
-                ids = np.concatenate((self.ids[at:stop][stays], leaf.ids[bad]))
-                order = blocks.argsort()
-                done.append((blocks[order], ids[order]))
-                at = stop
-        finally:
-            done.append((self.blocks[at:], self.ids[at:]))
-            self.blocks = np.concatenate([blocks for blocks, _ in done])
-            self.ids = np.concatenate([ids for _, ids in done])
 
 
 class Filled(msgspec.Struct, frozen=True):
@@ -94,9 +62,13 @@ class Filling:
         cache: Side | None,
         certificates: Certificates,
         away: StoreUnavailable | None = None,
+        *,
+        lost_max: int = LOST_MAX,
+        stretch_blocks: int = STRETCH_BLOCKS,
     ) -> None:
         self._setup, self._certificates, self._away = setup, certificates, away
         self._vault, self._spooled, self._cache = vault, spooled, cache
+        self._lost_max, self._stretch_blocks = lost_max, stretch_blocks
         self._session = secrets.token_bytes(16)
         self._put_there: set[PackName] = set()
 
@@ -109,30 +81,45 @@ class Filling:
         """
         problems = [f"object {name} is gone from the vault" for name in sorted({*absent} - {*damaged}, key=str)]
         left = frozenset([name for name in absent if not await self._copy(name)])
-        lost = {volume.name: await self._lost(volume, left, problems) for volume in root.body.volumes}
-        wanted = {ident for each in lost.values() for ident in map(bytes, each.ids)}
-        found = await self._there(wanted, left) if wanted else set()
-        if self._cache is not None and wanted - found:
-            found |= await self._fill_in(wanted - found)
-        if wanted - found:
-            found |= await self._salvage(wanted - found, left, list(lost))
+        holes: dict[str, Ranges] = {volume.name: [] for volume in root.body.volumes}
+        unread: set[str] = set()
+        pending: list[tuple[str, Lost]] = []
+        for volume in root.body.volumes:
+            faults: list[str] = []
+            async with aclosing(self._lost(volume, left, faults)) as stretches:
+                async for lost in stretches:
+                    pending.append((volume.name, lost))
+                    if sum(len(each.blocks) for _, each in pending) >= self._lost_max:
+                        await self._settle(pending, left, holes)
+                        pending = []
+            if faults:
+                problems += faults
+                unread.add(volume.name)
+        await self._settle(pending, left, holes)
         await self._vault.packs.publish_index()
         await self._vault.packs.flush()
         if unkept := await self._vault.packs.present(self._put_there):
             raise not_kept(str(min(unkept, key=str)))
-        holes: dict[str, Ranges] = {}
-        for volume in root.body.volumes:
-            each = lost[volume.name]
-            if each.all_of_it:
-                holes[volume.name] = [(0, volume.blocks)]
-                continue
-            gone = [int(block) for block, ident in zip(each.blocks, each.ids, strict=True) if bytes(ident) not in found]
-            if gone:
-                holes[volume.name] = _ranges(gone)
+        holes.update({volume.name: [(0, volume.blocks)] for volume in root.body.volumes if volume.name in unread})
+        holes = {name: ranges for name, ranges in holes.items() if ranges}
         if holes and self._away is not None:
             raise CacheAway(str(self._away)) from self._away
-        unread = frozenset([name for name, each in lost.items() if each.all_of_it])
-        return Filled(holes, problems, left, unread)
+        return Filled(holes, problems, left, frozenset(unread))
+
+    async def _settle(
+        self, pending: Sequence[tuple[str, Lost]], gone: Collection[PackName], holes: dict[str, Ranges]
+    ) -> None:
+        """Put what is lost into the vault, as far as it is to be had; the rest goes into `holes`, of all volumes."""
+        wanted = await anyio.to_thread.run_sync(Wanted, [lost.ids for _, lost in pending])
+        if len(wanted):
+            await self._find_there(wanted, gone)
+        if self._cache is not None and not wanted.all_found():
+            await self._fill_in(wanted)
+        if not wanted.all_found():
+            await self._salvage(wanted, gone, list(holes))
+        for name, lost in pending:
+            for blocks in wanted.gone(lost):
+                add_ranges(holes[name], blocks)
 
     async def _copy(self, name: PackName) -> bool:
         """Put a lost pack into the vault again, if the cache has the very same."""
@@ -152,84 +139,100 @@ class Filling:
         entries = check_pack(name, data, self._setup.identity.keys, self._certificates)
         return FinishedPack(name, data, entries.ids, entries.offsets, entries.lengths)
 
-    async def _lost(self, volume: VolumePoint, gone: Collection[PackName], problems: list[str]) -> Lost:
-        """Return the blocks of a volume that lie in packs of `gone`, or are deltas with a source there."""
-        lost = Lost(np.empty(0, np.uint64), _NO_IDS)
+    async def _lost(
+        self, volume: VolumePoint, gone: Collection[PackName], faults: list[str]
+    ) -> AsyncGenerator[Lost, None]:
+        """Yield, a stretch at a time, the blocks of a volume in packs of `gone`, and deltas with a source there.
+
+        `faults` takes a sentence about each run that cannot be read: nobody knows which of its blocks count.
+        """
         stores = [PageStore(side.packs.read_records, side.packs.record_by_id) for side in (self._vault, self._spooled)]
         if self._cache is not None:
             stores.append(PageStore(self._cached_records, self._cached_record))
         reader = PageSources(stores, self._setup.identity.keys.pages, self._spooled.packs.index.pack_name)
         keys = np.array(sorted(name.key for name in gone), np.uint64)
-        for descriptor in volume.runs:
-            run = RunReader(reader, descriptor)
-            try:
-                # Pages with keys cannot be opened here: what a pack of pages held, nobody can put elsewhere.
-                needed = (await run.table()).names()
-                if away := next((name for name in needed if name.kind == "page" and name in gone), None):
-                    raise StoreCorrupt(str(away), "it held pages of the block map, and no store has it")
-                async with aclosing(self._read(run, keys)) as leaves:
-                    await lost.lay_over(leaves)
-            except StoreCorrupt as error:
-                if isinstance(error, PagesAway) and error.away is not None:
-                    raise error.away from error
-                problems.append(f"volume {volume.name!r}: {error}")
-                lost.all_of_it = True
-        return lost
+        async with AsyncExitStack() as opened:
+            runs: list[RunCursor] = []
+            for descriptor in volume.runs:
+                run = RunReader(reader, descriptor)
+                with _told(volume, faults):
+                    # Pages with keys cannot be opened here: what a pack of pages held, nobody can put elsewhere.
+                    needed = (await run.table()).names()
+                    if away := next((name for name in needed if name.kind == "page" and name in gone), None):
+                        raise StoreCorrupt(str(away), "it held pages of the block map, and no store has it")
+                    runs.append(RunCursor(await opened.enter_async_context(aclosing(run.leaves()))))
+            while True:
+                firsts: list[int] = []
+                for cursor in [*runs]:
+                    # A run that failed gives nothing more.
+                    block: int | None = None
+                    with _told(volume, faults):
+                        block = await cursor.next_block()
+                    if block is not None:
+                        firsts.append(block)
+                if not firsts:
+                    return
+                lost = Lost.none()
+                for cursor in runs:
+                    with _told(volume, faults):
+                        async with aclosing(self._read(cursor, min(firsts) + self._stretch_blocks, keys)) as leaves:
+                            await lost.lay_over(leaves)
+                if len(lost.blocks):
+                    yield lost
 
-    async def _read(self, run: RunReader, gone: Column64) -> AsyncGenerator[tuple[IdLeaf, Column64], None]:
-        """Yield what a run names, a leaf at a time, and which of its blocks are lost."""
-        async with aclosing(run.leaves()) as leaves:
+    async def _read(self, run: RunCursor, stop: int, gone: Column64) -> AsyncGenerator[tuple[IdLeaf, Column64], None]:
+        """Yield what a run names before block `stop`, a leaf at a time, and which of its blocks are lost."""
+        async with aclosing(run.until(stop)) as leaves:
             async for leaf in leaves:
                 yield leaf, await anyio.to_thread.run_sync(self._bad, leaf, gone)
 
     def _bad(self, leaf: IdLeaf, keys: Column64) -> Column64:
-        bad = np.isin(leaf.places["pack"], keys)
+        bad = _among(leaf.places["pack"], keys)
         known = np.zeros(len(bad), np.bool_)
         for side in (self._spooled, self._vault):
             which, sources, answered = side.packs.index.delta_sources(leaf.ids, leaf.places)
-            bad[which[np.isin(sources, keys)]] = True
+            bad[which[_among(sources, keys)]] = True
             known |= answered
         if keys.size:
             bad |= ~known  # deltas, and nobody knows of what
         return np.flatnonzero(bad).astype(np.uint64)
 
-    async def _there(self, wanted: set[bytes], gone: Collection[PackName]) -> set[bytes]:
-        """Return those of the ids that own packs in the vault hold in whole records: filled in, or sent, before."""
+    async def _find_there(self, wanted: Wanted, gone: Collection[PackName]) -> None:
+        """Find what own packs in the vault hold in whole records: filled in, or sent, before."""
         index = self._vault.packs.index
         await anyio.to_thread.run_sync(index.bar, [name.key for name in gone])
-        idents = sorted(wanted)
-        places = index.lookup(ids_from_bytes(b"".join(idents)))
-        whole = (places["length"] > 0) & (places["length"] & np.uint32(DELTA_FLAG) == 0)
-        packs = {key: index.pack_name(key) for key in set(places["pack"][whole].tolist())}
-        own = {key: name for key, name in packs.items() if name and name.writer == self._setup.identity.system}
+        packs = np.zeros(len(wanted), np.uint64)
+        for rows, ids in wanted.open():
+            places = await anyio.to_thread.run_sync(index.lookup, ids)
+            whole = (places["length"] > 0) & (places["length"] & np.uint32(DELTA_FLAG) == 0)
+            packs[rows[whole]] = places["pack"][whole]
+        named = {key: index.pack_name(key) for key in distinct(packs).tolist() if key}
+        own = {key: name for key, name in named.items() if name and name.writer == self._setup.identity.system}
         absent = await self._vault.packs.present(own.values())
-        good = {key for key, name in own.items() if name not in absent}
-        keys = places["pack"].tolist()
-        return {ident for ident, key, fits in zip(idents, keys, whole.tolist(), strict=True) if fits and key in good}
+        good = np.array(sorted(key for key, name in own.items() if name not in absent), np.uint64)
+        for start in range(0, len(packs), ASKED):
+            wanted.found[start : start + ASKED] |= _among(packs[start : start + ASKED], good)
 
-    async def _salvage(self, wanted: set[bytes], packs: Collection[PackName], volumes: Sequence[str]) -> set[bytes]:
-        """Put what of `wanted` can still be opened into the vault; return the ids."""
-        ids = ids_from_bytes(b"".join(sorted(wanted)))
+    async def _salvage(self, wanted: Wanted, packs: Collection[PackName], volumes: Sequence[str]) -> None:
+        """Put what can still be opened of what is wanted into the vault."""
         builder = self._builder()
-        found: set[bytes] = set()
-        records = salvaged(self._setup, [self._spooled, self._vault], packs, volumes, ids)
-        async with aclosing(records):
-            async for ident, record in records:
+        async with aclosing(salvaged(self._setup, [self._spooled, self._vault], packs, volumes, wanted)) as records:
+            async for record in records:
                 builder = await self._add(builder, record)
-                found.add(ident)
-        if found:
+        if builder.count:
             await self._put(builder)
-        return found
 
-    async def _fill_in(self, wanted: set[bytes]) -> set[bytes]:
-        """Put the whole records of these ids that the cache has into the vault; return the ids of those it had."""
+    async def _fill_in(self, wanted: Wanted) -> None:
+        """Put the whole records that the cache has of what is wanted into the vault."""
         assert self._cache is not None
-        places = self._cache.packs.index.lookup(ids_from_bytes(b"".join(sorted(wanted))))
-        keys = sorted(set(places["pack"][places["length"] > 0].tolist()))
-        found: set[bytes] = set()
+        index = self._cache.packs.index
+        keys = np.empty(0, np.uint64)
+        for _, ids in wanted.open():
+            places = await anyio.to_thread.run_sync(index.lookup, ids)
+            keys = distinct(keys, places["pack"][places["length"] > 0])
         builder = self._builder()
-        for key in keys:
-            name = self._cache.packs.index.pack_name(key)
+        for key in keys.tolist():
+            name = index.pack_name(key)
             data = await self._cached(name) if name is not None else None
             if name is None or data is None:
                 continue
@@ -239,17 +242,15 @@ class Filling:
                 )
             except StoreCorrupt:
                 continue
-            for ident, offset, length in zip(
-                map(bytes, entries.ids), entries.offsets.tolist(), entries.lengths.tolist(), strict=True
-            ):
-                if length & DELTA_FLAG or ident not in wanted or ident in found:
-                    continue
-                record = data[offset : offset + (length & LENGTH_MASK)]
-                builder = await self._add(builder, record)
-                found.add(ident)
-        if found:
+            rows = wanted.rows(entries.ids)
+            rows[entries.lengths & np.uint32(DELTA_FLAG) != 0] = -1
+            for at in np.flatnonzero(rows >= 0).tolist():
+                if not wanted.found[rows[at]]:
+                    offset, length = int(entries.offsets[at]), int(entries.lengths[at])
+                    builder = await self._add(builder, data[offset : offset + length])
+                    wanted.found[rows[at]] = True
+        if builder.count:
             await self._put(builder)
-        return found
 
     def _builder(self) -> PackBuilder:
         identity = self._setup.identity
@@ -299,19 +300,20 @@ class Filling:
             return None
 
 
-def _in_ranges(blocks: Column64, starts: Column64, counts: Column64) -> Mask:
-    """Tell which of `blocks` lie in the ranges, which are ascending and do not overlap."""
-    if not len(starts):
-        return np.zeros(len(blocks), np.bool_)
-    at = np.searchsorted(starts, blocks, side="right").astype(np.int64) - 1
-    return (at >= 0) & (blocks - starts[at] < counts[at])
+def _among(values: Column64, ascending: Column64) -> Mask:
+    """Tell which of `values` are among the `ascending` ones."""
+    if not len(ascending):
+        return np.zeros(len(values), np.bool_)
+    same: Mask = ascending.take(ascending.searchsorted(values), mode="clip") == values
+    return same
 
 
-def _ranges(blocks: list[int]) -> Ranges:
-    ranges: Ranges = []
-    for block in blocks:
-        if ranges and sum(ranges[-1]) == block:
-            ranges[-1] = (ranges[-1][0], ranges[-1][1] + 1)
-        else:
-            ranges.append((block, 1))
-    return ranges
+@contextmanager
+def _told(volume: VolumePoint, faults: list[str]) -> Iterator[None]:
+    """Add what is wrong with a run of a volume to `faults`. Raises: StoreUnavailable, StoreRejected of a store."""
+    try:
+        yield
+    except StoreCorrupt as error:
+        if isinstance(error, PagesAway) and error.away is not None:
+            raise error.away from error
+        faults.append(f"volume {volume.name!r}: {error}")

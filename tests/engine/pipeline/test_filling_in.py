@@ -17,7 +17,8 @@ from engine.columns import Column64
 from engine.errors import StoreCorrupt, StoreRejected, StoreUnavailable
 from engine.names import PackName
 from engine.page import IdLeaf
-from engine.pipeline.filling import CacheAway, Filling, Lost
+from engine.pipeline.filling import CacheAway, Filling
+from engine.pipeline.lost import Lost
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side, open_side
 from engine.ports import ObjectStore
