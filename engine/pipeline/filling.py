@@ -52,7 +52,10 @@ class Filled(msgspec.Struct, frozen=True):
 
 
 class Filling:
-    """Fills in one point; `cache` None: there is nothing to fill from, or it is away, and `away` says why."""
+    """Fills in one point; `cache` None: there is nothing to fill from, or it is away, and `away` says why.
+
+    What is lost is settled once it is `lost_max` blocks; volumes are gone through `stretch_blocks` at a time.
+    """
 
     def __init__(
         self,
