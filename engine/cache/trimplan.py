@@ -250,7 +250,8 @@ class _Planner:
         if day <= 0:
             return cutoffs
         going = self._sum(self._classes.bytes_, self._classes.day <= day)
-        rewritten = ~self._packs.whole & (going * share >= self._sum(self._classes.bytes_, self._classes.day >= 0))
+        of = self._sum(self._classes.bytes_, self._classes.day >= 0)
+        rewritten = ~self._packs.whole & (going > 0) & (going * share >= of)
         rewritten &= self._packs.sizes > self._new_bytes(cutoffs)
         cutoffs[~(rewritten | (self._newest <= day))] = 0
         return cutoffs

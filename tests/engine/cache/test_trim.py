@@ -209,12 +209,15 @@ def test_page_packs_stay() -> None:
     async def main() -> None:
         world = World()
         alice = world.machine()
-        pack = TEAM.pack([block(1)], kind="page")
-        await alice.store.put_pack(pack)
-        await alice.store.publish_index()
-        world.diary.days[pack.ids[0].tobytes()] = OLD
+        pages = TEAM.pack([block(1), block(2)], kind="page")
+        await alice.store.put_pack(pages)
+        blocks = await put(alice, range(4))
+        world.diary.see(range(4), OLD)
+        for ident in pages.ids:
+            world.diary.days[ident.tobytes()] = OLD
         done = await trim(world, alice)
-        assert (done.deleted, world.packs()) == (0, [pack.name])
+        assert (done.deleted, done.rewritten, world.packs()) == (1, 0, [pages.name])
+        assert blocks.name not in world.packs()
 
     run(main)
 

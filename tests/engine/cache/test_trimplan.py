@@ -205,9 +205,19 @@ def test_a_cache_that_is_empty_has_nothing_to_give() -> None:
 
 
 def test_a_pack_of_which_nothing_is_known_is_left() -> None:
-    packs = CachePacks(np.array([100, 100]), np.array([False, False]))
-    plan = plan_trim(packs, join_classes([]), TrimPolicy(), Room(10_000, 0), TODAY)
-    assert plan.steps == ()
+    packs = CachePacks(np.array([MIB, MIB]), np.array([False, False]))
+    classes = classes_of(
+        np.array([1]),
+        np.array([1], np.uint16),
+        np.array([60], np.uint32),
+        np.array([False]),
+        np.array([0], np.uint16),
+        1,
+    )
+    for known in (classes, join_classes([])):
+        plan = plan_trim(packs, known, TrimPolicy(), Room(10 * MIB, 0), TODAY)
+        assert deleted(plan) == known.pack.tolist()
+        assert rewritten(plan) == []
 
 
 def test_rewriting_waits_until_what_goes_whole_has_made_room() -> None:
