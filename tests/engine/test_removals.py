@@ -194,6 +194,21 @@ def test_a_refresh_downloads_only_lists_it_has_not_seen() -> None:
     run(main)
 
 
+def test_a_list_that_lies_keeps_nobody_from_reading_what_is_there() -> None:
+    async def main() -> None:
+        objects = MemoryStore()
+        alice, bob = machine(objects), machine(objects, BOB)
+        pack = await put_blocks(alice, BLOCKS[:3])
+        await bob.store.refresh()
+        await bob.store.announce_removal([pack.name])
+        await alice.restart().refresh()
+        assert not any(finds(alice, BLOCKS[:3]))
+        for block in BLOCKS[:3]:
+            assert await alice.open_block(TEAM.ref(block)) == block
+
+    run(main)
+
+
 def test_lists_of_strangers_forgers_and_other_domains_are_ignored() -> None:
     async def main() -> None:
         objects = MemoryStore()
