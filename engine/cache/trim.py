@@ -150,6 +150,7 @@ class Trimmer:
         )
         log.info(
             "cache_trimmed",
+            component="cache",
             deleted=done.deleted,
             rewritten=done.rewritten,
             freed_bytes=done.freed_bytes,
