@@ -12,7 +12,7 @@ import pytest
 
 from adapters.stores.calls import BEAT_S, Abandoned, Call, DaemonThreads, WatchedThreads
 from engine.errors import StoreUnavailable
-from engine.liveness import StallBound
+from engine.liveness import StallBound, moved
 
 pytestmark = pytest.mark.anyio
 SOON_S = 0.05
@@ -54,15 +54,32 @@ async def test_a_call_without_progress_is_given_up_and_its_thread_told() -> None
     assert await anyio.to_thread.run_sync(ended.wait, 10)
 
 
-async def test_progress_keeps_a_long_call_alive() -> None:
+class TurnedClock:
+    """A monotonic clock that only the test turns on, and that tells when the event loop has looked at it."""
+
+    def __init__(self) -> None:
+        self.now_s, self.looked = 0.0, threading.Event()
+        self._loop = threading.get_ident()
+
+    def monotonic(self) -> float:
+        if threading.get_ident() == self._loop:
+            self.looked.set()
+        return self.now_s
+
+
+async def test_progress_keeps_a_long_call_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = TurnedClock()
+    monkeypatch.setattr("adapters.stores.calls.time", clock)
+
     def crawl(call: Call) -> str:
-        waiting = threading.Event()
-        for _ in range(6):
-            waiting.wait(SOON_S)
+        for _ in range(3):
+            clock.now_s += 0.6
+            clock.looked.clear()
+            assert clock.looked.wait(30)
             call.progress()
         return "done"
 
-    assert await WatchedThreads("folder x", 2).run(SOON_S * 4, crawl) == "done"
+    assert await WatchedThreads("folder x", 2).run(1, crawl) == "done"
 
 
 async def test_a_cancelled_call_waits_until_its_thread_has_noticed() -> None:
@@ -138,15 +155,23 @@ def test_a_pool_without_threads_is_refused() -> None:
         DaemonThreads("test", 0)
 
 
-async def test_progress_of_a_call_is_told_to_the_bound_around_it() -> None:
+async def test_progress_of_a_call_is_told_to_the_bound_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = threading.Event()
+
+    def tell() -> None:
+        moved()
+        told.set()
+
+    monkeypatch.setattr("adapters.stores.calls.moved", tell)
+
     def crawl(call: Call) -> str:
-        waiting = threading.Event()
-        for _ in range(8):
-            waiting.wait(BEAT_S)
+        for _ in range(3):
+            told.clear()
             call.progress()
+            assert told.wait(30)
         return "done"
 
-    with StallBound(BEAT_S * 4) as bound:
+    with StallBound(60) as bound:
         assert await WatchedThreads("folder x", 2).run(60, crawl) == "done"
     assert not bound.stalled
 
@@ -170,25 +195,29 @@ async def test_what_a_call_begins_to_wait_on_after_it_was_given_up_is_ended_at_o
     assert ended == ["at once"]
 
 
-async def test_waiting_for_a_turn_is_no_stall_while_others_get_on_and_one_while_they_hang() -> None:
+async def test_waiting_for_a_turn_is_no_stall_while_others_get_on_and_one_while_they_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     threads, free, wake = WatchedThreads("share x", 2), anyio.Semaphore(0), threading.Event()
+    loop, waiting, told = asyncio.get_running_loop(), anyio.get_current_task().id, threading.Event()
+
+    def tell() -> None:
+        moved()
+        if anyio.get_current_task().id == waiting:
+            told.set()
+
+    monkeypatch.setattr("adapters.stores.calls.moved", tell)
 
     def crawl(call: Call) -> None:
-        waiting = threading.Event()
-        for _ in range(8):
-            waiting.wait(BEAT_S)
+        while not told.wait(0.01):  # until it is told in the task that waits for its turn
             call.progress()
-        free_from_loop()
-
-    loop = asyncio.get_running_loop()
-
-    def free_from_loop() -> None:
         loop.call_soon_threadsafe(free.release)
 
-    with StallBound(BEAT_S * 4) as bound:
+    with StallBound(60) as bound:
         async with anyio.create_task_group() as group:
             group.start_soon(threads.run, 60, crawl)
             await threads.turn(free)
+    assert told.is_set()
     assert not bound.stalled
     with StallBound(BEAT_S * 2) as bound:
         async with anyio.create_task_group() as group:
