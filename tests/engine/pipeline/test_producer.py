@@ -137,7 +137,7 @@ class World:
             assert not self.state.missing_pages(0, 1 << 20).size
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_any_history_of_sessions_keeps_map_and_stores_in_step(data: st.DataObject) -> None:
     world = World()
@@ -163,6 +163,17 @@ def test_any_history_of_sessions_keeps_map_and_stores_in_step(data: st.DataObjec
         if with_cache:
             assert set(world.cache.has) == before_cache | needed
         world.check(cache_complete=with_cache)
+
+
+def test_what_a_cache_missed_goes_there_once_it_is_back_and_to_nobody_twice() -> None:
+    world = World()
+    world.volume.content = bytearray(CONTENTS[1] + CONTENTS[2])
+    assert world.session(None, cache=False) == (2, 0)
+    assert world.session(None, cache=True) == (0, 2)
+    world.volume.content[:BLOCK_BYTES] = CONTENTS[3]
+    assert world.session(None, cache=False) == (1, 0)
+    assert world.session(None, cache=True) == (0, 1)
+    world.check(cache_complete=True)
 
 
 def test_holes_are_not_read_and_pages_of_nothing_are_not_visited() -> None:
