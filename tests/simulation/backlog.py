@@ -12,7 +12,7 @@ from tests.simulation.plans import Plan
 
 async def check_moves(model: Model, machine: Machine, plan: Plan) -> None:
     """Look at every root that went into the vault, and at what left the spool, in what was done last."""
-    usable = machine.settings.spool and machine.spool.there and not plan.disk_full
+    usable = machine.settings.spool and machine.spool.there and not (plan.disk_full or plan.ailing)
     for put in machine.published:
         listed = await model.losses.packs_of(machine, put.root)
         early = [
