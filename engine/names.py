@@ -12,11 +12,12 @@ from typing import Final
 import msgspec
 
 FORMAT: Final = "format"
-RESERVED: Final = ("gc/", "pin/", "report/", "stamp/")
+RESERVED: Final = ("gc/", "pin/", "report/")
 
 _PACK = re.compile(r"(data|page)/([0-9a-f]{32})/([0-9a-f]{64})-([1-9][0-9]{0,9})(?:\.([1-9]))?")
 _INDEX = re.compile(r"index/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{8})")
 _REMOVAL = re.compile(r"gc/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{8})")
+_STAMP = re.compile(r"stamp/([0-9a-f]{32})/([0-9a-f]{4})-([0-9a-f]{16})-([0-9a-f]{8})")
 _ROOT = re.compile(r"root/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{16})")
 _NOTE = re.compile(r"note/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{16})-([a-z]{1,16})-([0-9a-f]{16})")
 _SLOT = re.compile(r"key/([0-9a-f]{32})/([0-9a-f]{32})")
@@ -73,6 +74,11 @@ class RemovalName(msgspec.Struct, frozen=True, order=True):
     """A removal list: `writer` 16 bytes, `incarnation` 8 bytes, `sequence` counted from 1."""
 
     writer: bytes
+class StampName(msgspec.Struct, frozen=True, order=True):
+    """A stamp: `writer` 16 bytes, `day` since 2020-01-01, `incarnation` 8 bytes, `sequence` counted from 1."""
+
+    writer: bytes
+    day: int
     incarnation: bytes
     sequence: int
 
@@ -87,6 +93,16 @@ class RemovalName(msgspec.Struct, frozen=True, order=True):
             return None
         writer, incarnation, sequence = found.groups()
         return cls(bytes.fromhex(writer), bytes.fromhex(incarnation), int(sequence, 16))
+        return f"stamp/{self.writer.hex()}/{self.day:04x}-{self.incarnation.hex()}-{self.sequence:08x}"
+
+    @classmethod
+    def parse(cls, name: str) -> StampName | None:
+        """Return the stamp a name stands for, or None."""
+        found = _STAMP.fullmatch(name)
+        if found is None:
+            return None
+        writer, day, incarnation, sequence = found.groups()
+        return cls(bytes.fromhex(writer), int(day, 16), bytes.fromhex(incarnation), int(sequence, 16))
 
 
 class PointId(msgspec.Struct, frozen=True, order=True):
