@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -42,6 +43,9 @@ from engine.policy import (
 from engine.ports import ChangeTracker, Clock
 from engine.seal import Codec
 from engine.vault.identity import Identity
+
+if TYPE_CHECKING:
+    from engine.cache.verification import Verification
 
 WORKERS_MAX = 8
 # Of packs in flight, for each of two lanes: with 128 MiB each a first backup to slow disks peaked at 434 MiB.
@@ -137,6 +141,36 @@ async def build_setup(
         lane=_lane(config),
         reconnect=ReconnectPolicy(config.vault.reconnect_window_s, config.vault.reconnect_total_s),
         workers=min(os.cpu_count() or 1, WORKERS_MAX),
+    )
+
+
+async def build_verification(
+    config: Config, identity: Identity, state: StateDirectory, *, read_share: float = 0.0, clock: Clock | None = None
+) -> Verification:
+    """Build a verification of the cache over an open state directory that was locked to be given away.
+
+    `read_share`: of its packs, by size, what is read.
+    """
+    from engine.cache.verification import Verification, VerifySetup
+
+    settings = config.active_cache
+    assert settings is not None, "without a cache there is nothing to verify"
+    clock = clock or SystemClock()
+    near = open_store(settings.place, identity.system.hex(), "flush")
+    retry = CacheErrorPolicy(settings.on_error, settings.retries_max).retry()
+    return Verification(
+        VerifySetup(
+            identity=identity,
+            state=state,
+            history=state.history,
+            clock=clock,
+            cache=RetryingStore(near, retry, clock, random.Random(), partial(_log_retry, "cache")),
+            volumes=[volume.name for volume in config.volumes],
+            own_only=config.vault.share == "own",
+            read_share=read_share,
+            wanted=partial(turns.wanted, state.path),
+            relax=state.mirror(identity.cache).relax if identity.cache is not None else lambda: None,
+        )
     )
 
 

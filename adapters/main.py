@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "upload": "Upload what waits in the spool, or pause that.",
     "points": "List restore points.",
     "restore": "Write a volume of a restore point to a file or device.",
+    "verify": "Find out what the cache lacks; the next backup puts it there.",
     "status": "Show the last sessions and how things stand.",
     "completion": "Print the shell's completion script.",
 }

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from engine.acks import PackAck
 from engine.block import DELTA_FLAG, ID_BYTES, PLACE, Ids, Mask, Places, ids_from_bytes
 from engine.columns import U32, Column64, Rows
+from engine.distinct import distinct
 from engine.idfilter import IDS_MAX
 from engine.names import PackName
 from engine.pack import FinishedPack
@@ -65,6 +66,31 @@ class PackIndex:
             self._weigh_filter(views, count)
         views.search(ids, places, own_only=self._own_only)
         return places
+
+    def locate(self, lo: Column64, hi: Column64) -> tuple[Mask, list[tuple[View, Rows]]]:
+        """Tell which of the ids may be relied on somewhere, and in which rows of which views; `lo` ascends.
+
+        The same answer as `lookup`, for many ids most of which are there.
+        """
+        return self._views.locate(lo, hi, own_only=self._own_only)
+
+    def bars(self, pack_key: int) -> bool:
+        """Tell whether nothing in the packs of this key is relied on."""
+        return pack_key in self._barred_packs
+
+    def bar_absent(self, present: Column64) -> Column64:
+        """Rely on no pack that is listed but not among `present` (keys, ascending); return the keys of those barred."""
+        absent: list[Column64] = [np.empty(0, np.uint64)]
+        with self._lock:
+            for view in self._views.all():
+                keys = view.keys[view.listed()]
+                at = present.searchsorted(keys).clip(max=len(present) - 1) if len(present) else np.zeros(len(keys), int)
+                gone = keys[present[at] != keys] if len(present) else keys
+                if gone.size:
+                    absent.append(np.ascontiguousarray(gone))
+        keys = distinct(*absent)
+        self.bar(keys.tolist())
+        return keys
 
     def claim(self, ids: Ids) -> tuple[Places, Mask]:
         """Look up ids and claim those that are neither there nor on their way.
@@ -186,6 +212,10 @@ class PackIndex:
     def count_packs(self, writers: set[bytes]) -> int:
         """Return how many packs of these writers are known: what a listing of them has to go through at least."""
         return sum(view.count_packs(writer) for view in self._views.all() for writer in writers)
+
+    def views(self) -> tuple[View, ...]:
+        """Return the views of all packs known here, own ones first."""
+        return self._views.all()
 
     def own_packs(self, keys: Column64, writer: bytes) -> list[PackName | None]:
         """Return, for each key, the pack of that key if `writer`, this system, wrote it; else None.

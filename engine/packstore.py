@@ -158,6 +158,11 @@ class PackStore:
             self._beside = msgspec.structs.replace(before, keys=known)
             await anyio.to_thread.run_sync(self._install)
 
+    @property
+    def members(self) -> Members:
+        """The systems whose objects count in this store."""
+        return self._verifier
+
     def lies_beside(self, keys: Column64) -> Mask:
         """Tell of which of these packs nothing is asked of this store: they lie beside it."""
         return np.isin(keys, self._beside.keys) if self._beside is not None else np.zeros(len(keys), np.bool_)

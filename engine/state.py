@@ -8,7 +8,7 @@ durable before the root is put and applied after it (DESIGN.md §4, Commit). All
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from engine.block import BATCH_BLOCKS, PLACE
 from engine.cache.attempt import Attempt
 from engine.parts import Origins, PartEntries
 from engine.ports import AckLog, MirrorFiles
+from engine.staterecords import Checkpoint as Checkpoint
+from engine.staterecords import Compared as Compared
 from engine.staterecords import Head as Head
 from engine.staterecords import Intent as Intent
 from engine.staterecords import Newest as Newest
@@ -127,6 +129,55 @@ class VolumeState(PartState, Protocol):
 
     def sync_missing(self) -> None:
         """Make the missing-block bitmap durable. Raises: StateCorrupt."""
+        ...
+
+    def amend(self, head: Head) -> None:
+        """Replace the head by one of the same point that says other things of the cache, durably.
+
+        Raises: StateCorrupt, SessionAborted.
+        """
+        ...
+
+
+class LostPacks(NamedTuple):
+    """Keys of packs, ascending: those that were not there when it was looked, and those found to be damaged."""
+
+    gone: npt.NDArray[np.uint64]
+    damaged: npt.NDArray[np.uint64]
+
+
+class CheckedPacks(NamedTuple):
+    """Keys of packs, ascending, and the day (since 2020-01-01) each was read last."""
+
+    keys: npt.NDArray[np.uint64]
+    days: npt.NDArray[np.uint16]
+
+
+class CacheUpkeep(Protocol):
+    """What is noted here of one cache, bound to its store id. All of it can be lost: it is found out again."""
+
+    def lost_packs(self) -> LostPacks:
+        """Return the packs the cache's index lists, and that are not relied on all the same."""
+        ...
+
+    def set_lost_packs(self, lost: LostPacks) -> None:
+        """Remember these packs as lost, and no others. Raises: SessionAborted."""
+        ...
+
+    def checked_packs(self) -> CheckedPacks:
+        """Return which packs were read whole here, and when."""
+        ...
+
+    def set_checked_packs(self, checked: CheckedPacks) -> None:
+        """Remember these packs as read, and no others. Raises: SessionAborted."""
+        ...
+
+    def checkpoint(self) -> Checkpoint | None:
+        """Return how far a verification of this cache came that has not ended."""
+        ...
+
+    def set_checkpoint(self, checkpoint: Checkpoint | None) -> None:
+        """Remember how far a verification came, durably; None: none is under way. Raises: SessionAborted."""
         ...
 
 
@@ -247,6 +298,10 @@ class StateStore(Protocol):
 
     def acks(self, store: bytes) -> AckLog:
         """Return the log of acknowledged packs of the store with this id."""
+        ...
+
+    def upkeep(self, store: bytes) -> CacheUpkeep:
+        """Return what is noted of the cache with this id."""
         ...
 
     def intent(self) -> Intent | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.cache.attempt import Attempt
 from engine.errors import StateCorrupt
 from engine.names import PointId
 
@@ -67,6 +68,26 @@ class Newest(msgspec.Struct, frozen=True, kw_only=True):
     root_hash: bytes
     vault: bytes
     system: bytes
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """How far a volume was compared: all pages before `page`; they had `blocks` non-zero ones, of which `missing`."""
+
+    page: int = 0
+    blocks: int = 0
+    missing: int = 0
+    done: bool = False
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a verification of the cache came: what it goes on from after a pause, a kill or a reboot.
+
+    `seen`: in which records the blocks found so far lie (engine/cache/seen.py, `PackBits`).
+    """
+
+    attempt: Attempt
+    volumes: dict[str, Compared] = {}
+    seen: bytes = b""
 
 
 class SessionRow(msgspec.Struct, frozen=True, kw_only=True):

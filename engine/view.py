@@ -37,12 +37,16 @@ _SLICE: Final = 1 << 18
 
 
 class Found(NamedTuple):
-    """Ids that were found: their positions among those asked for, and a place to rely on for each, as columns."""
+    """Ids that were found: their positions among those asked for, and a place to rely on for each, as columns.
+
+    `rows`: the entries of the view the places are of.
+    """
 
     which: Rows
     pack: Column64
     offset: Column32
     length: Column32
+    rows: Rows
 
 
 class View:
@@ -103,7 +107,11 @@ class View:
         plain = self._barred is None and int(length.max()) < DELTA_FLAG and int(pack.max()) < len(self.rows)
         if not plain or np.count_nonzero(same) < len(same):
             same &= self.usable(rows)
-            for position in np.flatnonzero(~same).tolist():
+            # Few ids have entries besides: where packs are gone by the thousand, the others are not looked at singly.
+            alone = columns.lo.take(rows + 1, mode="clip") != lo[which]
+            alone |= rows + 1 == columns.entries
+            rows[alone & ~same] = -1
+            for position in np.flatnonzero(~(same | alone)).tolist():
                 candidates = self.rows_of(lo[which[position]], hi[which[position]])
                 usable = candidates[self.usable(candidates)]
                 rows[position] = usable[0] if usable.size else -1
@@ -111,7 +119,7 @@ class View:
             if not which.size:
                 return None
             pack, length = columns.pack.take(rows), columns.length.take(rows)
-        return Found(which, self.keys[pack], columns.offset.take(rows), length)
+        return Found(which, self.keys[pack], columns.offset.take(rows), length, rows)
 
     def find_exact(self, lo: Column64, hi: Column64, places: Places) -> Rows:
         """Return, for each id, the row of the entry at exactly that place, barred or not; -1: there is none."""

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from engine.block import PLACE, Ids, Mask, Places
-from engine.columns import Column64
+from engine.columns import Column64, Rows
 from engine.distinct import distinct
 from engine.idfilter import GROUPS_MAX, IDS_MAX, IdFilter
 from engine.packtable import PACK_ROW_BYTES
@@ -77,11 +77,26 @@ class ViewSet(msgspec.Struct, frozen=True, eq=False):
             if found is None:
                 continue
             which = asked[found.which]
-            for name, values in zip(PLACE.names or (), found[1:], strict=True):
+            for name, values in zip(PLACE.names or (), found[1:4], strict=True):
                 places[name][which] = values
             left = np.ones(len(lo), np.bool_) if left is None else left
             left[which] = False
             may[:, which] = False
+
+    def locate(self, lo: Column64, hi: Column64, *, own_only: bool) -> tuple[Mask, list[tuple[View, Rows]]]:
+        """Return which of the ids (`lo` ascending) may be relied on somewhere, and in which rows of which views.
+
+        For many ids, most of which are there: no filter is asked.
+        """
+        there: Mask = np.zeros(len(lo), np.bool_)
+        places: list[tuple[View, Rows]] = []
+        for view in self.mine() if own_only else self.all():
+            (asked,) = (~there).nonzero()
+            found = view.find(lo[asked], hi[asked]) if asked.size else None
+            if found is not None:
+                there[asked[found.which]] = True
+                places.append((view, found.rows))
+        return there, places
 
     def gated(self) -> ViewSet:
         """Return the own and foreign views that are not too large behind a gate of their own, without fresh packs."""

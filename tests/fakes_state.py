@@ -128,6 +128,9 @@ class MemoryVolumeState:
         if stands.any():
             self.known[page] = (parts, origins)
 
+    def amend(self, head: Head) -> None:
+        self.head = head
+
     def missing(self, pages: Pages) -> Masks:
         return np.array([self.lacking.get(page, 0) for page in pages.tolist()], dtype=np.uint64)
 

@@ -36,6 +36,7 @@ ONE_SYSTEM_FILES = (
     "adapters/config/places.py",
     "adapters/state/files.py",
     "adapters/directio.py",
+    "adapters/priority.py",
     "adapters/volumes/",
 )
 # Who may import other families of adapters: the composition root and the commands, which compose.

@@ -12,6 +12,7 @@ history.sqlite       sessions that ended, verifications of the cache, foreign pa
 verification.log     what verifications did, were skipped for, and when the next may begin; .1 to .4: older ones
 volumes/<hash>/      map, staged pages and missing-block bitmap of a volume (maps.py), parts of its blocks (parts.py)
 index/<store id>/    mirror of a store's index fragments; index/<store id>.acks: acknowledged packs no fragment lists
+index/<cache id>.*   what is noted of a cache: packs it lost, how far its verification came (upkeep.py)
 ```
 Everything here can be rebuilt from vault and volumes. Maps and origins of parts hold keys of blocks: folders and files
 are the owner's alone.
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from adapters.state.fragments import AckFile, MirrorFolder
     from adapters.state.maps import VolumeMap
+    from adapters.state.upkeep import UpkeepFiles
 
 SESSIONS_MAX: Final = 1024  # the oldest are forgotten: their packs are then left to an abandon note
 NO_INCARNATION: Final = bytes(8)
@@ -76,10 +78,13 @@ class StateDirectory:
         self._incarnation = self._load_incarnation()
 
     @classmethod
-    def open(cls, path: Path | str, *, lock: bool = True, disk: Disk | None = None) -> StateDirectory:
+    def open(
+        cls, path: Path | str, *, lock: bool = True, disk: Disk | None = None, yields: bool = False
+    ) -> StateDirectory:
         """Open the state directory at `path`; with `lock` as the one session that may change it.
 
-        Without the lock nothing is created or changed, and a missing directory is an empty one.
+        Without the lock nothing is created or changed, and a missing directory is an empty one. `yields`: waits for
+        nobody, not even for who would give way, and gives way from the start.
 
         Raises: SessionRunning (another process holds the lock), SessionAborted (it cannot be made or locked).
         """
@@ -87,10 +92,13 @@ class StateDirectory:
         if not lock:
             return cls(path, disk, None)
         disk.make_folder(path)
-        held = _acquire(path)
+        held = _acquire(path, yields)
         try:
             turns.begin(path)
-            write_pid(path)
+            if yields:
+                turns.offer(path)
+            else:
+                write_pid(path)
             return cls(path, disk, held)
         except BaseException:
             held.release()
@@ -180,6 +188,12 @@ class StateDirectory:
                 self._acks[store] = AckFile(path, self._disk, writable=self._lock is not None)
             return self._acks[store]
 
+    def upkeep(self, store: bytes) -> UpkeepFiles:
+        """Return what is noted of the cache with this id."""
+        from adapters.state.upkeep import UpkeepFiles
+
+        return UpkeepFiles(self.path / "index", store, self._disk)
+
     @property
     def history(self) -> HistoryFile:
         """Sessions that ended and foreign packs opened once (implements `History`)."""
@@ -256,7 +270,7 @@ def write_pid(path: Path) -> None:
         raise write_failed(path / "lock.pid", error) from error
 
 
-def _acquire(path: Path) -> filelock.BaseFileLock:
+def _acquire(path: Path, yields: bool) -> filelock.BaseFileLock:
     import filelock
 
     # No soft lock where the file system has none: it would outlive a killed process.
@@ -264,7 +278,7 @@ def _acquire(path: Path) -> filelock.BaseFileLock:
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout as error:
-        if not turns.wait_for(lock, path):
+        if yields or not turns.wait_for(lock, path):
             raise SessionRunning(
                 f"another session{_holder(path)} runs on the state directory {path}: wait for its end, or stop it"
             ) from error

@@ -9,7 +9,9 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +35,7 @@ class MirrorFolder:
         self._folder, self._disk = folder, disk
         self._lock = threading.Lock()
         self._made: dict[str, tuple[mmap.mmap, memoryview]] = {}
+        self._opened: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
         if writable:
             disk.make_folder(folder)
             for name in disk.names(folder):
@@ -51,9 +54,19 @@ class MirrorFolder:
             with path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size == 0:
                     return memoryview(b"")
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise read_failed(path, error) from error
+        with self._lock:
+            self._opened.add(mapped)
+        return memoryview(mapped)
+
+    def relax(self) -> None:
+        """Let this process hold nothing of what `open` mapped in memory; it stays in the page cache, and readable."""
+        if sys.platform == "linux":
+            with self._lock:
+                for mapped in self._opened:
+                    mapped.madvise(mmap.MADV_DONTNEED)
 
     def create(self, name: str, size: int) -> memoryview:
         """Return a writable memory-mapped new file of `size` bytes, invisible until `publish`.

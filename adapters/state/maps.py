@@ -219,6 +219,15 @@ class VolumeMap:
         """Make the missing-block bitmap durable. Raises: SessionAborted."""
         self._missing.sync()
 
+    def amend(self, head: Head) -> None:
+        """Replace the head by one of the same point, durably. Raises: StateCorrupt, SessionAborted."""
+        with self._lock:
+            standing = self._settled()
+            assert standing is not None
+            assert _same_point(standing.head, head)
+            write_struct(self._head_path, HEAD_MAGIC, msgspec.structs.replace(standing, head=head), self._disk)
+            self._standing = msgspec.structs.replace(standing, head=head)
+
     def close(self) -> None:
         """Release the files."""
         self._staging.close()

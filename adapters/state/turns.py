@@ -21,6 +21,7 @@ OFFERED: Final = "lock.offered"
 WANTED: Final = "lock.wanted"
 GIVEN_WITHIN_S: Final = 120.0  # a put may take as long as its stall bound, and its retries
 _LOOK_S: Final = 0.05
+_OFFERED_WITHIN_S: Final = 0.2
 
 
 def offer(state_dir: Path) -> None:
@@ -52,9 +53,14 @@ def wait_for(lock: filelock.BaseFileLock, state_dir: Path) -> bool:
     """
     import filelock
 
-    until_s = time.monotonic() + GIVEN_WITHIN_S
-    while (state_dir / OFFERED).exists() and time.monotonic() < until_s:
-        _touch(state_dir / WANTED)
+    began_s = time.monotonic()
+    until_s = began_s + GIVEN_WITHIN_S
+    while time.monotonic() < until_s:
+        # Whoever got the lock a moment ago may be about to offer it.
+        if (state_dir / OFFERED).exists():
+            _touch(state_dir / WANTED)
+        elif time.monotonic() > began_s + _OFFERED_WITHIN_S:
+            break
         try:
             lock.acquire(timeout=_LOOK_S * 4, poll_interval=_LOOK_S)
         except filelock.Timeout:

@@ -21,6 +21,8 @@ import numpy as np
 from blake3 import blake3
 
 from engine.block import PLACE, Ids, Places, blocks_in
+from engine.cache.recheck import healing_packs, lacking_blocks
+from engine.cache.stamping import stamp_session
 from engine.distinct import distinct
 from engine.errors import SessionAborted, StoreCorrupt, StoreError
 from engine.events import EventLog
@@ -87,6 +89,7 @@ class Committer(msgspec.Struct):
     share_pages: bool
     pages: PageReader | None = None
     metadata_bytes: int = 0
+    healed: int = 0  # blocks the cache lacked before and has now, or that are in use no more
     pages_put: set[int] = set()  # keys of packs
     _volumes: list[VolumePoint] = []
     _page_packs: list[PackName] = []  # of the runs written, older ones of shared leaves too
@@ -178,6 +181,8 @@ class Committer(msgspec.Struct):
         `more` are further objects for the cache (notes). Raises: StateCorrupt, SessionAborted.
         """
         await self._copy_to_cache([*more, (point.root(self.identity.system), root)])
+        await self._check_healed()
+        await self._stamp()
         await anyio.to_thread.run_sync(self._apply)
         log.info("restore_point_committed", point=str(point))
 
@@ -338,6 +343,27 @@ class Committer(msgspec.Struct):
             if run.head is None or not run.head.pages_cached or run.head.cache != cache.store_id:
                 yield from (descriptor for descriptor in volume.runs if descriptor.run in older)
 
+    async def _check_healed(self) -> None:
+        """See that the packs are there in which blocks now lie that the cache lacked; else they stay missing."""
+        states = [run.state for run in self.runs if not run.missing_unknown]
+        if (cache := self.cache.good) is None:
+            return
+        index = cache.packs.index
+        keys = await anyio.to_thread.run_sync(healing_packs, states, index)
+        try:
+            absent = await cache.packs.present([name for name in index.pack_names(keys) if name is not None])
+        except StoreError as error:
+            self._give_cache_up(error)
+        else:
+            index.bar(name.key for name in absent)
+
+    async def _stamp(self) -> None:
+        """Say in the cache that what this session wrote or found there was seen today."""
+        if (cache := self.cache.good) is not None:
+            states = [run.state for run in self.runs]
+            stamped = stamp_session(cache.packs, self.identity, self.state.incarnation, self.now_ms, states)
+            self.reliance.problems += await stamped
+
     def _give_cache_up(self, error: StoreError) -> None:
         self.cache.gave_up = error
         log.warning("cache_given_up", component="cache", error=str(error))
@@ -350,9 +376,11 @@ class Committer(msgspec.Struct):
         for run in self.runs:
             pages = distinct(run.state.staged_pages(), self._pages_lacking(run))
             known = index is not None or not run.missing_unknown
+            before = 0 if run.missing_unknown else lacking_blocks(run.state)
             if known:
                 missing_from(run.state, index, pages)
                 run.state.sync_missing()
+                self.healed += max(0, before - lacking_blocks(run.state)) if before else 0
             head = intent.heads[run.name]
             run.state.apply(msgspec.structs.replace(head, missing_known=known, pages_cached=self._pages_cached))
         self.state.set_newest(intent.newest())

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.block import ids_from_bytes
+from engine.cache.recheck import count_healed
 from engine.distinct import distinct
-from engine.errors import SessionAborted
+from engine.errors import SessionAborted, StateCorrupt
 from engine.events import EventLog
 from engine.exitcodes import SOMETHING_MISSING
 from engine.pack import FinishedPack, PackBuilder
@@ -183,6 +184,7 @@ class Delivery(msgspec.Struct):
         self.report.point = str(point)
         self.report.metadata_bytes = committer.metadata_bytes
         await committer.finish(point, root, notes)
+        await anyio.to_thread.run_sync(self._count_healed, committer.healed)
         await anyio.to_thread.run_sync(reliance.healed, self._names())
         if setup.lock is not None and side.kind == "vault":
             self.phase("locking what the restore point needs")
@@ -261,6 +263,16 @@ class Delivery(msgspec.Struct):
         ]
         log.warning("blocks_sent_again", blocks=sum(int(np.bitwise_count(found.masks).sum()) for found in resolved))
         self._heard(await self.transmitter.round(works))
+
+    def _count_healed(self, healed: int) -> None:
+        """Have the last verification of the cache know what it found missing and is there now (*sync*)."""
+        cache, side = self.setup.cache, self.cache.good
+        if cache is None or cache.history is None or side is None:
+            return
+        try:
+            count_healed(cache.history, side.store_id, healed)
+        except StateCorrupt as error:
+            self.report.problems.append(f"{error}; the cache's score is told anew by its next verification")
 
     def _heard(self, results: dict[str, LaneResult]) -> None:
         if (cache := results.get(CACHE)) is not None and cache.gave_up is not None:

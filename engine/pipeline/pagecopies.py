@@ -54,7 +54,8 @@ class PageCopies(msgspec.Struct, frozen=True):
     async def _bring_packs(self, names: Iterable[PackName]) -> bool:
         whole = True
         for name in names:
-            if name not in self.cache.index.packs_of_key(name.key):
+            index = self.cache.index
+            if index.bars(name.key) or name not in index.packs_of_key(name.key):
                 whole = await self._bring_pack(name) and whole
         return whole
 

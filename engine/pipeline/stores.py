@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio.to_thread
 import msgspec
 
 from engine.errors import StoreRejected
@@ -48,11 +49,13 @@ async def open_side(
     *,
     own_only: bool,
     distrust: bool = False,
+    look_again: bool = False,
 ) -> tuple[Side, list[str]]:
     """Open the store that `found` is the format object of; return it and the problems found in it.
 
     `certificates` are those of the vault, for the cache too: they say who is enrolled. `distrust`: throw the local
-    mirror away first. Raises: StoreError, StateCorrupt.
+    mirror away first; `look_again`: whether packs of the cache that were gone still are is found out by the caller.
+    Raises: StoreError, StateCorrupt.
     """
     mirror = state.mirror(found.store)
     # Fragments leave the spool again, and their names come back: a mirror out of a restored state would know others.
@@ -78,4 +81,8 @@ async def open_side(
         trimmed=found.kind == "cache",
     )
     problems = certificates.problems + await packs.refresh()
+    if found.kind == "cache":
+        # The index lists them still; relied on, they would never be sent again.
+        lost = await anyio.to_thread.run_sync(state.upkeep(found.store).lost_packs)
+        index.bar([*lost.damaged.tolist(), *([] if look_again else lost.gone.tolist())])
     return Side(found.kind, found, objects, packs), problems

@@ -1,0 +1,215 @@
+"""`forebay verify`: find out what the cache lacks of what is on the volumes now."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from adapters.cli import frame
+from engine.errors import ConfigError, ForebayError, SessionAborted, SessionRunning
+
+if TYPE_CHECKING:
+    from adapters.cli.progress import Snapshot
+    from adapters.config import Cache, Config
+    from engine.cache.due import Chance
+    from engine.cache.verification import Verification
+    from engine.vault.identity import Identity
+
+STOPPED: Final = "stopped before it was done; the next 'forebay verify' goes on from where it was"
+AGAIN_S: Final = 1.0  # between two looks whether the session has ended that it gave way to
+
+
+@click.command(epilog=frame.examples("forebay verify", "forebay verify --deep", "forebay verify --if-due"))
+@click.option("--deep", is_flag=True, help="Read a share of the cache's packs first, those read longest ago.")
+@click.option("--if-due", is_flag=True, help="Only if one is due, or was cut off; for timers.")
+@frame.pass_context
+def command(context: frame.Context, deep: bool, if_due: bool) -> int:
+    """Compare the newest state of all volumes with what the cache holds, and note what it lacks.
+
+    The next backup puts that there. No volume is read. Runs at the lowest priority; while a backup or an upload runs
+    it waits, then goes on, also after it was stopped or killed. Exit codes: 0 at most 1 % is missing, 1 more is, or it
+    could not be finished, 2 usage or configuration. With --if-due also 0 if none may begin now.
+    """
+    from engine.policy import VerifyPolicy
+
+    context.stopped = STOPPED
+    config = context.config
+    if config.cache is None:
+        raise ConfigError(f"{config.source} has no [cache] table: there is nothing to verify")
+    if not config.cache.enabled:
+        raise ConfigError(f"the cache is switched off in {config.source} ([cache] enabled = false)")
+    if if_due and (chance := _not_now(config, config.cache)) is not None:
+        return _skip(context, chance)
+    return context.run_async(partial(_verify, context, config, if_due, VerifyPolicy().read_share if deep else 0.0))
+
+
+def _not_now(config: Config, cache: Cache) -> Chance | None:
+    """Return when the next verification may begin; None: now, or one that was cut off is to be gone on with."""
+    from adapters.cli.cachehealth import standing_of
+    from adapters.clock import SystemClock
+    from adapters.state import identity as files
+    from adapters.state.directory import StateDirectory
+
+    store = files.load(config.system.identity_file).cache
+    with StateDirectory.open(config.system.state_dir, lock=False) as state:
+        if store is not None and state.upkeep(store).checkpoint() is not None:
+            return None
+        chance = standing_of(config, cache, store, state.history, SystemClock().now_ms()).chance
+    # What ran and left no checkpoint runs no more: whoever still does holds the lock that is asked for then.
+    return None if chance.may_start or chance.reason == "running" else chance
+
+
+def _skip(context: frame.Context, chance: Chance) -> int:
+    """Tell that none begins now, why, and when the next may."""
+    from adapters.cli.moments import iso
+    from engine.events import EventLog
+
+    context.start_logs()
+    following = iso(chance.next_ms)
+    EventLog("verify").info("verification_skipped", component="cache", reason=chance.reason, next=following)
+    why = {
+        "not_due": "it is not due yet",
+        "business_hours": "it waits for the end of the business hours",
+        "running": "another one runs",
+        "no_session": "no backup with this cache has ended yet",
+    }.get(chance.reason, chance.reason)
+    when = f"; the next one may begin at {following}" if following is not None else ""
+    context.emit(
+        {"completed": False, "skipped": chance.reason, "next": following, "exit_code": frame.DONE},
+        f"No verification now: {why}{when}.",
+    )
+    return frame.DONE
+
+
+async def _verify(context: frame.Context, config: Config, if_due: bool, read_share: float) -> int:
+    import anyio
+
+    from adapters import priority
+    from adapters.allocator import keep_freed_memory
+    from adapters.clock import SystemClock
+    from adapters.state import identity as files
+    from engine.cache.due import Chance
+    from engine.events import EventLog
+
+    keep_freed_memory()
+    identity = files.load(config.system.identity_file)
+    files.require_name(config.system.identity_file, identity, config.system.name)
+    if refused := priority.lower():
+        EventLog("verify").info("priority_not_lowered", component="cache", refused=refused)
+    clock = SystemClock()
+    began = clock.monotonic()
+    watched: list[Verification] = []
+    try:
+        alone = _only_one(config.system.state_dir)
+    except SessionAborted:
+        if not if_due:
+            raise
+        return _skip(context, Chance(may_start=False, due_ms=None, next_ms=None, reason="running"))
+    with alone, context.progress("verify") as progress:
+        async with anyio.create_task_group() as group:
+            group.start_soon(progress.watch, partial(_snapshot, watched))
+            error = await _to_the_end(config, identity, read_share, watched)
+            group.cancel_scope.cancel()
+    return _tell(context, watched, error, round(clock.monotonic() - began, 3))
+
+
+async def _to_the_end(
+    config: Config, identity: Identity, read_share: float, watched: list[Verification]
+) -> ForebayError | None:
+    """Verify, giving way as often as somebody wants it to; return why it could not be finished."""
+    import anyio
+
+    from adapters.compose import build_verification
+    from adapters.state.directory import StateDirectory
+
+    while True:
+        try:
+            with StateDirectory.open(config.system.state_dir, yields=True) as state:
+                verification = await build_verification(config, identity, state, read_share=read_share)
+                watched.append(verification)
+                if await verification.run():
+                    return None
+        except SessionRunning:
+            pass
+        except ForebayError as error:
+            return error
+        await anyio.sleep(AGAIN_S)
+
+
+def _only_one(state_dir: Path) -> Any:
+    """Return what is held while a verification runs, or waits. Raises: SessionAborted (one does)."""
+    import filelock
+
+    from adapters.state.files import write_failed
+
+    lock = filelock.FileLock(state_dir / "verify.lock", mode=0o600, thread_local=False, fallback_to_soft=False)
+    try:
+        return lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise SessionAborted(
+            f"another verification runs on the state directory {state_dir}: wait for its end, or stop it"
+        ) from error
+    except OSError as error:
+        raise write_failed(state_dir / "verify.lock", error) from error
+
+
+def _snapshot(watched: list[Verification]) -> Snapshot:
+    from adapters.cli.progress import Snapshot
+    from engine.block import BLOCK_BYTES
+
+    if not watched:
+        return Snapshot(0, None, {}, "waiting for the end of a session")
+    last = watched[-1]
+    return Snapshot(last.position_blocks * BLOCK_BYTES, last.total_blocks * BLOCK_BYTES or None, {}, last.phase)
+
+
+def _tell(context: frame.Context, watched: list[Verification], error: ForebayError | None, seconds: float) -> int:
+    attempt = watched[-1].attempt if watched else None
+    passed = error is None and attempt is not None and attempt.passed
+    code = frame.DONE if passed else frame.FAILED if error is None else frame.exit_code_of(error)
+    problems = watched[-1].problems if watched else []
+    document: dict[str, Any] = {
+        "completed": error is None,
+        "passed": passed,
+        "blocks": attempt.blocks if attempt is not None else 0,
+        "missing": attempt.missing if attempt is not None else 0,
+        "deep_packs": attempt.deep_packs if attempt is not None else 0,
+        "deep_bytes": attempt.deep_bytes if attempt is not None else 0,
+        "damaged_packs": attempt.damaged_packs if attempt is not None else 0,
+        "damaged_bytes": attempt.damaged_bytes if attempt is not None else 0,
+        "error": str(error) if error is not None else None,
+        "problems": problems,
+        "seconds": seconds,
+        "exit_code": code,
+    }
+    if error is not None and context.quiet:
+        click.echo(f"forebay: {error}", err=True)
+    context.emit(document, _text(document))
+    return code
+
+
+def _text(document: dict[str, Any]) -> str:
+    from adapters.cli.progress import blocks_text, bytes_text, time_text
+    from adapters.cli.recovering import problem_lines
+
+    if document["error"] is not None:
+        lines = [f"Not finished: {document['error']}"]
+    else:
+        blocks, missing = document["blocks"], document["missing"]
+        share = f" ({100 * missing / blocks:.2g} %)" if missing else ""
+        lines = [
+            f"Compared {blocks_text(blocks)} with the cache in {time_text(document['seconds'])}: "
+            f"{blocks_text(missing) if missing else 'nothing'} missing{share}"
+        ]
+        if missing:
+            verdict = "at most 1 %: passed" if document["passed"] else "more than 1 %: FAILED"
+            lines.append(f"That is {verdict}. The next backup puts there what is missing.")
+    if document["deep_packs"]:
+        lines.append(
+            f"Read {document['deep_packs']} of its packs, {bytes_text(document['deep_bytes'])}; damaged: "
+            f"{document['damaged_packs']}, {bytes_text(document['damaged_bytes'])}"
+        )
+    return "\n".join([*lines, *problem_lines(document["problems"])])

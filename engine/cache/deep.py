@@ -1,0 +1,98 @@
+"""Deep verification: packs are read whole, those first that nobody here has read for longest (DESIGN.md §3.4).
+
+Read are packs this system wrote, and those of others its volumes used when it last stamped, unless they were read
+within the last thirty days. A pack is sound if all its bytes hash to its name and its structure is right. What is
+damaged is set aside: nothing relies on it any more, so its blocks are missing, and are healed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import anyio.to_thread
+import msgspec
+import numpy as np
+
+from engine.columns import Column64, Rows
+from engine.distinct import distinct
+from engine.errors import ObjectMissing, StoreCorrupt, StoreError
+from engine.names import PackName
+from engine.pack import check_pack
+from engine.packstore import PackStore
+from engine.state import CheckedPacks
+from engine.view import View
+
+READ_AGAIN_DAYS: Final = 30  # packs of others
+
+
+class DeepPlan(msgspec.Struct, frozen=True, eq=False):
+    """What may be read: pack keys and sizes, in the order in which they are."""
+
+    keys: Column64
+    sizes: Column64
+
+    def within(self, budget_bytes: int) -> Column64:
+        """Return the first packs, until they have so many bytes; one at least, if there is any and any budget."""
+        if budget_bytes <= 0 or not len(self.keys):
+            return self.keys[:0]
+        return self.keys[: 1 + int(np.cumsum(self.sizes).searchsorted(budget_bytes, "left"))]
+
+    @property
+    def total_bytes(self) -> int:
+        """How many bytes all of them have."""
+        return int(self.sizes.sum())
+
+
+def plan(views: Sequence[View], present: Column64, used: Column64, checked: CheckedPacks, today: int) -> DeepPlan:
+    """Return what may be read of the packs that `views` list and that are `present` (*sync*).
+
+    `used`: keys of packs in which blocks of this system lie; `checked`: when which of them was read last.
+    """
+    keys: list[Column64] = [np.empty(0, np.uint64)]
+    sizes: list[Column64] = [np.empty(0, np.uint64)]
+    for view in views:
+        listed = view.listed() & np.isin(view.keys, present)
+        if not view.own:
+            listed &= np.isin(view.keys, used) & (_last(view.keys, checked) < today - READ_AGAIN_DAYS + 1)
+        keys.append(view.keys[listed])
+        sizes.append(view.rows["size"][listed].astype(np.uint64))
+    every, first = np.unique(np.concatenate(keys), return_index=True)
+    order = _last(every, checked).argsort(kind="stable")
+    return DeepPlan(every[order], np.concatenate(sizes)[first][order])
+
+
+def with_read(checked: CheckedPacks, read: Column64, today: int, present: Column64) -> CheckedPacks:
+    """Return what is known of packs that are `present`, `read` ones as of today."""
+    keys = distinct(checked.keys[np.isin(checked.keys, present)], read)
+    days = _last(keys, checked).astype(np.uint16)
+    days[keys.searchsorted(read)] = today
+    return CheckedPacks(keys, days)
+
+
+def _last(keys: Column64, checked: CheckedPacks) -> Rows:
+    """Return the day each of the packs was read last, 0: never."""
+    days = np.zeros(len(keys), np.intp)
+    if len(checked.keys):
+        at = checked.keys.searchsorted(keys).clip(max=len(checked.keys) - 1)
+        known = checked.keys[at] == keys
+        days[known] = checked.days[at[known]]
+    return days
+
+
+async def read_packs(packs: PackStore, wanted: Column64, told: Callable[[PackName, StoreError | None], None]) -> None:
+    """Read packs (by key) one after the other; `told` hears of each, and what is wrong with it.
+
+    Raises: StoreUnavailable, StoreRejected.
+    """
+    for name in packs.index.pack_names(wanted):
+        if name is None:
+            continue
+        fault: StoreError | None = None
+        try:
+            data = await packs.objects.get(str(name), 0, name.size)
+            # The hash in the name says it all of the bytes; who signed them was looked at with the index.
+            await anyio.to_thread.run_sync(check_pack, name, data, None, None)
+        except (StoreCorrupt, ObjectMissing) as error:
+            fault = error
+        told(name, fault)

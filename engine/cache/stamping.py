@@ -1,0 +1,223 @@
+"""Writing and reading the stamps of a cache: what a verification or a session saw, and what earlier stamps said.
+
+The newest stamps of a system say all that its older ones said of packs that are still there; once they are durable,
+the older ones go. So there are never more than what the packs of the cache take, and of one system a reader has few
+objects to read. Cut off anywhere, older and newer stamps lie beside each other, which changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import anyio.to_thread
+import msgspec
+import numpy as np
+
+from engine.block import Bytes
+from engine.cache import clocks
+from engine.cache.comparison import seen_in
+from engine.cache.seen import PackBits
+from engine.cache.stamps import (
+    Seen,
+    StampDetails,
+    StampHead,
+    day_of,
+    encode_stamps,
+    head_bytes,
+    merged,
+    open_head,
+)
+from engine.columns import Column64
+from engine.errors import ObjectMissing, StoreCorrupt, StoreError
+from engine.events import EventLog
+from engine.names import StampName
+from engine.packstore import PackStore
+from engine.ports import ObjectStore
+from engine.refresh import Members
+from engine.stage import flush
+from engine.state import VolumeState
+from engine.vault.identity import Identity
+
+log = EventLog("stamps")
+
+HEAD_READ_BYTES: Final = 1 << 16
+OWN_STAMPS_MAX: Final = 32  # objects; a session that finds more writes them as few new ones
+STAMPS_MAX: Final = 4096  # of one system; a listing of more is nobody's doing but a fault's
+
+
+class Stamps(msgspec.Struct, frozen=True):
+    """What all systems say: their heads, `newest` day by system, and `ignored` ones, whose clocks run ahead."""
+
+    heads: list[StampHead]
+    newest: dict[bytes, int]
+    ignored: set[bytes]
+    problems: list[str]
+
+
+class Stamping(msgspec.Struct, frozen=True):
+    """The stamps in one cache as one system reads and writes them; `incarnation` (8 bytes) of its state directory."""
+
+    objects: ObjectStore
+    identity: Identity
+    members: Members
+    incarnation: bytes
+    now_ms: int
+
+    def wrote(self, head: StampHead) -> bool:
+        """Tell whether a stamp is one of this system's."""
+        return head.name.writer == self.identity.system
+
+    async def listed(self) -> dict[bytes, list[StampName]]:
+        """Return the stamps of the domain's systems by writer, oldest first. Raises: StoreError."""
+        found: dict[bytes, list[StampName]] = defaultdict(list)
+        members = {*self.members.systems(), self.identity.system}
+        async for info in self.objects.list("stamp/"):
+            name = StampName.parse(info.name)
+            if name is not None and name.writer in members and len(found[name.writer]) < STAMPS_MAX:
+                found[name.writer].append(name)
+        return {writer: sorted(names) for writer, names in found.items() if names}
+
+    async def read(self) -> Stamps:
+        """Return what all systems' stamps say, as far as their heads tell. Raises: StoreError."""
+        listed = await self.listed()
+        heads: list[StampHead] = []
+        problems: list[str] = []
+        for names in listed.values():
+            for name in names:
+                try:
+                    heads.append(await self._head(name))
+                except StoreCorrupt as error:
+                    problems.append(f"{error}; what it said of blocks that are in use is not known")
+                except ObjectMissing:
+                    continue  # its writer has written it anew
+        newest: dict[bytes, int] = {}
+        for head in heads:
+            newest[head.name.writer] = max(newest.get(head.name.writer, 0), head.name.day)
+        others = {writer: day for writer, day in newest.items() if writer != self.identity.system}
+        ahead = clocks.ignored(others, day_of(self.now_ms))
+        problems += [
+            f"the clock of system {writer.hex()} runs more than a day ahead of the others': its stamps do not count"
+            for writer in sorted(ahead)
+        ]
+        return Stamps([head for head in heads if head.name.writer not in ahead], newest, ahead, problems)
+
+    async def details(self, head: StampHead) -> StampDetails:
+        """Return the days of single records that a stamp has. Raises: StoreCorrupt, ObjectMissing, StoreError."""
+        data: Bytes = b""
+        if head.details_bytes:
+            data = await self.objects.get(str(head.name), head.details_at, head.details_bytes)
+        return await anyio.to_thread.run_sync(StampDetails, head, data)
+
+    async def renew(self, seen: PackBits, present: Column64 | None = None) -> list[str]:
+        """Stamp what was seen, and say again what own older stamps said, which then go; return problems.
+
+        `present`: keys of all packs that are there, ascending; nothing is said of others. Raises: StoreError.
+        """
+        listed = await self.listed()
+        mine = listed.get(self.identity.system, [])
+        parts: list[tuple[StampHead, StampDetails]] = []
+        problems: list[str] = []
+        for name in mine:
+            try:
+                head = await self._head(name)
+                parts.append((head, await self.details(head)))
+            except StoreCorrupt as error:
+                problems.append(f"{error}; what it said of blocks that are in use is lost")
+            except ObjectMissing:
+                continue
+        day, believed, problem = clocks.stamped_day(
+            day_of(self.now_ms), [head.name.day for head, _ in parts], self._others(listed)
+        )
+        problems += [f"cache: {problem}"] if problem is not None else []
+        earlier = [each for head, _ in parts for each in (head.name.day, head.previous) if each < day]
+        sources = [_said(head, details, believed, present) for head, details in parts]
+        objects = encode_stamps(
+            merged([*sources, seen_on(seen, day)]), self._names(mine, day), max(earlier, default=0),
+            self.identity.keys, self.identity.signer,
+        )  # fmt: skip
+        count = await self._put(objects)
+        for name in mine:
+            await self.objects.delete(str(name))
+        log.info("stamps_renewed", component="cache", day=day, packs=len(seen), stamps=count, replaced=len(mine))
+        return problems
+
+    async def add(self, seen: PackBits) -> list[str]:
+        """Stamp what was seen besides what own older stamps say; return problems. Raises: StoreError."""
+        listed = await self.listed()
+        mine = listed.get(self.identity.system, [])
+        if len(mine) >= OWN_STAMPS_MAX:
+            return await self.renew(seen)
+        days = [name.day for name in mine]
+        day, _, problem = clocks.stamped_day(day_of(self.now_ms), days, self._others(listed))
+        earlier = max((each for each in days if each < day), default=0)
+        objects = encode_stamps(
+            seen_on(seen, day), self._names(mine, day), earlier, self.identity.keys, self.identity.signer
+        )
+        await self._put(objects)
+        return [f"cache: {problem}"] if problem is not None else []
+
+    async def _head(self, name: StampName) -> StampHead:
+        # Most stamps are small: one request gives the head, often all of it.
+        start = await self.objects.get(str(name), 0, HEAD_READ_BYTES)
+        size = head_bytes(name, start)
+        if size > len(start):
+            start = await self.objects.get(str(name), 0, size)
+        return await anyio.to_thread.run_sync(open_head, name, start, self.identity.keys, self.members)
+
+    async def _put(self, objects: Iterator[tuple[StampName, bytes]]) -> int:
+        count = 0
+        while (found := await anyio.to_thread.run_sync(next, objects, None)) is not None:
+            name, data = found
+            await self.objects.put(str(name), data)
+            count += 1
+        await flush(self.objects)
+        return count
+
+    def _others(self, listed: Mapping[bytes, list[StampName]]) -> list[int]:
+        newest = {writer: names[-1].day for writer, names in listed.items() if writer != self.identity.system}
+        ahead = clocks.ignored(newest, day_of(self.now_ms))
+        return [day for writer, day in newest.items() if writer not in ahead]
+
+    def _names(self, mine: list[StampName], day: int) -> Iterator[StampName]:
+        sequence = max((name.sequence for name in mine), default=0)
+        while True:
+            sequence += 1
+            yield StampName(self.identity.system, day, self.incarnation, sequence)
+
+
+async def stamp_session(
+    cache: PackStore, identity: Identity, incarnation: bytes, now_ms: int, states: Sequence[VolumeState]
+) -> list[str]:
+    """Stamp what a session staged and the cache now has; return problems. An error of the cache costs nothing more."""
+    seen = await anyio.to_thread.run_sync(seen_in, states, cache.index)
+    if not len(seen):
+        return []
+    try:
+        return await Stamping(cache.objects, identity, cache.members, incarnation, now_ms).add(seen)
+    except StoreError as error:
+        # The next verification says the same again of all that is in use.
+        log.warning("stamps_failed", component="cache", error=str(error))
+        return []
+
+
+def seen_on(bits: PackBits, day: int) -> Iterator[Seen]:
+    """Yield what was seen on a day, ascending by pack."""
+    starts = bits.starts()
+    for row, (pack, count) in enumerate(zip(bits.keys.tolist(), bits.counts.tolist(), strict=True)):
+        there = np.unpackbits(bits.bits[starts[row] : starts[row + 1]], count=count, bitorder="little")
+        if there.all():
+            yield Seen(pack, np.array([day], np.uint16))
+        elif there.any():
+            yield Seen(pack, there * np.uint16(day))
+
+
+def _said(head: StampHead, details: StampDetails, believed: int, present: Column64 | None) -> Iterator[Seen]:
+    """Yield what a stamp said of packs that are there, no later than a day that is believed."""
+    rows = np.arange(len(head.packs))
+    if present is not None:
+        rows = rows[np.isin(head.packs, present)]
+    for row in rows.tolist():
+        said = details.seen(row)
+        yield Seen(said.pack, np.minimum(said.days, np.uint16(believed)))

@@ -1,0 +1,384 @@
+"""Verification of the cache: the block maps of the system's volumes are compared with what the cache holds.
+
+    cache there, and the adopted one → its index, less packs that a listing does not have with the right size
+    → every non-zero block of every map looked up → missing-block bitmap, page by page → what was seen, for the stamp
+
+Rules (DESIGN.md §3.4):
+- No volume is read. What the index lists counts only as far as its packs are there.
+- The bitmap is settled page by page, and each page of it is true from then on: sessions that come in between go on from
+  there, and settle what they change themselves.
+- It gives way to whoever wants the state directory, and goes on from its checkpoint; so also after a kill or a reboot.
+- What could not be finished is an attempt, not a result. A bitmap is only ever of the cache it was compared with.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+import numpy as np
+
+from engine.block import blocks_in
+from engine.cache.attempt import Attempt
+from engine.cache.comparison import Comparison, Stopped
+from engine.cache.deep import plan, read_packs, with_read
+from engine.cache.recheck import lacking_blocks
+from engine.cache.seen import PackBits, SeenRows
+from engine.cache.stamping import Stamping
+from engine.cache.stamps import day_of
+from engine.columns import Column64
+from engine.distinct import distinct
+from engine.errors import ConfigError, ForebayError, SessionAborted, StoreError
+from engine.events import EventLog
+from engine.index import PackIndex
+from engine.names import PackName
+from engine.packtable import KINDS
+from engine.pipeline.stores import Side, open_side
+from engine.ports import Clock, ObjectStore
+from engine.state import (
+    PAGE_ENTRIES,
+    CacheHistory,
+    CacheUpkeep,
+    Checkpoint,
+    Compared,
+    LostPacks,
+    StateStore,
+    VolumeState,
+)
+from engine.vault.certificate import Certificates
+from engine.vault.enrolment import find_cache
+from engine.vault.identity import Identity
+
+log = EventLog("verify")
+
+KEYS_AT_ONCE: Final = 1 << 16
+CHECKPOINT_S: Final = 600.0
+LOOK_S: Final = 0.1
+
+
+class VerifySetup(msgspec.Struct, frozen=True, kw_only=True):
+    """What a verification is made of.
+
+    `cache` is the object store behind its retry stage, `volumes` the configured names. `read_share`: of the packs, by
+    size, what is read, 0 to 1. `wanted` tells whether somebody
+    waits for the state directory; `relax` lets go of what of the cache's index was mapped into memory.
+    """
+
+    identity: Identity
+    state: StateStore
+    history: CacheHistory
+    clock: Clock
+    cache: ObjectStore
+    volumes: Sequence[str]
+    own_only: bool = False
+    read_share: float = 0.0
+    wanted: Callable[[], bool] = lambda: False
+    relax: Callable[[], None] = lambda: None
+
+
+class Verification:
+    """One verification, or what is left of it after a pause; `run` once. May be watched while it runs."""
+
+    def __init__(self, setup: VerifySetup) -> None:
+        self._setup = setup
+        self.attempt: Attempt | None = None
+        self.problems: list[str] = []
+        self.phase = "opening the cache"
+        self.position_blocks = self.total_blocks = 0
+        self._upkeep: CacheUpkeep | None = None
+        self._checkpoint: Checkpoint | None = None
+        self._comparison: Comparison | None = None
+        self._members: Certificates | None = None
+        self._present: Column64 = np.empty(0, np.uint64)
+        self._saved_s = 0.0
+        self._stopping = False
+
+    async def run(self) -> bool:
+        """Verify; True: it is completed, False: it gave way and is to go on later.
+
+        Raises: ForebayError (it could not be finished; that is recorded as an attempt).
+        """
+        done = False
+        failed: ForebayError | None = None
+        side: Side | None = None
+        async with anyio.create_task_group() as group:
+            with anyio.CancelScope() as opening:
+                group.start_soon(self._watch, opening)
+                try:
+                    side = await self._open()
+                    await self._read_packs(side)
+                except ForebayError as error:
+                    failed = error
+            if side is not None:
+                try:
+                    done = await anyio.to_thread.run_sync(self._compare_all, side)
+                    if done:
+                        await self._stamp()
+                        await anyio.to_thread.run_sync(self._complete)
+                except ForebayError as error:
+                    failed = error
+            group.cancel_scope.cancel()
+        if failed is not None:
+            await anyio.to_thread.run_sync(self._record_failure, failed)
+            raise failed
+        return done
+
+    async def _watch(self, opening: anyio.CancelScope) -> None:
+        """Notice that somebody waits: what goes on over the network is broken off, what computes looks for it."""
+        while not self._setup.wanted():
+            await self._setup.clock.sleep(LOOK_S)
+        self._stopping = True
+        self.phase = "giving way"
+        opening.cancel()
+
+    async def _open(self) -> Side:
+        """Open the cache, and rely on what is there only. Raises: StoreError, ConfigError, StateCorrupt."""
+        setup, identity = self._setup, self._setup.identity
+        if identity.cache is None:
+            raise ConfigError("this system has adopted no cache yet: run 'forebay init --cache'")
+        self._upkeep = setup.state.upkeep(identity.cache)
+        self._checkpoint = await anyio.to_thread.run_sync(self._resumed)
+        self.attempt = self._checkpoint.attempt
+        found = await find_cache(setup.cache, identity)
+        known = await Certificates.load(setup.cache, identity.domain, identity.vault_public)
+        self._members = certificates = Certificates(
+            identity.domain, identity.vault_public, [*known.all(), identity.certified()], known.problems
+        )
+        side, problems = await open_side(
+            found, setup.cache, identity, setup.state, certificates, own_only=setup.own_only, look_again=True
+        )
+        self.problems += problems
+        self.phase = "listing the packs"
+        self._present = await self._listed()
+        await anyio.to_thread.run_sync(self._rely_on, side.packs.index, self._present)
+        return side
+
+    def _resumed(self) -> Checkpoint:
+        """Return the checkpoint to go on from, or that of a new attempt; records the attempt."""
+        identity, setup = self._setup.identity, self._setup
+        assert identity.cache is not None
+        assert self._upkeep is not None
+        found = self._upkeep.checkpoint()
+        if found is None or found.attempt.store != identity.cache.hex():
+            attempt = Attempt(
+                attempt=secrets.token_hex(16), store=identity.cache.hex(), started_ms=setup.clock.now_ms()
+            )
+            found = Checkpoint(attempt=attempt)
+            # From now on whoever comes next goes on with this one, however it is cut off.
+            self._upkeep.set_checkpoint(found)
+            log.info("verification_started", component="cache", attempt=attempt.attempt)
+        else:
+            log.info("verification_resumed", component="cache", attempt=found.attempt.attempt)
+        setup.history.put_attempt(found.attempt)
+        return found
+
+    async def _listed(self) -> Column64:
+        """Return the keys of all packs that are there with the right size, ascending."""
+        chunks: list[Column64] = [np.empty(0, np.uint64)]
+        keys: list[int] = []
+        for kind in KINDS:
+            async for info in self._setup.cache.list(f"{kind}/"):
+                name = PackName.parse(info.name)
+                if name is None or name.size != info.size:
+                    continue
+                keys.append(name.key)
+                if len(keys) == KEYS_AT_ONCE:
+                    chunks.append(np.array(keys, np.uint64))
+                    keys.clear()
+        return distinct(*chunks, np.array(keys, np.uint64))
+
+    def _rely_on(self, index: PackIndex, present: Column64) -> None:
+        assert self._upkeep is not None
+        gone, known = index.bar_absent(present), self._upkeep.lost_packs()
+        new = gone[~np.isin(gone, known.gone)]
+        if new.size:
+            log.warning("packs_gone", component="cache", packs=len(new))
+        self._lost(index.pack_names(new))
+        # What was found to be damaged stays lost until somebody removes it.
+        damaged = known.damaged[np.isin(known.damaged, present)]
+        self._upkeep.set_lost_packs(LostPacks(gone, damaged))
+
+    def _lost(self, names: Sequence[PackName | None]) -> None:
+        """Have what a point needs besides its blocks brought there again by the next session, if it is lost."""
+        mine = self._setup.identity.system
+        if any(name is not None and (name.kind, name.writer) == ("page", mine) for name in names):
+            for volume in self._setup.volumes:
+                _amend(self._setup.state.volume(volume), pages_cached=False)
+
+    async def _read_packs(self, side: Side) -> None:
+        """Read the share of the packs that is due, and set damaged ones aside. Raises: StoreError, SessionAborted."""
+        setup = self._setup
+        if not setup.read_share:
+            return
+        assert self._checkpoint is not None
+        assert self._upkeep is not None
+        assert self._members is not None
+        self.phase = "choosing packs to read"
+        upkeep, today = self._upkeep, day_of(setup.clock.now_ms())
+        stamping = Stamping(setup.cache, setup.identity, self._members, setup.state.incarnation, setup.clock.now_ms())
+        heads = (await stamping.read()).heads
+        used = distinct(np.empty(0, np.uint64), *(head.packs for head in heads if stamping.wrote(head)))
+        checked = await anyio.to_thread.run_sync(upkeep.checked_packs)
+        views = side.packs.index.views()
+        whole = await anyio.to_thread.run_sync(plan, views, self._present, used, checked, today)
+        budget = round(whole.total_bytes * setup.read_share) - self._checkpoint.attempt.deep_bytes
+        read: list[int] = []
+
+        def told(name: PackName, fault: StoreError | None) -> None:
+            assert self._checkpoint is not None
+            read.append(name.key)
+            known = self._checkpoint.attempt
+            self.attempt = msgspec.structs.replace(
+                known,
+                deep_packs=known.deep_packs + 1,
+                deep_bytes=known.deep_bytes + name.size,
+                damaged_packs=known.damaged_packs + (fault is not None),
+                damaged_bytes=known.damaged_bytes + (name.size if fault is not None else 0),
+            )
+            self._checkpoint = msgspec.structs.replace(self._checkpoint, attempt=self.attempt)
+            self.phase = f"reading packs ({self.attempt.deep_bytes >> 20} MiB so far)"
+            if fault is not None:
+                self._set_aside(side.packs.index, name, fault)
+
+        try:
+            await read_packs(side.packs, whole.within(budget), told)
+        finally:
+            upkeep.set_checked_packs(with_read(checked, np.array(read, np.uint64), today, self._present))
+
+    def _set_aside(self, index: PackIndex, name: PackName, fault: StoreError) -> None:
+        assert self._upkeep is not None
+        log.error("pack_damaged", component="cache", object=str(name), bytes=name.size, error=str(fault))
+        self.problems.append(f"{fault}; nothing relies on it any more, and the next backup puts its blocks there again")
+        known = self._upkeep.lost_packs()
+        damaged = distinct(known.damaged, np.array([name.key], np.uint64))
+        self._upkeep.set_lost_packs(LostPacks(known.gone, damaged))
+        index.bar([name.key])
+        self._lost([name])
+
+    def _compare_all(self, side: Side) -> bool:
+        """Compare all volumes (*sync*); False: it gave way. Raises: StateCorrupt, SessionAborted."""
+        setup = self._setup
+        assert self._checkpoint is not None
+        self._saved_s = setup.clock.monotonic()
+        self._comparison = Comparison(side.packs.index, lambda: self._stopping or setup.wanted(), setup.relax)
+        states = {name: setup.state.volume(name) for name in setup.volumes}
+        heads = {name: head for name, state in states.items() if (head := state.head) is not None}
+        if not heads:
+            raise SessionAborted("there is no restore point here yet to compare the cache with: run 'forebay backup'")
+        self.total_blocks = sum(blocks_in(head.volume_bytes) for head in heads.values())
+        # What was settled of a bitmap that has since become another cache's is settled anew.
+        kept = {
+            name: compared
+            for name, compared in self._checkpoint.volumes.items()
+            if name in heads and heads[name].missing_known and heads[name].cache == side.store_id
+        }
+        self._checkpoint = msgspec.structs.replace(self._checkpoint, volumes=kept)
+        try:
+            for name, head in heads.items():
+                blocks = blocks_in(head.volume_bytes)
+                self._compare(name, states[name], blocks, side.store_id)
+                self.position_blocks += blocks
+        except Stopped:
+            self._save()
+            return False
+        return True
+
+    def _compare(self, name: str, state: VolumeState, blocks: int, store: bytes) -> None:
+        assert self._checkpoint is not None
+        assert self._comparison is not None
+        self.phase = f"comparing volume {name!r}"
+        known = self._checkpoint.volumes.get(name, Compared())
+        if known.done:
+            return
+        before, end = self.position_blocks, -(-blocks // PAGE_ENTRIES)
+        for stretch in self._comparison.volume(state, known.page, end):
+            known = Compared(stretch.stop, known.blocks + stretch.blocks, known.missing + stretch.missing)
+            self._note(name, known)
+            self.position_blocks = before + min(blocks, stretch.stop * PAGE_ENTRIES)
+            if self._setup.clock.monotonic() - self._saved_s >= CHECKPOINT_S:
+                self._save()
+        self.position_blocks = before
+        state.sync_missing()
+        _amend(state, cache=store, missing_known=True)
+        self._note(name, msgspec.structs.replace(known, done=True))
+
+    def _note(self, name: str, compared: Compared) -> None:
+        """Note how far a volume was compared, and what that makes in all."""
+        assert self._checkpoint is not None
+        volumes = {**self._checkpoint.volumes, name: compared}
+        self.attempt = msgspec.structs.replace(
+            self._checkpoint.attempt,
+            blocks=sum(each.blocks for each in volumes.values()),
+            missing=sum(each.missing for each in volumes.values()),
+        )
+        self._checkpoint = msgspec.structs.replace(self._checkpoint, attempt=self.attempt, volumes=volumes)
+
+    def _save(self) -> None:
+        """Make what was settled so far durable, then say how far that is."""
+        point, setup = self._checkpoint, self._setup
+        assert point is not None
+        assert self._upkeep is not None
+        assert self._comparison is not None
+        for name in point.volumes:
+            setup.state.volume(name).sync_missing()
+        self._checkpoint = point = msgspec.structs.replace(point, seen=self._seen_so_far().encode())
+        self._comparison.seen = SeenRows(setup.relax)
+        self._upkeep.set_checkpoint(point)
+        setup.history.put_attempt(point.attempt)
+        self._saved_s = setup.clock.monotonic()
+
+    def _seen_so_far(self) -> PackBits:
+        assert self._checkpoint is not None
+        assert self._comparison is not None
+        earlier = PackBits.decode(self._checkpoint.seen) if self._checkpoint.seen else PackBits.none()
+        return earlier.union(self._comparison.seen.packs())
+
+    async def _stamp(self) -> None:
+        """Say in the cache what was seen today. Raises: StoreError."""
+        setup = self._setup
+        assert self._members is not None
+        self.phase = "writing what was seen"
+        seen = await anyio.to_thread.run_sync(self._seen_so_far)
+        stamping = Stamping(setup.cache, setup.identity, self._members, setup.state.incarnation, setup.clock.now_ms())
+        self.problems += await stamping.renew(seen, self._present)
+
+    def _complete(self) -> None:
+        point, setup = self._checkpoint, self._setup
+        assert point is not None
+        assert self._upkeep is not None
+        # What sessions put there while it paused is missing no more.
+        lacking = sum(lacking_blocks(setup.state.volume(name)) for name in point.volumes)
+        attempt = msgspec.structs.replace(
+            point.attempt,
+            completed=True,
+            ended_ms=setup.clock.now_ms(),
+            healed_since=max(0, point.attempt.missing - lacking),
+        )
+        setup.history.put_attempt(attempt)
+        self._upkeep.set_checkpoint(None)
+        self.attempt = attempt
+        tell = log.info if attempt.passed else log.error
+        tell("verification_completed", component="cache", blocks=attempt.blocks, missing=attempt.missing)
+
+    def _record_failure(self, failed: ForebayError) -> None:
+        """Record the attempt as one that could not be finished (*sync*); nothing is gone on from."""
+        log.warning("verification_failed", component="cache", error=str(failed))
+        if self.attempt is None or self._upkeep is None:
+            return
+        self.attempt = msgspec.structs.replace(
+            self.attempt, ended_ms=self._setup.clock.now_ms(), completed=False, error=str(failed)
+        )
+        try:
+            self._upkeep.set_checkpoint(None)
+            self._setup.history.put_attempt(self.attempt)
+        except ForebayError as error:
+            self.problems.append(f"this attempt is not in the history: {error}")
+
+
+def _amend(state: VolumeState, **changes: object) -> None:
+    if (head := state.head) is not None and (new := msgspec.structs.replace(head, **changes)) != head:
+        state.amend(new)
