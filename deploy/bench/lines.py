@@ -170,8 +170,17 @@ def own_work(results: Results, limits: dict[str, float]) -> Iterator[Line]:
     yield from over_servers(results)
     for size, peak in peaks(results):
         yield Line(f"memory-{size}", f"peak memory, {size_text(size)}", "MiB", peak, floor=most(400.0))
+    for row in results.select(work="verify"):
+        yield from verify_lines(row["found"])
     for row in results.select(work="index"):
         yield from index_lines(row["found"])
+
+
+def verify_lines(found: dict[str, Any]) -> Iterator[Line]:
+    """Yield what a verification of the cache takes, from the document of verifybench.py."""
+    title = f"verification of a cache of {size_text(found['blocks'] << 16)}, a TiB of it on one core"
+    yield Line("verify", title, "s", float(found["cpu_s_per_tib"]), floor=most(60.0))
+    yield Line("verify-memory", "  its peak memory", "MiB", float(found["memory"]["peak_rss_mib"]), floor=most(300.0))
 
 
 def index_lines(found: dict[str, Any]) -> Iterator[Line]:

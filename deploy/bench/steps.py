@@ -20,13 +20,15 @@ from deploy.bench.results import Results, Row
 PLUGIN = Path(__file__).with_name("peer.py")
 INDEX = Path(__file__).with_name("indexbench.py")
 INDEX_ENTRIES = 160_000_000
+VERIFY = Path(__file__).with_name("verifybench.py")
+VERIFY_BLOCKS = 4 << 24  # 4 TiB
 STEPS = ("full", "nochange", "a", "b", "c", "restore")
 # Days are cumulative, and the newest point is that after the last.
 BEFORE = {"restore": ("a", "b", "c")}
 # By row, the servers it takes: without their scripts it is left out, and named.
 SERVED = {"s3": ("s3",), "smb": ("smb",), "line": ("s3", "smb")}
 ON_THE_VOLUME = {"days10", "latency", "contiguous", "away"}
-OWN = ("days10", "days30", "latency", "contiguous", "sparse", "away", *SERVED)
+OWN = ("days10", "days30", "latency", "contiguous", "sparse", "away", "verify", *SERVED)
 NAMES = (*(work.name for work in WORKS), *OWN, "index")
 # While tuning: the peers that have been the fastest at a step, and nobody else.
 FASTEST = {
@@ -180,13 +182,24 @@ class Tools:
 
         Raises: Stop if that fails.
         """
-        folder = self.folder / "index"
+        yield {"work": "index", "found": self._found(INDEX, "--entries", str(INDEX_ENTRIES))}
+
+    def verify(self) -> Iterator[Row]:
+        """Measure the verification of a cache of 4 TiB.
+
+        Raises: Stop if that fails.
+        """
+        yield {"work": "verify", "found": self._found(VERIFY, "--blocks", str(VERIFY_BLOCKS))}
+
+    def _found(self, script: Path, *arguments: str) -> Any:
+        """Return what a script prints that works in a folder of its own."""
+        folder = self.folder / script.stem
         shutil.rmtree(folder, ignore_errors=True)
-        command = [sys.executable, str(INDEX), "--entries", str(INDEX_ENTRIES), "--dir", str(folder)]
+        command = [sys.executable, str(script), *arguments, "--dir", str(folder)]
         done = subprocess.run(command, stdout=subprocess.PIPE, env=environment(), check=False)
         if done.returncode != 0:
-            raise Stop(f"{INDEX.name} ended with exit code {done.returncode}")
-        yield {"work": "index", "found": json.loads(done.stdout)}
+            raise Stop(f"{script.name} ended with exit code {done.returncode}")
+        return json.loads(done.stdout)
 
     def _script(self, name: str, *arguments: str, output: int) -> None:
         done = subprocess.run(
@@ -226,6 +239,9 @@ def own_work(plan: Plan, tools: Tools, runs: int) -> Iterator[Row]:
     if "sparse" in plan.own:
         with history.Machine(tools.meter, folder, sparse_bytes=history.SPARSE_BYTES) as one:
             yield from attempt("sparse", history.sparse(one))
+    if "verify" in plan.own:
+        print("Verifying a cache of 4 TiB ...", flush=True)
+        yield from attempt("verify", tools.verify())
     for name in (name for name in SERVED if name in plan.own):
         yield from attempt(name, served(name, tools, runs))
     if "index" in plan.own:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.bench import indexbench
+from deploy.bench import indexbench, verifybench
+from deploy.bench.lines import verify_lines
 from engine.fragment import FRAGMENT_READ_MAX
 from engine.index import PackIndex
 from engine.packtable import PACK_ROW_BYTES
@@ -40,3 +41,23 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path: Pat
     with pytest.raises(SystemExit, match=re.escape(str(tmp_path))):
         indexbench.run(tmp_path / "mirror", 1 << 50)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_verification_finds_what_the_map_of_the_bench_lacks(tmp_path: Path) -> None:
+    (tmp_path / "known").mkdir()
+    blocks = 64 * 1000
+    for number in range(1, 5):
+        indexbench.add_fragment(tmp_path, blocks // 4, number, 20)
+    indexbench.merge(tmp_path)
+    made = verifybench.make_map(tmp_path, blocks)
+    assert sum(made["index_files"]) == blocks
+    found = verifybench.compare(tmp_path, blocks)
+    # One in a thousand was made up.
+    assert 20 < found["missing"] < 150
+    state = verifybench.BenchMap(tmp_path / "volume", blocks)
+    lacking = state.missing_pages(0, blocks // 64)
+    assert int(np.bitwise_count(state.missing(lacking)).sum()) == found["missing"]
+    assert found["packs"] == 4 * -(-blocks // 4 // indexbench.PACK_BLOCKS)
+    assert [line.unit for line in verify_lines({"blocks": blocks, **found})] == ["s", "MiB"]
+    with pytest.raises(SystemExit, match=re.escape(str(tmp_path))):
+        verifybench.run(tmp_path / "mirror", 1 << 50)
