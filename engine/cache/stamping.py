@@ -189,17 +189,17 @@ class Stamping(msgspec.Struct, frozen=True):
 
 async def stamp_session(
     cache: PackStore, identity: Identity, incarnation: bytes, now_ms: int, states: Sequence[VolumeState]
-) -> list[str]:
-    """Stamp what a session staged and the cache now has; return problems. An error of the cache costs nothing more."""
+) -> None:
+    """Stamp what a session staged and the cache now has. What is wrong with clock or cache costs nothing more."""
     seen = await anyio.to_thread.run_sync(seen_in, states, cache.index)
     if not len(seen):
-        return []
+        return
     try:
-        return await Stamping(cache.objects, identity, cache.members, incarnation, now_ms).add(seen)
+        for problem in await Stamping(cache.objects, identity, cache.members, incarnation, now_ms).add(seen):
+            log.warning("stamps_doubted", component="cache", reason=problem)
     except StoreError as error:
         # The next verification says the same again of all that is in use.
         log.warning("stamps_failed", component="cache", error=str(error))
-        return []
 
 
 def seen_on(bits: PackBits, day: int) -> Iterator[Seen]:

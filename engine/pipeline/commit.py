@@ -361,8 +361,7 @@ class Committer(msgspec.Struct):
         """Say in the cache that what this session wrote or found there was seen today."""
         if (cache := self.cache.good) is not None:
             states = [run.state for run in self.runs]
-            stamped = stamp_session(cache.packs, self.identity, self.state.incarnation, self.now_ms, states)
-            self.reliance.problems += await stamped
+            await stamp_session(cache.packs, self.identity, self.state.incarnation, self.now_ms, states)
 
     def _give_cache_up(self, error: StoreError) -> None:
         self.cache.gave_up = error

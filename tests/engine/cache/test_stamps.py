@@ -34,7 +34,7 @@ from engine.subkeys import DomainKeys
 from tests.engine.fakes_packs import ALICE, BOB, Team
 
 TEAM = Team()
-GOLDEN = Path(__file__).parents[2] / "golden" / "stamp-v1"
+GOLDEN = Path(__file__).parents[2] / "golden" / "stamps" / "v1"
 DAY = 2500
 
 Said = dict[int, list[int]]  # pack key → day of each record; one: of all
