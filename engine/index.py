@@ -213,10 +213,6 @@ class PackIndex:
         """Return how many packs of these writers are known: what a listing of them has to go through at least."""
         return sum(view.count_packs(writer) for view in self._views.all() for writer in writers)
 
-    def views(self) -> tuple[View, ...]:
-        """Return the views of all packs known here, own ones first."""
-        return self._views.all()
-
     def own_packs(self, keys: Column64, writer: bytes) -> list[PackName | None]:
         """Return, for each key, the pack of that key if `writer`, this system, wrote it; else None.
 

@@ -74,11 +74,6 @@ class RemovalName(msgspec.Struct, frozen=True, order=True):
     """A removal list: `writer` 16 bytes, `incarnation` 8 bytes, `sequence` counted from 1."""
 
     writer: bytes
-class StampName(msgspec.Struct, frozen=True, order=True):
-    """A stamp: `writer` 16 bytes, `day` since 2020-01-01, `incarnation` 8 bytes, `sequence` counted from 1."""
-
-    writer: bytes
-    day: int
     incarnation: bytes
     sequence: int
 
@@ -93,6 +88,17 @@ class StampName(msgspec.Struct, frozen=True, order=True):
             return None
         writer, incarnation, sequence = found.groups()
         return cls(bytes.fromhex(writer), bytes.fromhex(incarnation), int(sequence, 16))
+
+
+class StampName(msgspec.Struct, frozen=True, order=True):
+    """A stamp: `writer` 16 bytes, `day` since 2020-01-01, `incarnation` 8 bytes, `sequence` counted from 1."""
+
+    writer: bytes
+    day: int
+    incarnation: bytes
+    sequence: int
+
+    def __str__(self) -> str:
         return f"stamp/{self.writer.hex()}/{self.day:04x}-{self.incarnation.hex()}-{self.sequence:08x}"
 
     @classmethod
