@@ -41,13 +41,18 @@ def command(context: frame.Context, deep: bool, if_due: bool) -> int:
         raise ConfigError(f"{config.source} has no [cache] table: there is nothing to verify")
     if not config.cache.enabled:
         raise ConfigError(f"the cache is switched off in {config.source} ([cache] enabled = false)")
-    if if_due and (chance := _not_now(config, config.cache)) is not None:
-        return _skip(context, chance)
+    from adapters.logfile import VERIFICATIONS, ComponentFile
+
+    context.log_file = ComponentFile(config.system.state_dir / VERIFICATIONS, "cache")
+    if if_due:
+        chance, cut_off = _chance(config, config.cache)
+        if not chance.may_start and not cut_off:
+            return _skip(context, chance, chance.reason)
     return context.run_async(partial(_verify, context, config, if_due, VerifyPolicy().read_share if deep else 0.0))
 
 
-def _not_now(config: Config, cache: Cache) -> Chance | None:
-    """Return when the next verification may begin; None: now, or one that was cut off is to be gone on with."""
+def _chance(config: Config, cache: Cache) -> tuple[Chance, bool]:
+    """Return when the next verification may begin, and whether one that was cut off is to be gone on with."""
     from adapters.cli.cachehealth import standing_of
     from adapters.clock import SystemClock
     from adapters.state import identity as files
@@ -55,33 +60,45 @@ def _not_now(config: Config, cache: Cache) -> Chance | None:
 
     store = files.load(config.system.identity_file).cache
     with StateDirectory.open(config.system.state_dir, lock=False) as state:
-        if store is not None and state.upkeep(store).checkpoint() is not None:
-            return None
+        cut_off = store is not None and state.upkeep(store).checkpoint() is not None
         chance = standing_of(config, cache, store, state.history, SystemClock().now_ms()).chance
     # What ran and left no checkpoint runs no more: whoever still does holds the lock that is asked for then.
-    return None if chance.may_start or chance.reason == "running" else chance
+    return chance, cut_off or chance.reason == "running"
 
 
-def _skip(context: frame.Context, chance: Chance) -> int:
+def _skip(context: frame.Context, chance: Chance, reason: str) -> int:
     """Tell that none begins now, why, and when the next may."""
-    from adapters.cli.moments import iso
+    from adapters.cli.moments import iso, local
     from engine.events import EventLog
 
     context.start_logs()
     following = iso(chance.next_ms)
-    EventLog("verify").info("verification_skipped", component="cache", reason=chance.reason, next=following)
+    EventLog("verify").info(
+        "verification_skipped", component="cache", reason=reason, due=iso(chance.due_ms), next=following
+    )
     why = {
         "not_due": "it is not due yet",
         "business_hours": "it waits for the end of the business hours",
         "running": "another one runs",
         "no_session": "no backup with this cache has ended yet",
-    }.get(chance.reason, chance.reason)
-    when = f"; the next one may begin at {following}" if following is not None else ""
+    }.get(reason, reason)
+    when = f"; the next one may begin at {local(following)}" if following is not None else ""
     context.emit(
-        {"completed": False, "skipped": chance.reason, "next": following, "exit_code": frame.DONE},
+        {
+            "completed": False,
+            "skipped": reason,
+            "next": following,
+            "problems": _log_problems(context),
+            "exit_code": frame.DONE,
+        },
         f"No verification now: {why}{when}.",
     )
     return frame.DONE
+
+
+def _log_problems(context: frame.Context) -> list[str]:
+    problem = context.log_file.problem if context.log_file is not None else None
+    return [] if problem is None else [problem]
 
 
 async def _verify(context: frame.Context, config: Config, if_due: bool, read_share: float) -> int:
@@ -91,7 +108,6 @@ async def _verify(context: frame.Context, config: Config, if_due: bool, read_sha
     from adapters.allocator import keep_freed_memory
     from adapters.clock import SystemClock
     from adapters.state import identity as files
-    from engine.cache.due import Chance
     from engine.events import EventLog
 
     keep_freed_memory()
@@ -107,7 +123,9 @@ async def _verify(context: frame.Context, config: Config, if_due: bool, read_sha
     except SessionAborted:
         if not if_due:
             raise
-        return _skip(context, Chance(may_start=False, due_ms=None, next_ms=None, reason="running"))
+        assert config.cache is not None
+        chance, _ = _chance(config, config.cache)
+        return _skip(context, chance, "running")
     with alone, context.progress("verify") as progress:
         async with anyio.create_task_group() as group:
             group.start_soon(progress.watch, partial(_snapshot, watched))
@@ -124,6 +142,7 @@ async def _to_the_end(
 
     from adapters.compose import build_verification
     from adapters.state.directory import StateDirectory
+    from engine.events import EventLog
 
     while True:
         try:
@@ -132,6 +151,7 @@ async def _to_the_end(
                 watched.append(verification)
                 if await verification.run():
                     return None
+            EventLog("verify").info("verification_paused", component="cache", blocks=verification.position_blocks)
         except SessionRunning:
             pass
         except ForebayError as error:
@@ -170,7 +190,7 @@ def _tell(context: frame.Context, watched: list[Verification], error: ForebayErr
     attempt = watched[-1].attempt if watched else None
     passed = error is None and attempt is not None and attempt.passed
     code = frame.DONE if passed else frame.FAILED if error is None else frame.exit_code_of(error)
-    problems = watched[-1].problems if watched else []
+    problems = [*(watched[-1].problems if watched else []), *_log_problems(context)]
     document: dict[str, Any] = {
         "completed": error is None,
         "passed": passed,

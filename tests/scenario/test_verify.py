@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -300,6 +302,28 @@ def test_a_timer_begins_one_when_it_is_due_and_goes_on_with_one_that_was_cut_off
         assert machine.run("verify", "--if-due").document["skipped"] == "running"
         first.release()
         assert first.end().code == 0
+
+
+def test_what_verifications_did_and_were_skipped_for_stands_in_a_log_of_their_own(machine: CrashMachine) -> None:
+    log = machine.state / "verification.log"
+    assert not log.exists()
+    machine.run("verify")
+    skipped = machine.run("verify", "--if-due").document
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert {line["component"] for line in lines} == {"cache"}
+    events = [line["event"] for line in lines]
+    assert [event for event in events if event.startswith("verification_")] == [
+        "verification_started", "verification_completed", "verification_skipped",
+    ]  # fmt: skip
+    assert (lines[-1]["reason"], lines[-1]["next"]) == ("not_due", skipped["next"])
+    assert lines[-1]["due"] == lines[-1]["next"] > lines[-1]["timestamp"]
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    log.unlink()
+    log.mkdir()
+    done = machine.run("verify").document
+    assert (done["completed"], done["passed"]) == (True, True)
+    assert done["problems"] == [f"the log {log} could not be written: Is a directory"]
+    assert machine.run("verify", "--if-due").document["problems"] == done["problems"]
 
 
 def test_a_second_verification_says_so(machine: CrashMachine) -> None:
