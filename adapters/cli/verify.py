@@ -33,8 +33,6 @@ def command(context: frame.Context, deep: bool, if_due: bool) -> int:
     it waits, then goes on, also after it was stopped or killed. Exit codes: 0 at most 1 % is missing, 1 more is, or it
     could not be finished, 2 usage or configuration. With --if-due also 0 if none may begin now.
     """
-    from engine.policy import VerifyPolicy
-
     context.stopped = STOPPED
     config = context.config
     if config.cache is None:
@@ -48,7 +46,7 @@ def command(context: frame.Context, deep: bool, if_due: bool) -> int:
         chance, cut_off = _chance(config, config.cache)
         if not chance.may_start and not cut_off:
             return _skip(context, chance, chance.reason)
-    return context.run_async(partial(_verify, context, config, if_due, VerifyPolicy().read_share if deep else 0.0))
+    return context.run_async(partial(_verify, context, config, if_due, config.cache.verify.read_share if deep else 0.0))
 
 
 def _chance(config: Config, cache: Cache) -> tuple[Chance, bool]:

@@ -21,13 +21,11 @@ from adapters.config.model import (
     LATER,
     Cache,
     Config,
-    Hours,
     Queue,
     Schedule,
     Spool,
     System,
     Vault,
-    Verify,
     Volume,
     folder_of,
 )
@@ -36,10 +34,12 @@ from adapters.config.units import (
     MIB,
     parse_days,
     parse_duration,
+    parse_percent,
     parse_size,
     parse_time,
     parse_window,
     show_duration,
+    show_percent,
     show_size,
 )
 from adapters.smallfiles import read_small
@@ -56,13 +56,13 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "queue": Queue,
     "schedule": Schedule,
 }
-INNER: Final[dict[str, type[msgspec.Struct]]] = {"cache.verify": Verify, "schedule.business_hours": Hours}
 
 _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "size": parse_size,
     "duration": parse_duration,
     "window": parse_window,
     "time": parse_time,
+    "percent": parse_percent,
     "days": parse_days,
 }
 
@@ -198,6 +198,8 @@ def allowed(field: FieldInfo) -> str:
             return f"{show_size(int(meta.ge))} to {show_size(int(meta.le))}"
         case "duration":
             return f"{show_duration(meta.ge)} to {show_duration(meta.le)}"
+        case "percent":
+            return f"{show_percent(meta.ge)} to {show_percent(meta.le)}"
     return f"a whole number from {meta.ge} to {meta.le}"
 
 
@@ -238,12 +240,12 @@ class _Reader:
                 self.problem(f"the table {shown} is missing")
         return found
 
-    def table(self, name: str, raw: Any, shown: str = "") -> Any:
-        """Return one table as its struct, or None with the problems noted."""
+    def table(self, name: str, raw: Any, shown: str = "", inner: type[msgspec.Struct] | None = None) -> Any:
+        """Return one table (or one in a table) as its struct, or None with the problems noted."""
         shown = shown or f"[{name}]"
         if not isinstance(raw, dict):
             return self.problem(f"{name} must be a table, written {shown}")
-        struct = TABLES[name] if name in TABLES else INNER[name]
+        struct = inner or TABLES[name]
         fields = settings(struct)
         for key in raw:
             if key not in fields:
@@ -251,7 +253,7 @@ class _Reader:
         values: dict[str, Any] = {}
         before = len(self.problems)
         for key, field in fields.items():
-            if key in raw and f"{name}.{key}" in INNER:
+            if key in raw and _is_table(field.type):
                 values[field.name] = self._inner(name, key, raw[key], shown, field)
             elif key in raw:
                 values[field.name] = self._value(shown, key, raw[key], field)
@@ -268,7 +270,7 @@ class _Reader:
         """Return a table in a table as its struct, or None with the problems noted."""
         if not isinstance(raw, dict):
             return self.problem(f"{shown} {key} = {_as_written(raw)}; allowed: {allowed(field)}")
-        return self.table(f"{table}.{key}", raw, f"{shown} {key}:")
+        return self.table(f"{table}.{key}", raw, f"{shown} {key}:", field.type)
 
     def _volumes(self, raw: Any) -> tuple[Volume, ...]:
         if not isinstance(raw, list) or not raw:

@@ -34,6 +34,10 @@ def _duration(least_s: float, most_s: float) -> Meta:
     return Meta(ge=least_s, le=most_s, extra={"unit": "duration"})
 
 
+def _share(least: float, most: float) -> Meta:
+    return Meta(ge=least, le=most, extra={"unit": "percent"})
+
+
 def _name(allowed: str, pattern: str) -> Meta:
     return Meta(pattern=pattern, extra={"allowed": allowed})
 
@@ -188,11 +192,12 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
     force_after_s: Annotated[float, _duration(3600, 720 * 3600)] = msgspec.field(
         default=27 * 3600.0, name="force_after"
     )
+    read_share: Annotated[float, _share(0, 1)] = msgspec.field(default=0.05, name="read")
 
     @property
     def policy(self) -> VerifyPolicy:
         """The same as the engine has it."""
-        return VerifyPolicy(self.every_s, self.in_business_hours, self.force_after_s)
+        return VerifyPolicy(self.every_s, self.in_business_hours, self.force_after_s, self.read_share)
 
 
 class Cache(msgspec.Struct, frozen=True, kw_only=True):
@@ -292,7 +297,7 @@ LATER: Final[dict[str, frozenset[str]]] = {
     "volume": frozenset(),
     "vault": frozenset(),
     "cache": frozenset({"trim", "heal"}),
-    "cache.verify": frozenset({"read"}),
+    "cache.verify": frozenset(),
     "spool": frozenset(),
     "queue": frozenset(),
     "schedule": frozenset({"backup", "retry_every", "retry_for"}),

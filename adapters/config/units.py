@@ -1,4 +1,4 @@
-"""Sizes, durations, times and days as people write them: "64 MiB", "10 min", "20:00-06:00", "18:00", "mon-fri"."""
+"""Sizes, durations, shares, times and days as people write them: "64 MiB", "10 min", "5%", "20:00-06:00", "mon-fri"."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ DURATIONS: Final = {
 _WINDOW: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9]) ?- ?([01][0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
 _TIME: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])|24:00", re.ASCII)
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?) ?%", re.ASCII)
 _QUANTITY: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]+)", re.ASCII)
 
 
@@ -69,6 +70,17 @@ def parse_window(text: str) -> tuple[int, int]:
     return start, end
 
 
+def parse_percent(text: str) -> float:
+    """Return the share that `text` ("5%") says, 1.0 for all.
+
+    Raises: ValueError, when it is no percentage.
+    """
+    match = _PERCENT.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no percentage such as 5%")
+    return float(Decimal(match[1]) / 100)
+
+
 def parse_time(text: str) -> int:
     """Return the minutes from midnight to the time of day `text` ("18:00", up to "24:00").
 
@@ -106,6 +118,11 @@ def show_size(size: int) -> str:
         if size and size % SIZES[name] == 0:
             return f"{size // SIZES[name]} {name}"
     return f"{size} B"
+
+
+def show_percent(share: float) -> str:
+    """Return a share as a percentage ("5%")."""
+    return f"{share * 100:.3f}".rstrip("0").rstrip(".") + "%"
 
 
 def show_duration(seconds: float) -> str:

@@ -433,3 +433,10 @@ def test_a_damaged_map_is_an_attempt_and_the_next_session_puts_it_right(machine:
     assert [each.completed for each in attempts(machine)] == [False]
     assert machine.backup()["exit_code"] == 0
     assert check_result(machine, machine.run("verify").document) == 0
+
+
+def test_how_much_is_read_is_configured(machine: CrashMachine) -> None:
+    whole = len([*packs(machine), *packs(machine, "page")])
+    for share, read in (("100%", whole), ("0%", 0)):
+        machine.extra = {**machine.extra, "cache": f"verify.read = '{share}'"}
+        assert machine.run("verify", "--deep").document["deep_packs"] == read

@@ -94,7 +94,7 @@ def test_every_setting_arrives_with_its_value() -> None:
         on_error = "fail"
         on_slow = "skip"
         skip_after = "1500 ms"
-        verify = { every = "1 h", in_business_hours = false, force_after = "720 h" }
+        verify = { every = "1 h", in_business_hours = false, force_after = "720 h", read = "2.5 %" }
         [spool]
         path = "/spool"
         max_size = "50 GiB"
@@ -119,7 +119,7 @@ def test_every_setting_arrives_with_its_value() -> None:
     assert cache is not None
     assert (cache.enabled, cache.retries_max, cache.on_error) == (False, 3, "fail")
     assert (cache.on_slow, cache.skip_after_s) == ("skip", 1.5)
-    assert cache.verify.policy == VerifyPolicy(3600, False, 720 * 3600)
+    assert cache.verify.policy == VerifyPolicy(3600, False, 720 * 3600, 0.025)
     assert config.schedule.business_hours.policy == BusinessHours(frozenset({5, 6, 0, 2}), 22 * 60, 6 * 60 + 30)
     assert config.spool is not None
     assert (config.spool.path, config.spool.max_size_bytes) == (Path("/spool"), 50 << 30)
@@ -161,7 +161,9 @@ def test_relative_paths_are_meant_from_the_folder_of_the_file() -> None:
         ("cache", 'path = "file:///x"', "it must be a plain path, not a URL"),
         ("cache", "trim = { max_age = '30 d' }", "[cache] trim is not supported by this version yet: remove it"),
         ("cache", "heal = 'points'", "[cache] heal is not supported by this version yet: remove it"),
-        ("cache", "verify = { read = '5%' }", "[cache] verify: read is not supported by this version yet: remove it"),
+        ("cache", "verify.read = '101%'", '[cache] verify: read = "101%"; allowed: 0% to 100%'),
+        ("cache", "verify.read = 0.05", "[cache] verify: read = 0.05 cannot be used: it must be text; allowed: 0% to"),
+        ("cache", "verify.read = '5'", "'5' is no percentage such as 5%; allowed: 0% to 100%"),
         ("cache", "verify = '24 h'", '[cache] verify = "24 h"; allowed: a table with any of every: 1 h to 30 d; in_b'),
         ("cache", "verify.every = '59 min'", '[cache] verify: every = "59 min"; allowed: 1 h to 30 d'),
         ("cache", "verify.every = '721 h'", '[cache] verify: every = "721 h"; allowed: 1 h to 30 d'),

@@ -8,10 +8,12 @@ from adapters.config.units import (
     SIZES,
     parse_days,
     parse_duration,
+    parse_percent,
     parse_size,
     parse_time,
     parse_window,
     show_duration,
+    show_percent,
     show_size,
 )
 
@@ -92,6 +94,20 @@ def test_days_are_a_list_of_days_and_ranges(text: str, days: set[int]) -> None:
 def test_what_is_no_day_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no day of the week \(days: mon, tue, wed, thu, fri, sat, sun\)"):
         parse_days(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("5%", 0.05), (" 100 % ", 1.0), ("0%", 0.0), ("0.125%", 0.00125), ("999%", 9.99)]
+)
+def test_a_percentage_is_a_share(text: str, share: float) -> None:
+    assert parse_percent(text) == share
+    assert parse_percent(show_percent(share)) == share
+
+
+@pytest.mark.parametrize("text", ["", "5", "%", "-5%", "5 percent", "1e1%", "0.0001%", "1000%", "٥%"])
+def test_what_is_no_percentage_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no percentage such as 5%"):
+        parse_percent(text)
 
 
 @given(st.integers(0, 1 << 48))
