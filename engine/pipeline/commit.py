@@ -169,8 +169,9 @@ class Committer(msgspec.Struct):
 
         Raises: StoreError.
         """
-        # Without its intent an interruption here leaves a root that local state does not know: a fork, read whole.
-        await anyio.to_thread.run_sync(self.state.clear_intent)
+        # Without its maps an interruption here leaves a root that local state does not know: a fork, read whole. Its
+        # name stays known: should this session put no other, the next one must not use it again.
+        await anyio.to_thread.run_sync(self._drop_intent)
         name, data = self._note("superseded", point, reason)
         await self.vault.objects.put(name, data)
         return name, data
@@ -302,6 +303,11 @@ class Committer(msgspec.Struct):
         }
         intent = Intent(root=point.root(self.identity.system), root_hash=digest, vault=self.vault.store_id, heads=heads)
         self.state.write_intent(intent)
+
+    def _drop_intent(self) -> None:
+        intent = self.state.intent()
+        assert intent is not None, "a root without its intent"
+        self.state.write_intent(msgspec.structs.replace(intent, heads={}))
 
     def _head(self, run: VolumeRun, point: PointId, digest: bytes, volume: VolumePoint) -> Head:
         known = run.head.cache if run.head else None

@@ -121,7 +121,9 @@ def connections_to(port: int) -> int:
     return sum(int(row[2].rpartition(":")[2], 16) == port and row[9] in own for row in rows)
 
 
-@pytest.mark.parametrize(("direction", "secure"), [("up", False), ("down", False), ("up", True)])
+@pytest.mark.parametrize(
+    ("direction", "secure"), [("up", False), ("down", False), ("up", True)], ids=["up", "down", "up over https"]
+)
 async def test_puts_that_stalled_and_were_given_up_leave_no_connection_open(
     s3_server: S3Server, tmp_path: Path, direction: str, secure: bool
 ) -> None:
