@@ -292,7 +292,9 @@ class Aftermath:
 
     def _cached(self) -> dict[str, bytes]:
         cache = self.machine.cache
-        return objects(cache) if cache is not None and cache.is_dir() else {}
+        found = objects(cache) if cache is not None and cache.is_dir() else {}
+        # What was seen on which day is written anew by every session, and what it replaces goes.
+        return {name: data for name, data in found.items() if not name.startswith("stamp/")}
 
     def of_kill(self) -> list[str]:
         """Check the stores as the killed session left them: nothing changed, nothing half; return its points."""
