@@ -78,7 +78,6 @@ class Putter:
     def __init__(self, place: Place, owner: str) -> None:
         self._place, self._owner = place, owner
         self._turns = SendTurns(SENDERS_MAX)
-        self._links = True  # until a server says that it has no such thing
 
     def temporary(self) -> str:
         """Return a new name for a temporary file."""
@@ -235,7 +234,7 @@ class Putter:
         """Give a written file its name; return what is left of its old one. None: the name is taken (no `replace`)."""
         place = self._place
         try:
-            if name.startswith(CONTESTED) and self._links and not replace:
+            if name.startswith(CONTESTED) and not replace:
                 try:
                     place.patiently(
                         call, lambda: self._look_after(call, link, file, name, size, replace=False, keep=True)
@@ -244,7 +243,7 @@ class Putter:
                 except SMBResponseException as error:
                     if error.status == COLLISION or error.status in BUSY:
                         raise
-                    self._links = True  # or not permitted, which the next request tells
+                    # The server has no such thing, or does not permit it, which the next request tells.
             place.patiently(
                 call, lambda: self._look_after(call, link, file, name, size, replace=replace), denied=replace
             )
