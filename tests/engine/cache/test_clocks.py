@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.cache.clocks import ignored, median, refusal, stamped_day
+from engine.cache.clocks import ignored, median, stamped_day
 
 
 @pytest.mark.parametrize(("days", "middle"), [([5], 5), ([5, 9], 5), ([9, 1, 5], 5), ([1, 2, 3, 100], 2)])
@@ -29,34 +29,6 @@ def test_the_median_is_the_earlier_of_two(days: list[int], middle: int) -> None:
 )
 def test_who_runs_ahead_of_the_median_is_ignored(newest: dict[bytes, int], today: int, out: str) -> None:
     assert ignored(newest, today) == {each.encode() for each in out}
-
-
-@pytest.mark.parametrize(
-    ("today", "own", "others", "words"),
-    [
-        (100, [100], [], None),
-        (100, [99, 100], [98, 100], None),
-        (100, [], [100], "not stamped anything"),
-        (100, [101], [], None),
-        (100, [102], [], "2 days behind the stamps it wrote itself"),
-        (100, [100], [101], None),
-        (100, [100], [102], "2 days behind those of the others"),
-        (100, [100], [99, 102, 103], "2 days behind those of the others"),
-        (100, [100], [99, 99, 103], None),
-        (114, [100, 114], [], None),
-        (115, [100, 115], [], "ahead of every stamp"),
-        (115, [100, 115], [100], "ahead of every stamp"),
-        # Others have the same day, or a second session on another day: then it is so.
-        (115, [100, 115], [115], None),
-        (116, [100, 115, 116], [100], None),
-        (116, [100, 116, 116], [100], "ahead of every stamp"),
-        # A gap of long ago says nothing.
-        (200, [100, 150, 160, 170, 180, 190, 200], [], None),
-    ],
-)
-def test_when_nothing_may_be_trimmed(today: int, own: list[int], others: list[int], words: str | None) -> None:
-    said = refusal(today, own, others)
-    assert said is None if words is None else said is not None and words in said
 
 
 @pytest.mark.parametrize(

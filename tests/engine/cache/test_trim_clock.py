@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cache.trimclock import judge_clock
+from engine.cache.clocks import judge_clock
 
 TODAY = 2500
 B, C, D, E = (bytes([number]) * 16 for number in range(1, 5))
@@ -52,6 +52,30 @@ def test_the_clock_is_trusted_or_not(
     names = {"B": B, "C": C, "D": D, "E": E}
     if refused is None:
         assert verdict.ignored == {names[name] for name in ignored}
+
+
+@pytest.mark.parametrize(
+    ("today", "own", "others", "words"),
+    [
+        (100, [99, 100], [98, 100], None),
+        (100, [102], [], "2 days behind"),
+        (100, [100], [101], None),
+        (100, [100], [102], "2 days behind"),
+        (100, [100], [99, 102, 103], "2 days behind"),
+        (100, [100], [99, 99, 103], None),
+        (114, [100, 114], [], None),
+        (115, [100, 115], [], "ahead of every stamp"),
+        (115, [100, 115], [100], "ahead of every stamp"),
+        # Others have the same day: then it is so.
+        (115, [100, 115], [115], None),
+        (116, [100, 116, 116], [100], "ahead of every stamp"),
+        # A gap of long ago says nothing.
+        (200, [100, 150, 160, 170, 180, 190, 200], [], None),
+    ],
+)
+def test_when_nothing_may_be_trimmed(today: int, own: list[int], others: list[int], words: str | None) -> None:
+    said = judge_clock(today, own, dict(zip((B, C, D), others, strict=False))).refused
+    assert said is None if words is None else said is not None and words in said
 
 
 @given(
