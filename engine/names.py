@@ -7,7 +7,7 @@ the wrong size where deleting is forbidden.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import ClassVar, Final, Self
 
 import msgspec
 
@@ -15,8 +15,7 @@ FORMAT: Final = "format"
 RESERVED: Final = ("gc/", "pin/", "report/")
 
 _PACK = re.compile(r"(data|page)/([0-9a-f]{32})/([0-9a-f]{64})-([1-9][0-9]{0,9})(?:\.([1-9]))?")
-_INDEX = re.compile(r"index/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{8})")
-_REMOVAL = re.compile(r"gc/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{8})")
+_NUMBERED = re.compile(r"([a-z]+)/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{8})")
 _STAMP = re.compile(r"stamp/([0-9a-f]{32})/([0-9a-f]{4})-([0-9a-f]{16})-([0-9a-f]{8})")
 _ROOT = re.compile(r"root/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{16})")
 _NOTE = re.compile(r"note/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{16})-([a-z]{1,16})-([0-9a-f]{16})")
@@ -50,44 +49,37 @@ class PackName(msgspec.Struct, frozen=True, order=True):
         return cls(kind, bytes.fromhex(writer), bytes.fromhex(digest), int(size))
 
 
-class FragmentName(msgspec.Struct, frozen=True, order=True):
-    """An index fragment: `writer` 16 bytes, `incarnation` 8 bytes, `sequence` counted from 1."""
+class NumberedName(msgspec.Struct, frozen=True, order=True):
+    """An object its writer numbers: `writer` 16 bytes, `incarnation` 8 bytes, `sequence` counted from 1."""
 
+    folder: ClassVar[str]
     writer: bytes
     incarnation: bytes
     sequence: int
 
     def __str__(self) -> str:
-        return f"index/{self.writer.hex()}/{self.incarnation.hex()}-{self.sequence:08x}"
+        return f"{self.folder}/{self.writer.hex()}/{self.incarnation.hex()}-{self.sequence:08x}"
 
     @classmethod
-    def parse(cls, name: str) -> FragmentName | None:
-        """Return the fragment a name stands for, or None."""
-        found = _INDEX.fullmatch(name)
-        if found is None:
+    def parse(cls, name: str) -> Self | None:
+        """Return the object a name stands for, or None."""
+        found = _NUMBERED.fullmatch(name)
+        if found is None or found[1] != cls.folder:
             return None
-        writer, incarnation, sequence = found.groups()
+        _, writer, incarnation, sequence = found.groups()
         return cls(bytes.fromhex(writer), bytes.fromhex(incarnation), int(sequence, 16))
 
 
-class RemovalName(msgspec.Struct, frozen=True, order=True):
-    """A removal list: `writer` 16 bytes, `incarnation` 8 bytes, `sequence` counted from 1."""
+class FragmentName(NumberedName, frozen=True, order=True):
+    """An index fragment."""
 
-    writer: bytes
-    incarnation: bytes
-    sequence: int
+    folder: ClassVar[str] = "index"
 
-    def __str__(self) -> str:
-        return f"gc/{self.writer.hex()}/{self.incarnation.hex()}-{self.sequence:08x}"
 
-    @classmethod
-    def parse(cls, name: str) -> RemovalName | None:
-        """Return the removal list a name stands for, or None."""
-        found = _REMOVAL.fullmatch(name)
-        if found is None:
-            return None
-        writer, incarnation, sequence = found.groups()
-        return cls(bytes.fromhex(writer), bytes.fromhex(incarnation), int(sequence, 16))
+class RemovalName(NumberedName, frozen=True, order=True):
+    """A removal list."""
+
+    folder: ClassVar[str] = "gc"
 
 
 class StampName(msgspec.Struct, frozen=True, order=True):
