@@ -55,5 +55,5 @@ def test_two_connections_share_the_rate_and_are_late_by_the_delay(echo: int) -> 
     # A round trip for the connection, one for the bytes, and each way all bytes one after the other, but for what
     # comes back of one while the other is still on its way.
     assert took_s >= 4 * DELAY_S + 3 * len(CONTENT) / RATE
-    assert up_s >= 2 * len(CONTENT) / RATE
+    assert up_s >= 0.9999 * 2 * len(CONTENT) / RATE  # a sum of many small times is not exact
     assert 0 < full <= 1.0001
