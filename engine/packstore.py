@@ -35,15 +35,14 @@ from engine.packread import PackReads
 from engine.packtable import KINDS
 from engine.ports import AckLog, MirrorFiles, ObjectStore
 from engine.refresh import INDEX_BYTES_MAX, Members, Refresh
-from engine.removals import Removals
-from engine.stage import barrier_of
+from engine.removals import SEQUENCES_TRIED_MAX, Removals
+from engine.stage import barrier_of, free_name
 from engine.subkeys import DomainKeys
 from engine.view import View
 from engine.viewset import Beside
 
 UNLISTED_ENTRIES_MAX: Final = 1 << 18  # acknowledged records without a fragment; at more, one is written
 READ_BACK_BYTES_MAX: Final = 1 << 30  # of packs an interrupted session did not flush; the rest is sent again
-SEQUENCES_TRIED_MAX: Final = 64
 
 
 class PackStore:
@@ -289,14 +288,11 @@ class PackStore:
         return True
 
     async def _next_name(self) -> FragmentName:
-        # A name that is taken was put by this state directory's clone, or by a put whose answer was lost.
-        for _ in range(SEQUENCES_TRIED_MAX):
-            self._sequence += 1
-            name = FragmentName(self.writer, self.incarnation, self._sequence)
-            try:
-                await self.objects.stat(str(name))
-            except ObjectMissing:
-                return name
+        first = FragmentName(self.writer, self.incarnation, self._sequence + 1)
+        name = await free_name(self.objects, first, SEQUENCES_TRIED_MAX)
+        self._sequence = name.sequence if name is not None else self._sequence + SEQUENCES_TRIED_MAX
+        if name is not None:
+            return name
         raise StoreRejected(
             f"the {self.store_name} holds {SEQUENCES_TRIED_MAX} index fragments of this system that were not there "
             "when the session began: another machine runs with a copy of its state; run 'forebay init' there"

@@ -29,7 +29,7 @@ from engine.removal import (
     open_removals,
     removal_domain,
 )
-from engine.stage import barrier_of
+from engine.stage import barrier_of, free_name
 from engine.subkeys import DomainKeys
 from engine.trailer import Signer
 from engine.workers import run_workers
@@ -155,13 +155,11 @@ class Removals:
         return known
 
     async def _next_name(self) -> RemovalName:
-        for _ in range(SEQUENCES_TRIED_MAX):
-            self._sequence += 1
-            name = RemovalName(self._writer, self._incarnation, self._sequence)
-            try:
-                await self._objects.stat(str(name))
-            except ObjectMissing:
-                return name
+        first = RemovalName(self._writer, self._incarnation, self._sequence + 1)
+        name = await free_name(self._objects, first, SEQUENCES_TRIED_MAX)
+        self._sequence = name.sequence if name is not None else self._sequence + SEQUENCES_TRIED_MAX
+        if name is not None:
+            return name
         raise StoreRejected(
             f"the cache holds {SEQUENCES_TRIED_MAX} removal lists of this system that were not there when it was "
             "opened: another machine runs with a copy of its state; run 'forebay init' there"

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
 
 from engine.block import Bytes
+from engine.errors import ObjectMissing
+from engine.names import NumberedName
 from engine.ports import ObjectInfo, ObjectStore
+
+Numbered = TypeVar("Numbered", bound=NumberedName)
 
 
 def barrier_of(store: ObjectStore) -> Callable[[], Awaitable[None]] | None:
@@ -19,6 +26,20 @@ async def flush(objects: ObjectStore) -> None:
     barrier = barrier_of(objects)
     if barrier is not None:
         await barrier()
+
+
+async def free_name(objects: ObjectStore, first: Numbered, tries: int) -> Numbered | None:
+    """Return the first of `tries` names, counted from `first` on, that no object has; None: all are taken.
+
+    A name that is taken was put by this state directory's clone, or by a put whose answer was lost. Raises: StoreError.
+    """
+    for sequence in range(first.sequence, first.sequence + tries):
+        name = msgspec.structs.replace(first, sequence=sequence)
+        try:
+            await objects.stat(str(name))
+        except ObjectMissing:
+            return name
+    return None
 
 
 class Stage:
