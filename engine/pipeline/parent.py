@@ -331,13 +331,12 @@ async def _forget_lost(
     """
     if stores.vault is None:
         return
-    places = [store for store in (stores.vault, stores.spool) if store is not None]
     for name, volume in volumes.items():
         head = volume.head
         if head is None or (ours is not None and (head.order, head.incarnation) == (ours.order, ours.incarnation)):
             continue
         point = PointId(head.order, head.incarnation)
-        if all([await _root_hash(store, point.root(system)) is None for store in places]):
+        if await _nowhere(stores, point.root(system)):
             volume.forget()
             parent.problems.append(
                 f"volume {name!r}: restore point {point}, which its local state stands at, is gone; the volume is read "
@@ -353,8 +352,13 @@ async def _left_the_spool(ours: Newest, mine: PointId, roots: _Roots) -> bool:
     stores, name = roots.stores, mine.root(roots.identity.system)
     if stores.spool is None or ours.vault != stores.spool_id:
         return False
-    places = [store for store in (stores.spool, stores.vault) if store is not None]
-    return all([await _root_hash(store, name) is None for store in places])
+    return await _nowhere(stores, name)
+
+
+async def _nowhere(stores: Stores, root: str) -> bool:
+    """Tell whether neither vault nor spool, as far as they are there, has a root."""
+    places = [store for store in (stores.vault, stores.spool) if store is not None]
+    return all([await _root_hash(store, root) is None for store in places])
 
 
 async def _root_hash(vault: ObjectStore, name: str) -> bytes | None:
