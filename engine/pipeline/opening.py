@@ -55,6 +55,7 @@ class Opening:
         self._setup, self._report, self._route, self._gated = setup, report, route, gated
         self.spool: Spool | None = None
         self._spool_format: FormatObject | None = None
+        self._cache_format: FormatObject | None = None
         self.backlog: list[PointId] = []
         self._away_s: float | None = None
 
@@ -283,7 +284,14 @@ class Opening:
         if setup.cache is None:
             return None
         try:
-            await find_cache(setup.cache.objects, setup.identity)
+            await self.cache_format()
         except StoreError:
             return None  # as above
         return setup.cache.objects
+
+    async def cache_format(self) -> FormatObject:
+        """Return the format object of the cache, which is asked until it is found once. Raises: as `find_cache`."""
+        assert self._setup.cache is not None
+        if self._cache_format is None:
+            self._cache_format = await find_cache(self._setup.cache.objects, self._setup.identity)
+        return self._cache_format

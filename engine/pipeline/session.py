@@ -43,7 +43,6 @@ from engine.pipeline.volume import Manner, VolumeRun, VolumeSource, open_run
 from engine.ports import VolumeReader
 from engine.state import SessionRow
 from engine.vault.certificate import Certificates
-from engine.vault.enrolment import find_cache
 
 log = EventLog("session")
 
@@ -280,7 +279,7 @@ class Session:
             return
         self.report.cache = "ok"
         try:
-            found = await find_cache(setup.cache.objects, setup.identity)
+            found = await self._opening.cache_format()
             self._cache.side = await self._opening.side(found, setup.cache.objects, certificates)
             self._cache.gives_up = setup.cache.errors.gives_up
         except StoreError as error:
