@@ -95,6 +95,7 @@ class Spool:
     ) -> None:
         self.objects, self.identity = objects, identity
         self._published = published
+        self._sent_runs = set[bytes]()  # of which `published` said so
         self._certificates = certificates
         self._stores = [objects, *also]
         self._tables: dict[bytes, frozenset[PackName]] = {}  # by run
@@ -260,14 +261,18 @@ class Spool:
                     shut.append(run.run)
                     unread.append(f"volume {volume.name!r} of restore point {point}: {error}")
                     away = (error.away if isinstance(error, PagesAway) else None) or away
-                    certain &= not any(pack in present for pack in near) and await self._in_vault(near)
+                    certain &= not any(pack in present for pack in near) and await self._in_vault(run.run, near)
         pages = tuple(pack for pack in present if pack.kind == "page" and pack in listed)
         doubt = _Doubt(frozenset(shut), root.body.session, tuple(root.body.ended), pages) if shut else None
         return PointPacks(frozenset(listed), tuple(unread), certain, away, doubt)
 
-    async def _in_vault(self, packs: Sequence[PackName]) -> bool:
-        """Tell whether what is not here may be taken to lie in the vault, not to have vanished."""
-        return self._published is None or await anyio.to_thread.run_sync(self._published, packs)
+    async def _in_vault(self, run: bytes, packs: Sequence[PackName]) -> bool:
+        """Tell whether what a run needs and is not here may be taken to lie in the vault, not to have vanished."""
+        if self._published is None or run in self._sent_runs:
+            return True
+        if sent := await anyio.to_thread.run_sync(self._published, packs):
+            self._sent_runs.add(run)
+        return sent
 
     async def _listed(self, run: RunDescriptor) -> frozenset[PackName]:
         if run.run not in self._tables:
