@@ -55,26 +55,20 @@ def next_chance(
     `zone`: that of the business hours, with its changes to and from daylight saving; `first_session_ms`: when the
     first session with this cache ended; `last`: the newest attempt at this cache.
     """
-    chance = _chance(policy, hours, now_ms, zone, first_session_ms, last)
+    since_ms = last.started_ms if last is not None else first_session_ms
+    if since_ms is None:
+        return Chance(may_start=False, due_ms=None, next_ms=None, reason="no_session")
+    due_ms = since_ms if last is None else since_ms + round(policy.every_s * 1000)
+    if since_ms > now_ms:
+        chance = Chance(may_start=True, due_ms=now_ms, next_ms=now_ms, reason="clock")
+    else:
+        chance = _chance(policy, hours, now_ms, zone, due_ms)
     if last is not None and last.ended_ms is None:
         return msgspec.structs.replace(chance, may_start=False, reason="running")
     return chance
 
 
-def _chance(
-    policy: VerifyPolicy,
-    hours: BusinessHours,
-    now_ms: int,
-    zone: tzinfo,
-    first_session_ms: int | None,
-    last: Attempt | None,
-) -> Chance:
-    since_ms = last.started_ms if last is not None else first_session_ms
-    if since_ms is None:
-        return Chance(may_start=False, due_ms=None, next_ms=None, reason="no_session")
-    if since_ms > now_ms:
-        return Chance(may_start=True, due_ms=now_ms, next_ms=now_ms, reason="clock")
-    due_ms = since_ms if last is None else since_ms + round(policy.every_s * 1000)
+def _chance(policy: VerifyPolicy, hours: BusinessHours, now_ms: int, zone: tzinfo, due_ms: int) -> Chance:
     forced_ms = due_ms + round(policy.force_after_s * 1000)
     next_ms = max(now_ms, due_ms)
     if not policy.in_business_hours:
