@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from engine.block import DELTA_FLAG, LENGTH_MASK, Mask
+from engine.cache.seen import as_they_lie, in_batches
 from engine.cache.trimplan import Ints
 from engine.columns import U32, Column32, Column64, Rows
 from engine.distinct import distinct
@@ -22,8 +23,6 @@ from engine.view import View
 
 RECORDS_AT_ONCE: Final = 1 << 22
 _SLICE: Final = 1 << 20
-_HALF: Final = np.uint64(32)
-_LOW: Final = np.uint64(0xFFFFFFFF)
 
 
 class Records(msgspec.Struct, frozen=True, eq=False):
@@ -90,19 +89,14 @@ class Inventory:
 
     def records(self, rows: Ints | Rows) -> Iterator[Records]:
         """Yield the records of the packs at `rows` (ascending), those of a number of packs at a time."""
-        ends = np.cumsum(self.counts[rows])
-        first = 0
-        while first < len(rows):
-            # At least one pack, however many entries somebody says it has.
-            done = int(ends[first - 1]) if first else 0
-            stop = max(first + 1, int(ends.searchsorted(done + RECORDS_AT_ONCE, "right")))
+        for first, stop in in_batches(self.counts[rows], RECORDS_AT_ONCE):
             yield self._records(rows[first:stop])
-            first = stop
 
     def _records(self, rows: Ints | Rows) -> Records:
         wanted = np.full(len(self) + 1, -1, np.int64)
         wanted[rows] = np.arange(len(rows))
-        where: list[Column64] = [np.empty(0, np.uint64)]
+        packs: list[Ints] = [np.empty(0, np.int64)]
+        offsets: list[Column32] = [np.empty(0, U32)]
         lengths: list[Column32] = [np.empty(0, U32)]
         lo: list[Column64] = [np.empty(0, np.uint64)]
         for view in self._views:
@@ -111,18 +105,19 @@ class Inventory:
                 part = view.columns.part(at, at + _SLICE)
                 of = row_map[np.minimum(part.pack, len(view.rows))]
                 (here,) = (of >= 0).nonzero()
-                where.append(of[here].astype(np.uint64) << _HALF | part.offset[here])
+                packs.append(of[here])
+                offsets.append(part.offset[here])
                 lengths.append(part.length[here] & U32.type(LENGTH_MASK))
                 lo.append(part.lo[here])
-        joined = np.concatenate(where)
-        order = joined.argsort(kind="stable")
-        joined = joined[order]
-        new = np.concatenate([[True], joined[1:] != joined[:-1]])[: len(joined)]
-        order, joined = order[new], joined[new]
-        counts = np.bincount((joined >> _HALF).astype(np.intp), minlength=len(rows)).astype(np.int64)
-        offsets = (joined & _LOW).astype(U32)
+        of, at_offset = np.concatenate(packs), np.concatenate(offsets)
+        order, begin = as_they_lie(of, at_offset)
+        order = order[begin]
         return Records(
-            np.asarray(rows, np.int64), counts, offsets, np.concatenate(lengths)[order], np.concatenate(lo)[order]
+            packs=np.asarray(rows, np.int64),
+            counts=np.bincount(of[order], minlength=len(rows)).astype(np.int64),
+            offsets=at_offset[order],
+            lengths=np.concatenate(lengths)[order],
+            lo=np.concatenate(lo)[order],
         )
 
     def _map(self, view: View) -> Ints:

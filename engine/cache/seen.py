@@ -26,7 +26,6 @@ ENTRIES_AT_ONCE: Final = 1 << 21
 _SLICE: Final = 1 << 20
 _COUNT: Final = struct.Struct("<I")
 _HALF: Final = np.uint64(32)
-_LOW: Final = np.uint64(0xFFFFFFFF)
 
 
 class PackBits(msgspec.Struct, frozen=True, eq=False):
@@ -133,15 +132,29 @@ def _packs_of(view: View, marked: Bits, relax: Callable[[], None]) -> Iterator[P
         counts += np.bincount(packs, minlength=len(counts))
         hit[packs[seen]] = True
     counts[~hit] = 0
+    for first, stop in in_batches(counts, ENTRIES_AT_ONCE):
+        if counts[first:stop].any():
+            yield _packs_in(view, _slices(view, marked, relax), first, stop, hit)
+
+
+def in_batches(counts: npt.NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, stop) of packs with `most` entries together; of one at least, whatever somebody says it has."""
     ends = np.cumsum(counts)
     first = 0
     while first < len(counts):
-        # At least one pack, however many entries somebody says it has.
         done = int(ends[first - 1]) if first else 0
-        stop = max(first + 1, int(ends.searchsorted(done + ENTRIES_AT_ONCE, "right")))
-        if ends[stop - 1] > done:
-            yield _packs_in(view, _slices(view, marked, relax), first, stop, hit)
+        stop = max(first + 1, int(ends.searchsorted(done + most, "right")))
+        yield first, stop
         first = stop
+
+
+def as_they_lie(packs: Rows | npt.NDArray[np.int64], offsets: Column32) -> tuple[Rows, Rows]:
+    """Return the order of entries by pack and offset, and where in it each record begins: listed twice, it is one."""
+    where = packs.astype(np.uint64) << _HALF | offsets
+    order = where.argsort(kind="stable")
+    where = where[order]
+    (begin,) = np.concatenate([[True], where[1:] != where[:-1]])[: len(where)].nonzero()
+    return order, begin
 
 
 def _slices(view: View, marked: Bits, relax: Callable[[], None]) -> Iterator[tuple[int, Column32, Mask]]:
@@ -156,21 +169,19 @@ def _slices(view: View, marked: Bits, relax: Callable[[], None]) -> Iterator[tup
 
 def _packs_in(view: View, slices: Iterator[tuple[int, Column32, Mask]], first: int, stop: int, hit: Mask) -> PackBits:
     """Return the marked packs among the rows [first, stop) of the pack table."""
-    joined: list[Column64] = []
+    tables: list[Rows] = []
+    offsets: list[Column32] = []
     seen_there: list[Mask] = []
     for start, packs, seen in slices:
         (here,) = ((packs >= first) & (packs < stop)).nonzero()
         here = here[hit[packs[here]]]
-        offsets = view.columns.offset[start : start + _SLICE][here].astype(np.uint64)
-        joined.append(packs[here].astype(np.uint64) << _HALF | offsets)
+        tables.append(packs[here].astype(np.intp))
+        offsets.append(view.columns.offset[start : start + _SLICE][here])
         seen_there.append(seen[here])
-    where, seen = np.concatenate(joined), np.concatenate(seen_there)
-    order = where.argsort(kind="stable")
-    where, seen = where[order], seen[order]
-    # A record that is listed twice is one record.
-    (begin,) = np.concatenate([[True], where[1:] != where[:-1]]).nonzero()
-    seen = np.logical_or.reduceat(seen, begin)
-    table = (where[begin] >> _HALF).astype(np.intp)
+    table = np.concatenate(tables)
+    order, begin = as_they_lie(table, np.concatenate(offsets))
+    seen = np.logical_or.reduceat(np.concatenate(seen_there)[order], begin)
+    table = table[order[begin]]
     (head,) = np.concatenate([[True], table[1:] != table[:-1]]).nonzero()
     counts = np.diff(np.append(head, len(table)))
     rank = np.arange(len(table)) - np.repeat(head, counts)
