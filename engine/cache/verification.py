@@ -64,8 +64,8 @@ class VerifySetup(msgspec.Struct, frozen=True, kw_only=True):
     """What a verification is made of.
 
     `cache` is the object store behind its retry stage, `volumes` the configured names. `read_share`: of the packs, by
-    size, what is read, 0 to 1. `wanted` tells whether somebody
-    waits for the state directory; `relax` lets go of what of the cache's index was mapped into memory.
+    size, what is read, 0 to 1. `wanted` tells whether somebody waits for the state directory; `relax` lets go of
+    what of the cache's index was mapped into memory.
     """
 
     identity: Identity
@@ -216,10 +216,9 @@ class Verification:
             return
         assert self._checkpoint is not None
         assert self._upkeep is not None
-        assert self._members is not None
         self.phase = "choosing packs to read"
         upkeep, today = self._upkeep, day_of(setup.clock.now_ms())
-        stamping = Stamping(setup.cache, setup.identity, self._members, setup.state.incarnation, setup.clock.now_ms())
+        stamping = self._stamping()
         heads = (await stamping.read()).heads
         used = distinct(np.empty(0, np.uint64), *(head.packs for head in heads if stamping.wrote(head)))
         checked = await anyio.to_thread.run_sync(upkeep.checked_packs)
@@ -337,13 +336,16 @@ class Verification:
         earlier = PackBits.decode(self._checkpoint.seen) if self._checkpoint.seen else PackBits.none()
         return earlier.union(self._comparison.seen.packs())
 
-    async def _stamp(self) -> None:
-        """Say in the cache what was seen today. Raises: StoreError."""
+    def _stamping(self) -> Stamping:
         setup = self._setup
         assert self._members is not None
+        return Stamping(setup.cache, setup.identity, self._members, setup.state.incarnation, setup.clock.now_ms())
+
+    async def _stamp(self) -> None:
+        """Say in the cache what was seen today. Raises: StoreError."""
         self.phase = "writing what was seen"
         seen = await anyio.to_thread.run_sync(self._seen_so_far)
-        stamping = Stamping(setup.cache, setup.identity, self._members, setup.state.incarnation, setup.clock.now_ms())
+        stamping = self._stamping()
         self.problems += await stamping.renew(seen, self._present)
 
     def _complete(self) -> None:
