@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,14 +105,19 @@ def look_warm(folder: Path, cases: str) -> dict[str, Any]:
 
 def look_cold(folder: Path, cases: str) -> dict[str, Any]:
     """Measure cases with nothing of the index in the page cache."""
-    for path in files(folder):
+    forget(files(folder))
+    return labelled(child(folder, "look", cases=cases), "cold")
+
+
+def forget(paths: Iterable[Path]) -> None:
+    """Have nothing of these files in the page cache."""
+    for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)
-    return labelled(child(folder, "look", cases=cases), "cold")
 
 
 def labelled(found: dict[str, Any], cache: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -105,7 +104,7 @@ def run(folder: Path, blocks: int) -> dict[str, Any]:
     try:
         indexbench.make(folder, blocks)
         made = child(folder, "map", blocks)
-        forget(folder)
+        indexbench.forget([*indexbench.files(folder), *(folder / "volume").iterdir()])
         return {**made, **child(folder, "compare", blocks)}
     finally:
         shutil.rmtree(folder)
@@ -116,17 +115,6 @@ def child(folder: Path, stage: str, blocks: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--stage", stage, "--dir", str(folder), "--blocks", str(blocks)]
     found: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     return found
-
-
-def forget(folder: Path) -> None:
-    """Have nothing of map and index in the page cache."""
-    for path in (*indexbench.files(folder), *(folder / "volume").iterdir()):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(handle)
 
 
 def make_map(folder: Path, blocks: int) -> dict[str, Any]:
