@@ -35,6 +35,7 @@ from engine.packread import PackReads
 from engine.packtable import KINDS
 from engine.ports import AckLog, MirrorFiles, ObjectStore
 from engine.refresh import INDEX_BYTES_MAX, Members, Refresh
+from engine.removal import RemovalList
 from engine.removals import SEQUENCES_TRIED_MAX, Removals
 from engine.stage import barrier_of, free_name
 from engine.subkeys import DomainKeys
@@ -106,7 +107,8 @@ class PackStore:
         async with self._busy:
             refresh = Refresh(
                 self.objects, self._mirror, self._keys, self._verifier, self.writer,
-                preferred, self.index.own_only, self._index_max, not self._durable_puts,
+                # What is trimmed is the whole cache, whatever of it this system relies on.
+                preferred, self.index.own_only and self.removals is None, self._index_max, not self._durable_puts,
             )  # fmt: skip
             await refresh.run()
             mine = [
@@ -135,6 +137,12 @@ class PackStore:
         async with self._busy:
             await self.removals.announce(packs)
             await anyio.to_thread.run_sync(self._install)
+
+    async def take_over_removals(self, known: RemovalList) -> None:
+        """List as removed, in this system's name, what another one listed and may not have deleted."""
+        assert self.removals is not None
+        async with self._busy:
+            await self.removals.take_over(known)
 
     async def settle_removals(self) -> None:
         """Say that all packs this system listed as removed are deleted."""

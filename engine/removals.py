@@ -100,6 +100,14 @@ class Removals:
             by_writer.setdefault(pack.writer, []).append(pack.key)
         return await self._put({writer: distinct(np.array(keys, np.uint64)) for writer, keys in by_writer.items()})
 
+    async def take_over(self, known: RemovalList) -> None:
+        """List as this system's own what another one listed as removed and may not have deleted."""
+        await self._put(known.packs)
+
+    async def drop(self, known: RemovalList) -> None:
+        """Remove the list of another system that was taken over, all of which is deleted now."""
+        await self._delete([known.name])
+
     async def settle(self, named: Named) -> None:
         """Let one list stand for this system's own whose packs are all deleted now, less what nobody names any more.
 

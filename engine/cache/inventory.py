@@ -39,6 +39,16 @@ class Records(msgspec.Struct, frozen=True, eq=False):
     lo: Column64
 
 
+def listed_bytes(views: Sequence[View], removed: Column64) -> int:
+    """Return how many bytes the packs take that `views` list, but for those of `removed` keys (ascending)."""
+    keys = np.concatenate([np.empty(0, np.uint64), *(view.keys[view.listed()] for view in views)])
+    sizes = np.concatenate([np.empty(0, np.uint32), *(view.rows["size"][view.listed()] for view in views)])
+    order = keys.argsort(kind="stable")
+    keys, sizes = keys[order], sizes[order]
+    first = np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)]
+    return int(sizes[first & ~np.isin(keys, removed)].sum(dtype=np.int64))
+
+
 class Inventory:
     """All packs that `views` list, but for those of `removed` keys (ascending)."""
 

@@ -87,7 +87,7 @@ class Stamping(msgspec.Struct, frozen=True):
         for names in listed.values():
             for name in names:
                 try:
-                    heads.append(await self._head(name))
+                    heads.append(await self.head(name))
                 except StoreCorrupt as error:
                     problems.append(f"{error}; what it said of blocks that are in use is not known")
                 except ObjectMissing:
@@ -110,10 +110,11 @@ class Stamping(msgspec.Struct, frozen=True):
             data = await self.objects.get(str(head.name), head.details_at, head.details_bytes)
         return await anyio.to_thread.run_sync(StampDetails, head, data)
 
-    async def renew(self, seen: PackBits, present: Column64 | None = None) -> list[str]:
+    async def renew(self, seen: PackBits, present: Column64 | None = None, told: Sequence[Seen] = ()) -> list[str]:
         """Stamp what was seen, and say again what own older stamps said, which then go; return problems.
 
-        `present`: keys of all packs that are there, ascending; nothing is said of others. Raises: StoreError.
+        `present`: keys of all packs that are there, ascending; nothing is said of others. `told` (ascending): what is
+        known of earlier days besides. Raises: StoreError.
         """
         listed = await self.listed()
         mine = listed.get(self.identity.system, [])
@@ -121,7 +122,7 @@ class Stamping(msgspec.Struct, frozen=True):
         problems: list[str] = []
         for name in mine:
             try:
-                head = await self._head(name)
+                head = await self.head(name)
                 parts.append((head, await self.details(head)))
             except StoreCorrupt as error:
                 problems.append(f"{error}; what it said of blocks that are in use is lost")
@@ -134,7 +135,7 @@ class Stamping(msgspec.Struct, frozen=True):
         earlier = [each for head, _ in parts for each in (head.name.day, head.previous) if each < day]
         sources = [_said(head, details, believed, present) for head, details in parts]
         objects = encode_stamps(
-            merged([*sources, seen_on(seen, day)]), self._names(mine, day), max(earlier, default=0),
+            merged([*sources, seen_on(seen, day), _until(told, day)]), self._names(mine, day), max(earlier, default=0),
             self.identity.keys, self.identity.signer,
         )  # fmt: skip
         count = await self._put(objects)
@@ -143,22 +144,22 @@ class Stamping(msgspec.Struct, frozen=True):
         log.info("stamps_renewed", component="cache", day=day, packs=len(seen), stamps=count, replaced=len(mine))
         return problems
 
-    async def add(self, seen: PackBits) -> list[str]:
-        """Stamp what was seen besides what own older stamps say; return problems. Raises: StoreError."""
+    async def add(self, seen: PackBits, told: Sequence[Seen] = ()) -> list[str]:
+        """Stamp what was seen besides what own older stamps say; return problems. See `renew`. Raises: StoreError."""
         listed = await self.listed()
         mine = listed.get(self.identity.system, [])
         if len(mine) >= OWN_STAMPS_MAX:
-            return await self.renew(seen)
+            return await self.renew(seen, told=told)
         days = [name.day for name in mine]
         day, _, problem = clocks.stamped_day(day_of(self.now_ms), days, self._others(listed))
         earlier = max((each for each in days if each < day), default=0)
-        objects = encode_stamps(
-            seen_on(seen, day), self._names(mine, day), earlier, self.identity.keys, self.identity.signer
-        )
+        said = merged([seen_on(seen, day), _until(told, day)])
+        objects = encode_stamps(said, self._names(mine, day), earlier, self.identity.keys, self.identity.signer)
         await self._put(objects)
         return [f"cache: {problem}"] if problem is not None else []
 
-    async def _head(self, name: StampName) -> StampHead:
+    async def head(self, name: StampName) -> StampHead:
+        """Return the head of a stamp, checked. Raises: StoreCorrupt, ObjectMissing, StoreError."""
         # Most stamps are small: one request gives the head, often all of it.
         start = await self.objects.get(str(name), 0, HEAD_READ_BYTES)
         size = head_bytes(name, start)
@@ -211,6 +212,13 @@ def seen_on(bits: PackBits, day: int) -> Iterator[Seen]:
             yield Seen(pack, np.array([day], np.uint16))
         elif there.any():
             yield Seen(pack, there * np.uint16(day))
+
+
+def _until(told: Sequence[Seen], day: int) -> Iterator[Seen]:
+    """Yield what was told, no later than a stamp's own day, but for packs it says nothing of."""
+    for said in told:
+        if said.days.any():
+            yield Seen(said.pack, np.minimum(said.days, np.uint16(day)))
 
 
 def _said(head: StampHead, details: StampDetails, believed: int, present: Column64 | None) -> Iterator[Seen]:

@@ -11,7 +11,8 @@ Packs of pages stay: the points' roots in the cache name them, and all of them a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 import anyio.to_thread
@@ -19,7 +20,8 @@ import msgspec
 import numpy as np
 
 from engine.block import DELTA_FLAG, LENGTH_MASK, Ids, Mask
-from engine.cache.inventory import Inventory
+from engine.cache.inventory import Inventory, Records
+from engine.cache.stamps import Seen
 from engine.cache.trimplan import (
     DAY_MAX,
     CachePacks,
@@ -27,7 +29,6 @@ from engine.cache.trimplan import (
     Days,
     Ints,
     Room,
-    Step,
     TrimPlan,
     classes_of,
     join_classes,
@@ -52,6 +53,7 @@ from engine.subkeys import DomainKeys
 from engine.trailer import Verifier
 
 MIXED: Final = 0xFFFF  # instead of a day: the records of a pack were last seen on different days
+FOOTERS_MAX: Final = 1024  # read in one trimming of packs that nobody has stamped whole
 
 log = EventLog("cache")
 
@@ -64,16 +66,23 @@ class LastSeen(Protocol):
     """
 
     async def packs(self, keys: Column64) -> Days:
-        """Return for each pack the day all its records were last seen on; MIXED: not all on the same.
+        """Return for each pack (ascending keys) the day all its records were last seen on; MIXED: not all on the same.
 
-        Raises: StoreUnavailable, StoreRejected.
+        Raises: StoreUnavailable, StoreRejected, StoreCorrupt (what was seen lately cannot be known).
         """
         ...
 
-    async def records(self, key: int, count: int) -> Days:
-        """Return for each of the `count` records of a pack the day it was last seen on.
+    async def records(self, keys: Column64, counts: Ints) -> Days:
+        """Return for each of the `counts[i]` records of each pack (ascending keys) the day it was last seen on.
 
-        Raises: StoreUnavailable, StoreRejected.
+        Only packs that `packs` was asked for. Raises: StoreUnavailable, StoreRejected.
+        """
+        ...
+
+    async def since(self, keys: Column64) -> Mask:
+        """Tell which of these packs (ascending keys) may have been seen since `packs` was asked.
+
+        Raises: StoreUnavailable, StoreRejected, StoreCorrupt.
         """
         ...
 
@@ -81,22 +90,46 @@ class LastSeen(Protocol):
 class Trimmed(msgspec.Struct, frozen=True, eq=False):
     """What was done: packs `deleted` whole, and `rewritten`. `freed_bytes`: less new packs; `problems`: sentences.
 
-    `unseen`: keys of packs with records nobody is known to have seen: whoever trims stamps them, once, for they are
-    protected until they are known to be old. `heirs`: the packs written, with the days they inherited: for the next
-    stamp of this system to carry on, as days of the past.
+    `unseen`: of packs with records nobody is known to have seen these, as seen today: whoever trims stamps that, once,
+    for they are protected until they are known to be old. `heirs`: the packs written, with the days they inherited (0:
+    nobody is known to have seen it): for the next stamp of this system to carry on, as days of the past.
     """
 
     plan: TrimPlan
     deleted: int
     rewritten: int
     freed_bytes: int
-    unseen: Column64
+    unseen: tuple[Seen, ...]
     heirs: tuple[tuple[PackName, Days], ...]
     problems: tuple[str, ...]
 
 
 class _Changed(Exception):
     """A pack is not what the index says; the reason stands in a sentence."""
+
+
+async def finish_removals(cache: PackStore) -> None:
+    """Delete what is listed as removed and may be there still, whoever listed it; then nothing of that is left to do.
+
+    A list of another system is taken over, so that whoever vanished leaves nothing behind that all others look at for
+    ever. If it trims still, it finds done what it was about to do. Raises: StoreError, StateCorrupt, SessionAborted.
+    """
+    assert cache.removals is not None
+    for known in cache.removals.unsettled():
+        foreign = known.name.writer != cache.writer
+        if foreign:
+            try:
+                await cache.take_over_removals(known)
+            except StoreRejected:
+                foreign = False  # no room for a list, maybe: then it stays where it is
+        for writer, keys in known.packs.items():
+            for key in keys.tolist():
+                for pack in cache.index.packs_of_key(key):
+                    if pack.writer == writer:
+                        await cache.objects.delete(str(pack))
+        if foreign:
+            await cache.removals.drop(known)
+    await cache.settle_removals()
 
 
 class Trimmer:
@@ -122,29 +155,37 @@ class Trimmer:
         self._pinned = np.empty(0, np.uint64) if pinned is None else np.sort(pinned[:, 0])
         self._problems: list[str] = []
         self._heirs: list[tuple[PackName, Days]] = []
+        self._inherited: dict[int, Days] = {}
+        self._footers_left = FOOTERS_MAX
+        self._gone: set[int] = set()
+        self._unseen: list[Seen] = []
         self._deleted = self._rewritten = self._freed = 0
 
     async def run(self, policy: TrimPolicy, today: int) -> Trimmed:
-        """Finish what an earlier trimming left, plan, and carry it out, step by step. Raises: StateCorrupt."""
-        await self._finish()
+        """Finish what an earlier trimming left, plan, and carry it out, step by step.
+
+        Raises: StateCorrupt, StoreCorrupt (what was seen lately cannot be known).
+        """
+        await finish_removals(self._cache)
         held = await anyio.to_thread.run_sync(lambda: Inventory(self._cache.index.views(), self._removals.keys))
-        days, classes = await self._last_seen(held)
+        classes = await self._last_seen(held, today)
         packs = CachePacks(held.sizes, held.deltas)
         room = await self._room()
         plan = await anyio.to_thread.run_sync(plan_trim, packs, classes, policy, room, today)
         for step in plan.steps:
-            if step.deleted.size:
-                await self._remove(held.names(step.deleted))
-            elif not await self._rewrite(held, step, plan.cutoffs):
+            # Others' sessions may have ended since the plan was made.
+            deleted, rewritten = await self._still_old(held, step.deleted), await self._still_old(held, step.rewritten)
+            if deleted.size:
+                await self._remove(held.names(deleted))
+            if rewritten.size and not await self._rewrite(held, rewritten, step.new_bytes, plan.cutoffs, today):
                 break
         await self._cache.settle_removals()
-        unseen = held.keys[np.flatnonzero(held.data & (days == 0))]
         done = Trimmed(
             plan=plan,
             deleted=self._deleted - self._rewritten,
             rewritten=self._rewritten,
             freed_bytes=self._freed,
-            unseen=unseen,
+            unseen=tuple(seen for seen in self._unseen if seen.pack not in self._gone),
             heirs=tuple(self._heirs),
             problems=tuple(self._problems),
         )
@@ -159,24 +200,19 @@ class Trimmer:
         )
         return done
 
-    async def _finish(self) -> None:
-        """Delete what is listed as removed and may be there still, whoever listed it."""
-        for known in self._removals.unsettled():
-            for writer, keys in known.packs.items():
-                for key in keys.tolist():
-                    for pack in self._cache.index.packs_of_key(key):
-                        if pack.writer == writer:
-                            await self._cache.objects.delete(str(pack))
+    async def _still_old(self, held: Inventory, rows: Ints) -> Ints:
+        rows = np.sort(rows)
+        return rows[~await self._seen.since(held.keys[rows])] if rows.size else rows
 
-    async def _last_seen(self, held: Inventory) -> tuple[Days, Classes]:
-        """Return the oldest day in each pack (0: it holds records nobody saw), and the classes of all that may go."""
+    async def _last_seen(self, held: Inventory, today: int) -> Classes:
+        """Return the classes of all that may go; notes what nobody has seen."""
         days = np.zeros(len(held), np.uint16)
         usable = held.data & ~held.doubtful & (held.counts > 0)
         (rows,) = usable.nonzero()
         days[rows] = await self._seen.packs(held.keys[rows])
         pinned = await anyio.to_thread.run_sync(held.packs_with, self._pinned)
         floors, bound = await self._floors(held, np.flatnonzero(usable & held.deltas), days)
-        mixed = usable & ((days == MIXED) | pinned | held.several)
+        mixed = usable & ((days == MIXED) | (days == 0) | pinned | held.several)
         (plain,) = (usable & ~mixed & ~bound).nonzero()
         parts = [
             await anyio.to_thread.run_sync(
@@ -185,20 +221,36 @@ class Trimmer:
         ]
         (rows,) = (mixed & ~bound).nonzero()
         for records in held.records(rows):
-            found = [
-                await self._seen.records(int(held.keys[row]), count)
-                for row, count in zip(records.packs.tolist(), records.counts.tolist(), strict=True)
-            ]
-            each = np.concatenate([np.empty(0, np.uint16), *found])
+            each = await self._days(held, records, today)
             held.counts[records.packs] = records.counts
-            for row, part in zip(records.packs.tolist(), found, strict=True):
-                days[row] = part.min(initial=MIXED)
+            self._unseen += unseen_of(held.keys[records.packs], records.counts, each, today)
             shut = np.isin(records.lo, self._pinned)
             classes = classes_of(records.counts, each, records.lengths, shut, floors[records.packs])
             parts.append(msgspec.structs.replace(classes, pack=records.packs[classes.pack]))
         joined = join_classes(parts)
         order = np.lexsort((joined.day, joined.pack))
-        return days, Classes(joined.pack[order], joined.day[order], joined.bytes_[order], joined.records[order])
+        return Classes(joined.pack[order], joined.day[order], joined.bytes_[order], joined.records[order])
+
+    async def _days(self, held: Inventory, records: Records, today: int) -> Days:
+        """Return the day each record was last seen on, by stamps, else by what its pack inherited."""
+        days = await self._seen.records(held.keys[records.packs], records.counts)
+        starts = np.cumsum(records.counts) - records.counts
+        for at in np.flatnonzero(np.minimum.reduceat(days, starts) == 0).tolist() if len(starts) else []:
+            part = days[starts[at] : starts[at] + records.counts[at]]
+            (name,) = held.names(records.packs[at : at + 1])
+            inherited = np.minimum(await self._inherited_by(name, len(part)), np.uint16(today))
+            np.copyto(part, inherited, where=part == 0)
+        return days
+
+    async def _inherited_by(self, name: PackName, count: int) -> Days:
+        """Return the days in the footer of a pack no stamp says enough of; 0: none, or too many were read already."""
+        if name.key not in self._inherited and self._footers_left:
+            self._footers_left -= 1
+            self._inherited[name.key] = np.zeros(0, np.uint16)
+            with suppress(ObjectMissing, StoreCorrupt):
+                self._inherited[name.key] = (await self._footer(name)).days
+        found = self._inherited.get(name.key)
+        return found if found is not None and len(found) == count else np.zeros(count, np.uint16)
 
     async def _floors(self, held: Inventory, rows: Rows, days: Days) -> tuple[Days, Mask]:
         """Return for each pack the newest day of a delta elsewhere with a source in it, and which must stay.
@@ -220,7 +272,7 @@ class Trimmer:
             keys = np.array([source.key for source in entries.sources], np.uint64)
             day = int(days[row])
             if day == MIXED:
-                day = int((await self._seen.records(name.key, int(held.counts[row]))).max(initial=0))
+                day = int((await self._seen.records(held.keys[[row]], held.counts[[row]])).max(initial=0))
             at = np.flatnonzero(np.isin(held.keys, keys))
             floors[at] = np.maximum(floors[at], day or DAY_MAX)
         return floors, bound
@@ -247,29 +299,32 @@ class Trimmer:
 
     async def _delete(self, pack: PackName) -> None:
         await self._cache.objects.delete(str(pack))
+        self._gone.add(pack.key)
         self._deleted += 1
         self._freed += pack.size
 
-    async def _rewrite(self, held: Inventory, step: Step, cutoffs: Days) -> bool:
-        """Rewrite the packs of a step; False: there is no room for that any more."""
+    async def _rewrite(self, held: Inventory, rows: Ints, new_bytes: int, cutoffs: Days, today: int) -> bool:
+        """Rewrite some packs, whose new ones need `new_bytes`; False: there is no room for that any more."""
         free = (await self._room()).free_bytes
-        if free is not None and free < step.new_bytes:
+        if free is not None and free < new_bytes:
             self._problems.append(
-                f"{step.new_bytes:,} bytes were needed to rewrite packs of the cache and {free:,} were free: others "
+                f"{new_bytes:,} bytes were needed to rewrite packs of the cache and {free:,} were free: others "
                 "filled it meanwhile; the next trimming goes on"
             )
             return False
         builder, done = self._new_pack(), list[PackName]()
-        for records in held.records(np.sort(step.rewritten)):
+        for records in held.records(rows):
             stops = np.cumsum(records.counts)
             names = held.names(records.packs)
+            days = await self._days(held, records, today)
             for row, name, stop, count in zip(
                 records.packs.tolist(), names, stops.tolist(), records.counts.tolist(), strict=True
             ):
                 part = slice(stop - count, stop)
                 try:
-                    days = await self._seen.records(name.key, count)
-                    kept = await self._kept(name, records.offsets[part], days, records.lo[part], int(cutoffs[row]))
+                    kept = await self._kept(
+                        name, records.offsets[part], days[part], records.lo[part], int(cutoffs[row])
+                    )
                 except ObjectMissing:
                     done.append(name)
                     self._freed -= name.size
@@ -318,6 +373,17 @@ class Trimmer:
         await self._cache.put_pack(finished)
         self._freed -= finished.name.size
         self._heirs.append((finished.name, days))
+
+
+def unseen_of(keys: Column64, counts: Ints, days: Days, today: int) -> Iterator[Seen]:
+    """Yield, for each pack with records nobody has seen, those as seen today; `days`: of all records, pack by pack."""
+    starts = np.cumsum(counts) - counts
+    for key, start, count in zip(keys.tolist(), starts.tolist(), counts.tolist(), strict=True):
+        unseen = days[start : start + count] == 0
+        if unseen.all():
+            yield Seen(key, np.array([today], np.uint16))
+        elif unseen.any():
+            yield Seen(key, unseen * np.uint16(today))
 
 
 def classes_of_packs(packs: Ints | Rows, days: Days, bytes_: Ints, records: Ints, floors: Days) -> Classes:

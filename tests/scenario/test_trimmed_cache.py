@@ -12,9 +12,9 @@ import numpy as np
 from adapters.config import load_config
 from adapters.state.directory import StateDirectory
 from adapters.stores.folder import FolderStore
-from engine.block import ref_of
+from engine.block import Mask, ref_of
 from engine.cache.trim import MIXED, Trimmed, Trimmer
-from engine.cache.trimplan import Days, Room
+from engine.cache.trimplan import Days, Ints, Room
 from engine.columns import Column64
 from engine.names import PackName
 from engine.pack import PackBuilder, check_pack
@@ -48,9 +48,13 @@ class Seen:
         days = [self._days[key] for key in keys.tolist()]
         return np.array([each[0] if (each == each[0]).all() else MIXED for each in days], np.uint16)
 
-    async def records(self, key: int, count: int) -> Days:
-        assert len(self._days[key]) == count
-        return self._days[key]
+    async def records(self, keys: Column64, counts: Ints) -> Days:
+        found = [self._days[key] for key in keys.tolist()]
+        assert [len(each) for each in found] == counts.tolist()
+        return np.concatenate(found)
+
+    async def since(self, keys: Column64) -> Mask:
+        return np.zeros(len(keys), np.bool_)
 
 
 def machines(root: Path) -> tuple[Machine, Machine]:

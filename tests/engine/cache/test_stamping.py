@@ -59,7 +59,7 @@ async def said(store: MemoryStore, writer: bytes) -> Model:
     reader = stamping(store, writer, 1)
     found: Model = {}
     for name in (await reader.listed()).get(writer, []):
-        head = await reader._head(name)
+        head = await reader.head(name)
         details = await reader.details(head)
         for row, pack in enumerate(head.packs.tolist()):
             days = details.seen(row).days.tolist()

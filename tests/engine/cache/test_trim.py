@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.block import ids_from_bytes
+from engine.block import Mask, ids_from_bytes
 from engine.cache.trim import MIXED, Trimmed, Trimmer
-from engine.cache.trimplan import Days, Room
+from engine.cache.trimplan import Days, Ints, Room
 from engine.columns import Column64
 from engine.errors import StoreError, StoreRejected, StoreUnavailable
 from engine.names import PackName
@@ -47,6 +47,7 @@ class Diary:
 
     objects: MemoryStore
     days: dict[bytes, int] = field(default_factory=dict)
+    lately: set[int] = field(default_factory=set)  # packs that were seen after the plan was made
 
     def see(self, numbers: Iterable[int], day: int) -> None:
         for number in numbers:
@@ -65,8 +66,12 @@ class Diary:
         days = [self.of(key) for key in keys.tolist()]
         return np.array([each[0] if (each == each[0]).all() else MIXED for each in days], np.uint16)
 
-    async def records(self, key: int, count: int) -> Days:
-        return self.of(key)[:count]
+    async def records(self, keys: Column64, counts: Ints) -> Days:
+        each = [self.of(key)[:count] for key, count in zip(keys.tolist(), counts.tolist(), strict=True)]
+        return np.concatenate([np.empty(0, np.uint16), *each])
+
+    async def since(self, keys: Column64) -> Mask:
+        return np.isin(keys, np.array(sorted(self.lately), np.uint64))
 
 
 class World:
@@ -136,7 +141,7 @@ def test_old_packs_go_whole_and_half_old_ones_are_rewritten() -> None:
         world.diary.see(range(6, 12), NEW)
         before = world.used()
         done = await trim(world, alice)
-        assert (done.deleted, done.rewritten, done.problems, done.unseen.size) == (1, 1, (), 0)
+        assert (done.deleted, done.rewritten, done.problems, done.unseen) == (1, 1, (), ())
         assert not {old.name, half.name} & set(world.packs())
         assert new.name in world.packs()
         assert done.freed_bytes == before - world.used()
@@ -182,7 +187,7 @@ def test_a_rewrite_is_no_stamp() -> None:
         world.diary.days.clear()
         await bob.restart().refresh()
         done = await world.trimmer(bob).run(AGED, NEW + 13)
-        assert (done.deleted, done.unseen.size) == (0, 0)
+        assert (done.deleted, len(done.unseen)) == (0, 0)
         done = await world.trimmer(bob).run(AGED, NEW + 16)
         assert (done.deleted, world.packs()) == (1, [])
 
@@ -199,7 +204,8 @@ def test_pins_and_what_nobody_saw_stay() -> None:
         assert pinned.name not in world.packs()
         assert unseen.name in world.packs()
         assert found(alice, range(8)) == {1, 4, 5, 6, 7}
-        assert done.unseen.tolist() == [unseen.name.key]
+        ((key, days),) = [(seen.pack, seen.days.tolist()) for seen in done.unseen]
+        assert (key, days) == (unseen.name.key, [0, TODAY, TODAY, TODAY])
         assert done.plan.pinned_bytes > 0
 
     run(main)

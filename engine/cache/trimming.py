@@ -1,0 +1,202 @@
+"""One trimming of a cache, from the question whether anything has to go to the stamps that say what is left (§3.4).
+
+What an earlier trimming announced is deleted first, whoever it was. Then the thresholds are looked at; where all of
+them are met, that is all: the device is asked once, and sizes are summed up, but no record is looked at. Nothing goes
+by a clock that is not believed (clocks.py), nor while a stamp of the protected days cannot be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import anyio.to_thread
+import msgspec
+import numpy as np
+
+from engine.block import Ids
+from engine.cache import clocks
+from engine.cache.clocks import ClockVerdict
+from engine.cache.inventory import listed_bytes
+from engine.cache.lastseen import StampedDays
+from engine.cache.seen import PackBits
+from engine.cache.stamping import Stamping
+from engine.cache.stamps import Seen, day_of
+from engine.cache.trim import Trimmer, finish_removals
+from engine.cache.trimplan import PROTECTED_DAYS, Room, forecast_full, needed_bytes
+from engine.errors import ObjectMissing, StoreCorrupt
+from engine.events import EventLog
+from engine.pack import PackBuilder
+from engine.packstore import PackStore
+from engine.policy import TrimPolicy
+
+log = EventLog("cache")
+
+NO_ROOM: Final = (
+    "how large the cache's device is and how much of it is free cannot be found out: min_free of [cache] trim cannot "
+    "be held"
+)
+
+
+class TrimReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What one trimming did, and what it could not do.
+
+    `day` since 2020-01-01. `size_bytes`: of the cache's packs, afterwards; `device_bytes`, `free_bytes`: of the device
+    it lies on, afterwards, None: unknown. `needed_bytes`: what had to go for the thresholds; `freed_bytes`: what went;
+    `lacking_bytes`: what has to go still. `deleted`, `rewritten`: packs. `looked`: whether anything had to go, so that
+    every record was looked at; only then are known: `protected_bytes` of records that must not go, of them
+    `pinned_bytes` for the last known copies of what points need, and `unseen_bytes` nobody is known to have seen.
+    `refused`: why nothing was to go, a sentence. `full_day`: when the device is full if the cache goes on growing.
+    """
+
+    day: int
+    size_bytes: int
+    device_bytes: int | None = None
+    free_bytes: int | None = None
+    needed_bytes: int = 0
+    freed_bytes: int = 0
+    lacking_bytes: int = 0
+    deleted: int = 0
+    rewritten: int = 0
+    looked: bool = False
+    protected_bytes: int = 0
+    pinned_bytes: int = 0
+    unseen_bytes: int = 0
+    refused: str | None = None
+    full_day: int | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def met(self) -> bool:
+        """Whether the thresholds of free space and size are met."""
+        return self.lacking_bytes == 0
+
+
+async def judge(stamping: Stamping) -> ClockVerdict:
+    """Return whether this machine's clock may say what is old, and whose stamps do not count.
+
+    Raises: StoreUnavailable, StoreRejected.
+    """
+    listed = await stamping.listed()
+    own = listed.get(stamping.identity.system, [])
+    days = [name.day for name in own]
+    for name in own:
+        try:
+            days.append((await stamping.head(name)).previous)
+        except (StoreCorrupt, ObjectMissing):
+            continue
+    others = {writer: names[-1].day for writer, names in listed.items() if writer != stamping.identity.system}
+    return clocks.judge_clock(day_of(stamping.now_ms), [day for day in days if day], others)
+
+
+async def trim_cache(
+    cache: PackStore,
+    stamping: Stamping,
+    policy: TrimPolicy,
+    room: Callable[[], Awaitable[Room]],
+    new_pack: Callable[[], PackBuilder],
+    *,
+    pinned: Ids | None = None,
+    grown: Sequence[tuple[int, int]] = (),
+) -> TrimReport:
+    """Trim a cache whose index was refreshed, until the thresholds are met or only protected records are left.
+
+    `room` tells what is known of the device now; `new_pack` opens an own pack of blocks; `pinned`: ids, by any system,
+    that must not go; `grown`: (day, bytes) of this cache on former days, for the forecast.
+    Raises: StoreUnavailable, StoreRejected, StateCorrupt, SessionAborted.
+    """
+    assert cache.removals is not None
+    await finish_removals(cache)
+    size, device = await _size(cache), await room()
+    report = TrimReport(
+        day=day_of(stamping.now_ms),
+        size_bytes=size,
+        device_bytes=device.device_bytes,
+        free_bytes=device.free_bytes,
+        needed_bytes=max(needed_bytes(policy, size, device), 0),
+        problems=() if device.free_bytes is not None else (NO_ROOM,),
+    )
+    if report.needed_bytes or policy.age_days_in_force is not None:
+        verdict = await judge(stamping)
+        if verdict.refused is None:
+            seen = StampedDays(stamping, verdict.ignored, report.day - PROTECTED_DAYS)
+            trimmer = Trimmer(cache, seen, stamping.identity.keys, cache.members, new_pack, room, pinned)
+            report = await _trim(cache, stamping, policy, room, trimmer, seen, report)
+        else:
+            report = msgspec.structs.replace(report, refused=verdict.refused, lacking_bytes=report.needed_bytes)
+        ahead = (
+            f"the clock of system {writer.hex()} runs more than a day ahead of the others': its stamps do not count"
+            for writer in sorted(verdict.ignored)
+        )
+        report = msgspec.structs.replace(report, problems=(*report.problems, *ahead))
+    if report.free_bytes is not None:
+        known = [*grown, (report.day, report.size_bytes)]
+        full = await anyio.to_thread.run_sync(forecast_full, known, report.free_bytes, report.day)
+        report = msgspec.structs.replace(report, full_day=full)
+    _log(report)
+    return report
+
+
+async def _trim(
+    cache: PackStore,
+    stamping: Stamping,
+    policy: TrimPolicy,
+    room: Callable[[], Awaitable[Room]],
+    trimmer: Trimmer,
+    seen: StampedDays,
+    before: TrimReport,
+) -> TrimReport:
+    """Trim, and stamp what nobody had seen and what the packs written anew inherited."""
+    try:
+        done = await trimmer.run(policy, before.day)
+    except StoreCorrupt as error:
+        refused = (
+            f"{error}; what its system has seen lately is not known, so nothing is trimmed until that system stamps "
+            "anew: with its next verification; if it is gone for good, remove the object"
+        )
+        return msgspec.structs.replace(before, refused=refused, lacking_bytes=before.needed_bytes)
+    told = [Seen(name.key, np.where(days == 0, np.uint16(before.day), days)) for name, days in done.heirs]
+    told = sorted([*done.unseen, *told], key=lambda each: each.pack)
+    problems = [*done.problems, *seen.problems]
+    if told:
+        problems += await stamping.add(PackBits.none(), told)
+    size, device = await _size(cache), await room()
+    return msgspec.structs.replace(
+        before,
+        size_bytes=size,
+        device_bytes=device.device_bytes,
+        free_bytes=device.free_bytes,
+        needed_bytes=done.plan.needed_bytes,
+        freed_bytes=done.freed_bytes,
+        lacking_bytes=max(needed_bytes(policy, size, device), 0),
+        deleted=done.deleted,
+        rewritten=done.rewritten,
+        looked=True,
+        protected_bytes=done.plan.protected_bytes,
+        pinned_bytes=done.plan.pinned_bytes,
+        unseen_bytes=done.plan.unseen_bytes,
+        problems=(*before.problems, *problems),
+    )
+
+
+async def _size(cache: PackStore) -> int:
+    removals = cache.removals
+    assert removals is not None
+    return await anyio.to_thread.run_sync(listed_bytes, cache.index.views(), removals.keys)
+
+
+def _log(report: TrimReport) -> None:
+    if report.refused is not None:
+        log.warning("trim_refused", component="cache", reason=report.refused, needed_bytes=report.needed_bytes)
+    elif not report.met:
+        log.warning(
+            "trim_threshold_not_met",
+            component="cache",
+            lacking_bytes=report.lacking_bytes,
+            protected_bytes=report.protected_bytes,
+            pinned_bytes=report.pinned_bytes,
+            free_bytes=report.free_bytes,
+            full_day=report.full_day,
+        )
+    for problem in report.problems:
+        log.warning("trim_problem", component="cache", reason=problem)

@@ -1,0 +1,331 @@
+"""One trimming from end to end, over real stamps: when nothing is looked at, what is refused, what is said after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.block import ids_from_bytes
+from engine.cache.seen import PackBits, SeenRows
+from engine.cache.stamps import Seen
+from engine.cache.trimming import NO_ROOM, TrimReport, trim_cache
+from engine.cache.trimplan import Room
+from engine.errors import StoreRejected, StoreUnavailable
+from engine.names import PackName
+from engine.pack import FinishedPack, check_pack
+from engine.policy import TrimPolicy
+from tests.engine.cache.test_lastseen import CAROL, last_seen, stamping
+from tests.engine.cache.test_trim import TEAM, block, found, opens, put
+from tests.engine.fakes_packs import ALICE, BOB, Machine
+from tests.fakes import FaultPlan, FaultyStore, MemoryStore
+
+pytestmark = pytest.mark.anyio
+DEVICE = 1_000_000
+FREE = TrimPolicy(min_free_share=0.5)
+
+
+@pytest.fixture(autouse=True)
+def everybody() -> None:
+    TEAM.members[:] = [ALICE, BOB, CAROL]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class World:
+    """A cache in memory on a device of its own, which `others` fill as well; days are those of the machines' clocks."""
+
+    def __init__(self, *, barrier: bool = False) -> None:
+        self.objects = MemoryStore(barrier)
+        self.plan = FaultPlan()
+        self.machines = {
+            ALICE: Machine(FaultyStore(self.objects, self.plan), TEAM, ALICE, trimmed=True),
+            **{writer: Machine(self.objects, TEAM, writer, trimmed=True) for writer in (BOB, CAROL)},
+        }
+        self.others = 0
+
+    @property
+    def used(self) -> int:
+        return self.others + sum(pack.size for pack in self.packs())
+
+    def packs(self) -> list[PackName]:
+        return [pack for pack in map(PackName.parse, self.objects._seen()) if pack is not None]
+
+    async def room(self) -> Room:
+        return Room(DEVICE, DEVICE - self.used)
+
+    async def put(self, writer: bytes, numbers: Iterable[int]) -> FinishedPack:
+        return await put(self.machines[writer], numbers)
+
+    async def see(self, writer: bytes, numbers: Iterable[int], day: int) -> None:
+        """Let a system stamp, on a day, that blocks of these numbers are in use."""
+        machine = self.machines[writer]
+        await machine.restart().refresh()
+        ids = ids_from_bytes(b"".join(sorted(TEAM.ref(block(number))[:16] for number in numbers)))
+        ids = ids[ids[:, 0].argsort()]
+        seen = SeenRows()
+        for view, rows in machine.index.locate(ids[:, 0].copy(), ids[:, 1].copy())[1]:
+            seen.mark(view, rows)
+        assert await stamping(self.objects, writer, day).add(seen.packs()) == []
+
+    async def live(self, writer: bytes, day: int) -> None:
+        """Let a system stamp something that is nobody else's concern: it shows what day it is."""
+        assert (
+            await stamping(self.objects, writer, day).add(PackBits.none(), [Seen(7, np.array([day], np.uint16))]) == []
+        )
+
+    async def trim(self, day: int, policy: TrimPolicy = FREE, writer: bytes = ALICE, **more: Any) -> TrimReport:
+        machine = self.machines[writer]
+        await machine.restart().refresh()
+        more.setdefault("room", self.room)
+        stamps = stamping(machine.objects, writer, day)
+        report = await trim_cache(machine.store, stamps, policy, new_pack=lambda: TEAM.builder(writer), **more)
+        assert report.size_bytes == self.used - self.others
+        return report
+
+    async def found(self, numbers: Iterable[int], writer: bytes = BOB) -> set[int]:
+        """Return which of these blocks a system finds now; it reads them all."""
+        machine = self.machines[writer]
+        assert await machine.restart().refresh() == []
+        there = found(machine, numbers)
+        await opens(machine, there)
+        return there
+
+
+async def full(day: int = 100) -> World:
+    """Return a device more than half full: of 24 blocks bob saw the first 16 long ago, carol the rest lately."""
+    world = World()
+    await world.put(BOB, range(8))
+    await world.put(BOB, range(8, 16))
+    await world.put(CAROL, range(16, 24))
+    await world.see(BOB, range(16), day - 50)
+    await world.see(CAROL, range(16, 24), day)
+    world.others = DEVICE // 2 - world.used + 1
+    return world
+
+
+async def test_where_all_thresholds_are_met_no_stamp_is_read_and_the_device_is_asked_once() -> None:
+    world = await full()
+    world.others = 0
+    asked = []
+
+    async def room() -> Room:
+        asked.append(1)
+        return await world.room()
+
+    world.plan.fail("list", 1, 1 << 30, prefix="stamp/")
+    report = await world.trim(100, TrimPolicy(size_bytes_max=64 << 20), room=room)
+    assert (report.met, report.looked, report.needed_bytes, report.freed_bytes) == (True, False, 0, 0)
+    assert (len(asked), report.free_bytes, report.problems) == (1, DEVICE - world.used, ())
+    with pytest.raises(StoreUnavailable):
+        await world.trim(100, TrimPolicy(age_days_max=30))
+
+
+async def test_the_oldest_goes_until_enough_is_free_and_no_more() -> None:
+    world = await full()
+    report = await world.trim(100)
+    assert (report.met, report.looked, report.deleted, report.refused, report.problems) == (True, True, 1, None, ())
+    assert report.needed_bytes == 1
+    assert report.free_bytes == DEVICE - world.used
+    assert len(await world.found(range(24)) & set(range(16))) == 8
+    assert await world.found(range(16, 24)) == set(range(16, 24))
+
+
+async def test_what_protection_keeps_from_being_met_is_said_with_the_day_the_device_is_full() -> None:
+    world = await full()
+    world.others = DEVICE * 3 // 4
+    grown = [(97, 0), (98, 100), (99, 200)]
+    report = await world.trim(100, grown=grown)
+    assert not report.met
+    assert report.deleted == 2
+    assert report.lacking_bytes == DEVICE // 2 - (DEVICE - world.used)
+    assert report.protected_bytes > 8 * 3000
+    assert report.full_day is not None
+    assert report.full_day > 100
+    assert await world.found(range(24)) == set(range(16, 24))
+
+
+async def test_pins_stay_and_are_counted() -> None:
+    world = await full()
+    world.others = DEVICE * 3 // 4
+    pinned = ids_from_bytes(TEAM.ref(block(3))[:16] + TEAM.ref(block(9))[:16])
+    report = await world.trim(100, pinned=pinned)
+    assert report.pinned_bytes > 2 * 3000
+    assert await world.found(range(24)) == {3, 9, *range(16, 24)}
+
+
+async def test_what_nobody_saw_is_stamped_once_and_goes_when_that_is_old() -> None:
+    world = await full()
+    world.others = DEVICE * 3 // 4
+    pack = await world.put(BOB, range(24, 28))
+    report = await world.trim(100)
+    assert report.unseen_bytes > 4 * 3000
+    (name,) = [name for name in world.objects.objects if name.startswith(f"stamp/{ALICE.hex()}/")]
+    assert (await last_seen(world.objects, 0).packs(pack.ids[:0, 0])).tolist() == []
+    for day in (101, 113):
+        assert (await world.trim(day)).unseen_bytes == 0
+        assert set(range(24, 28)) <= await world.found(range(28))
+    assert [each for each in world.objects.objects if each.startswith(f"stamp/{ALICE.hex()}/")] == [name]
+    await world.see(CAROL, range(16, 24), 114)
+    await world.trim(114)
+    assert await world.found(range(28)) == set(range(16, 24))
+
+
+async def half_old(*, barrier: bool = False) -> World:
+    """Return a cache of one pack, of which bob saw half long ago, and carol the other half a week ago."""
+    world = World(barrier=barrier)
+    await world.put(BOB, range(8))
+    await world.see(BOB, range(4), 50)
+    await world.see(CAROL, range(4, 8), 93)
+    world.others = DEVICE * 3 // 4
+    return world
+
+
+async def test_what_is_rewritten_keeps_the_days_it_was_seen_on_also_without_those_who_saw_it() -> None:
+    world = await half_old()
+    report = await world.trim(100)
+    assert (report.deleted, report.rewritten, report.problems) == (0, 1, ())
+    (heir,) = world.packs()
+    # Those who saw it are gone for good.
+    for name in [name for name in world.objects.objects if name.startswith("stamp/") and ALICE.hex() not in name]:
+        del world.objects.objects[name]
+    await world.live(CAROL, 106)
+    assert (await world.trim(106)).deleted == 0
+    await world.live(BOB, 107)
+    assert (await world.trim(107)).deleted == 1
+    assert heir not in world.packs()
+
+
+async def test_a_trimming_cut_off_before_its_stamp_leaves_the_days_in_the_pack() -> None:
+    world = await half_old(barrier=True)
+    world.plan.fail("put", 1, 1, prefix="stamp/")
+    with pytest.raises(StoreUnavailable):
+        await world.trim(100)
+    world.objects.power_cut()
+    (heir,) = world.packs()
+    assert check_pack(heir, world.objects.objects[str(heir)], TEAM.keys, TEAM).days.tolist() == [93] * 4
+    report = await world.trim(101, writer=BOB)
+    assert (report.unseen_bytes, report.deleted) == (0, 0)
+    await world.live(CAROL, 107)
+    assert (await world.trim(107, writer=BOB)).deleted == 1
+
+
+async def test_nothing_goes_by_a_clock_that_is_wrong_but_what_was_announced() -> None:
+    world = await full()
+    before = world.packs()
+    report = await world.trim(90)
+    assert report.refused is not None
+    assert "behind" in report.refused
+    assert not report.met
+    assert (report.lacking_bytes, report.deleted, world.packs()) == (1, 0, before)
+    report = await world.trim(130)
+    assert report.refused is not None
+    assert "ahead" in report.refused
+    # What is announced is deleted all the same: it went by a clock that was believed.
+    machine = world.machines[BOB]
+    await machine.restart().refresh()
+    await machine.store.announce_removal([before[0]])
+    assert (await world.trim(90)).refused is None
+    assert before[0] not in world.packs()
+
+
+async def test_a_system_whose_clock_runs_ahead_is_named_and_protects_nothing() -> None:
+    world = await full()
+    await world.see(BOB, range(16), 150)
+    report = await world.trim(100)
+    # Nothing else is known of what it uses: that counts as seen today, once, however long its clock stays wrong.
+    assert (report.met, report.deleted) == (False, 0)
+    assert report.unseen_bytes > 16 * 3000
+    assert [BOB.hex() in problem for problem in report.problems] == [True]
+    await world.live(CAROL, 114)
+    assert (await world.trim(114)).met
+
+
+async def test_a_damaged_stamp_of_the_protected_days_refuses_until_it_is_renewed() -> None:
+    world = await full()
+    (name,) = [name for name in world.objects.objects if name.startswith(f"stamp/{CAROL.hex()}/")]
+    good = world.objects.objects[name]
+    world.objects.objects[name] = good[:60] + b"??" + good[62:]
+    report = await world.trim(100)
+    assert report.refused is not None
+    assert name in report.refused
+    assert (report.lacking_bytes, report.deleted) == (1, 0)
+    assert len(await world.found(range(24))) == 24
+    world.objects.objects[name] = good
+    assert (await world.trim(100)).met
+
+
+async def test_a_list_of_a_system_that_vanished_is_taken_over_once() -> None:
+    world = await full()
+    world.others = 0
+    bob = world.machines[BOB]
+    await bob.restart().refresh()
+    pack = world.packs()[0]
+    await bob.store.announce_removal([pack])
+    await world.trim(100)
+    assert pack not in world.packs()
+    lists = [name for name in world.objects.objects if name.startswith("gc/")]
+    assert [ALICE.hex() in name for name in lists] == [True]
+    world.plan.fail("delete", 1, 1 << 30)
+    await world.trim(100)
+    # Who announced it was only slow, and finds it done.
+    await bob.store.objects.delete(str(pack))
+    await bob.store.settle_removals()
+    assert len(await world.found(range(24))) == 16
+
+
+async def test_a_list_that_cannot_be_taken_over_for_lack_of_room_is_carried_out_all_the_same() -> None:
+    world = await full()
+    world.others = 0
+    bob = world.machines[BOB]
+    await bob.restart().refresh()
+    pack = world.packs()[0]
+    await bob.store.announce_removal([pack])
+    world.plan.fail("put", 1, 1 << 30, lambda: StoreRejected("no space left on device"), prefix="gc/")
+    await world.trim(100)
+    assert pack not in world.packs()
+
+
+async def test_a_device_nobody_can_ask_is_said_and_the_size_is_held_all_the_same() -> None:
+    async def unknown() -> Room:
+        return Room()
+
+    world = await full()
+    report = await world.trim(100, room=unknown)
+    assert (report.problems, report.met, report.free_bytes, report.full_day) == ((NO_ROOM,), True, None, None)
+
+
+async def test_packs_seen_while_it_trims_stay() -> None:
+    """Bob's session ends, with a stamp, between alice's look at the stamps and the first pack that goes."""
+    world = await full()
+    asked = []
+
+    async def room() -> Room:
+        asked.append(1)
+        if len(asked) == 2:  # when it plans
+            await world.see(BOB, range(16), 100)
+        return await world.room()
+
+    report = await world.trim(100, room=room)
+    assert (report.deleted, report.met) == (0, False)
+    assert len(await world.found(range(24))) == 24
+
+
+async def test_own_only_systems_trim_what_others_left_too() -> None:
+    world = await full()
+    world.machines[ALICE].own_only = True
+    report = await world.trim(100)
+    assert (report.met, report.deleted) == (True, 1)
+
+
+async def test_an_empty_cache_on_a_full_device_is_no_trouble() -> None:
+    world = World()
+    world.others = DEVICE
+    await world.live(BOB, 100)
+    report = await world.trim(100)
+    assert (report.met, report.looked, report.size_bytes, report.deleted) == (False, True, 0, 0)
