@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 CODE := engine adapters deploy tests
 # Two workers: the tests are many and small; the real filesystems among them want the disk, not more cores.
-PYTEST := $(BIN)/python -m pytest -q -n 2
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 setup: $(READY)
 

@@ -58,7 +58,8 @@ def samba(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the tests that need root, by name, where there is none."""
+    """Skip the tests that need root, by name, where there is none; begin with those that take minutes."""
+    items.sort(key=lambda item: "simulation" not in item.path.parts)  # at the end one worker would wait for the other
     folders = {"bench_scripts": bench_scripts(), "services": services()}
     if missing := [marker for marker, folder in folders.items() if not folder.is_dir()]:
         absent = [item for item in items if any(item.get_closest_marker(marker) is not None for marker in missing)]

@@ -210,7 +210,11 @@ class Committer(msgspec.Struct):
             nonlocal present
             present = await self._present(frozenset())
 
-        await together(publish, look, self.vault.recheck)
+        async def seal() -> None:  # now, instead of making the root wait for it
+            for run in self.runs:
+                await anyio.to_thread.run_sync(run.state.sync_staged)
+
+        await together(publish, look, self.vault.recheck, seal)
         return present
 
     async def _volume_point(self, run: VolumeRun, writer: PageWriter) -> VolumePoint:
@@ -296,8 +300,6 @@ class Committer(msgspec.Struct):
 
     def _open_intent(self, point: PointId, root: bytes, volumes: Sequence[VolumePoint]) -> None:
         digest = blake3(root).digest()
-        for run in self.runs:
-            run.state.sync_staged()
         heads = {
             run.name: self._head(run, point, digest, volume) for run, volume in zip(self.runs, volumes, strict=True)
         }

@@ -29,7 +29,7 @@ from tests.scenario.machine import BLOCK, Machine, overwrite, random_volume
 from tests.scenario.recover import Recoverer
 
 BLOCKS_MAX = 140
-STEPS = 60
+STEPS = 45
 
 
 class CutOff(BaseException):

@@ -10,8 +10,8 @@ import pytest
 
 from tests.simulation.mutations import MUTATIONS
 
-SEEDS = 40
-PARTS = 2
+SEEDS = 30
+PARTS = 3
 MUTATION_SEEDS = 40
 
 
