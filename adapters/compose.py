@@ -46,6 +46,8 @@ from engine.vault.identity import Identity
 
 if TYPE_CHECKING:
     from engine.cache.verification import Verification
+    from engine.vault.check import VaultCheck
+    from engine.vault.verification import VaultVerification
 
 WORKERS_MAX = 8
 # Of packs in flight, for each of two lanes: with 128 MiB each a first backup to slow disks peaked at 434 MiB.
@@ -171,6 +173,33 @@ async def build_verification(
             wanted=partial(turns.wanted, state.path),
             relax=state.mirror(identity.cache).relax if identity.cache is not None else lambda: None,
         )
+    )
+
+
+async def build_vault_verification(
+    config: Config,
+    identity: Identity,
+    state: StateDirectory,
+    *,
+    read_share: float = 0.0,
+    carried: VaultCheck | None = None,
+    clock: Clock | None = None,
+) -> VaultVerification:
+    """Build a verification of the vault over an open state directory that was locked to be given away.
+
+    `read_share`: of the packs that restore points need, by size, what is read; `carried`: see `VaultVerification`.
+    """
+    from engine.vault.verification import VaultVerification, VaultVerifySetup
+
+    return VaultVerification(
+        VaultVerifySetup(
+            session=await build_setup(config, identity, state, clock=clock),
+            history=state.history,
+            volumes=[volume.name for volume in config.volumes],
+            read_share=read_share,
+            wanted=partial(turns.wanted, state.path),
+        ),
+        carried,
     )
 
 

@@ -5,6 +5,7 @@ The name of a note ends with the beginning of its hash, so that notes are never 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias, get_args
 
 import msgspec
@@ -26,8 +27,9 @@ NOTE_KINDS: Final[tuple[str, ...]] = get_args(NoteKind)
 class NoteBody(msgspec.Struct, frozen=True, kw_only=True):
     """What a note says: `time` in ms since 1970 UTC; `text` is one sentence for people.
 
-    `holes`: per volume, ranges (first block, count) that cannot be given back (kind incomplete); `sessions`: 16-byte
-    ids of the sessions given up (kind abandoned).
+    Kind incomplete: `holes`, per volume, ranges (first block, count) that cannot be given back; `damaged`, keys (8
+    bytes) of packs the point needs that were there and did not hold together; `whole`: nothing is missing any more.
+    Kind abandoned: `sessions`, 16-byte ids of the sessions given up.
     """
 
     kind: NoteKind
@@ -35,6 +37,8 @@ class NoteBody(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     holes: dict[str, list[tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=1)]]]] = {}
     sessions: list[Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]] = []
+    damaged: list[Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]] = []
+    whole: bool = False
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -63,6 +67,13 @@ def seal_note(
     """Return (name, bytes) of the note object about `point` of `system`."""
     data = KIND.seal(Header(domain, system, point, b"", certificate), msgspec.msgpack.encode(body), listing_key, signer)
     return point.note(system, body.kind, blake3(data).digest()), data
+
+
+def incomplete_by(notes: Iterable[NoteBody]) -> NoteBody | None:
+    """Return the note by which a point is incomplete: the last one that says what it lacks, None if it is whole."""
+    told = [note for note in notes if note.kind == "incomplete"]
+    last = max(told, key=lambda note: (note.time, not note.whole), default=None)
+    return None if last is None or last.whole else last
 
 
 def own_note(body: NoteBody, point: PointId, identity: Identity) -> tuple[str, bytes]:

@@ -106,6 +106,11 @@ class PackBuilder:
         self._sources: list[tuple[int, PackName]] = []
 
     @property
+    def kind(self) -> str:
+        """The kind of pack this will be, "data" or "page"."""
+        return self._kind
+
+    @property
     def size(self) -> int:
         """Bytes so far, header included, footer not."""
         return self._size

@@ -23,6 +23,7 @@ from engine.staterecords import Head as Head
 from engine.staterecords import Intent as Intent
 from engine.staterecords import Newest as Newest
 from engine.staterecords import SessionRow as SessionRow
+from engine.vault.check import VaultCheck
 
 # The ref of a block and the place of its record in the vault. All zero: a zero block.
 ENTRY: Final = np.dtype([("ref", "u1", (48,)), ("place", PLACE)])
@@ -243,6 +244,18 @@ class CacheHistory(Protocol):
 
     def first_session_ms(self, store: bytes) -> int | None:
         """Return when the first session with the cache `store` ended; None: there was none. Raises: StateCorrupt."""
+        ...
+
+
+class VaultHistory(Protocol):
+    """Verifications of vaults; bounded: the newest are kept."""
+
+    def put_vault_check(self, check: VaultCheck) -> None:
+        """Record a verification of a vault, durably. Raises: StateCorrupt, SessionAborted."""
+        ...
+
+    def vault_checks(self, store: bytes, count: int) -> Sequence[VaultCheck]:
+        """Return up to `count` verifications of the vault `store` (16 bytes), newest first. Raises: StateCorrupt."""
         ...
 
 

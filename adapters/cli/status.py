@@ -31,6 +31,7 @@ def command(context: frame.Context, last: int) -> int:
     if the last session failed or was cut off.
     """
     from adapters.cli.cachehealth import standing_warnings
+    from adapters.cli.vaultcheck import check_document
     from adapters.state import identity as files
     from adapters.state.directory import StateDirectory, running_process
     from adapters.state.history import SESSIONS_MAX
@@ -43,6 +44,7 @@ def command(context: frame.Context, last: int) -> int:
         rows = list(state.history.last(SESSIONS_MAX if begun else last))
         newest = state.newest()
         cache = _cache(config, identity, state.history)
+        checked = check_document(state.history, identity.vault)
         ended = {row.session for row in rows}
         cut_off = [session for session in begun if session not in ended]
     running = running_process(config.system.state_dir)
@@ -56,6 +58,7 @@ def command(context: frame.Context, last: int) -> int:
         "system_id": identity.system.hex(),
         "vault": config.vault.url,
         "vault_pending": identity.vault_pending,
+        "vault_check": checked,
         "cache": cache,
         "spool": spool,
         "volumes": [volume.name for volume in config.volumes],
@@ -142,12 +145,14 @@ def _session(row: SessionRow) -> dict[str, Any]:
 
 def _text(document: dict[str, Any]) -> str:
     from adapters.cli.progress import bytes_text, time_text
+    from adapters.cli.vaultcheck import check_line
 
     cache = document["cache"]
     pending = " (still to be made: run 'forebay init' once it can be reached)" if document["vault_pending"] else ""
     lines = [
         f"System {document['system']}: {', '.join(document['volumes'])}",
         f"  vault: {document['vault']}{pending}",
+        *([check_line(document["vault_check"])] if not document["vault_pending"] else []),
         *_cache_text(cache),
         *_spool_text(document["spool"]),
         f"  newest restore point: {document['newest_point'] or 'none yet'}",

@@ -22,17 +22,49 @@ STOPPED: Final = "stopped before it was done; the next 'forebay verify' goes on 
 AGAIN_S: Final = 1.0  # between two looks whether the session has ended that it gave way to
 
 
-@click.command(epilog=frame.examples("forebay verify", "forebay verify --deep", "forebay verify --if-due"))
+def _share(context: click.Context, parameter: click.Parameter, value: str | None) -> float:
+    from adapters.config.units import parse_percent
+
+    if value is None:
+        return 0.0
+    try:
+        share = parse_percent(value if value.endswith("%") else f"{value}%")
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise click.BadParameter(f"{value!r} is no percentage from 0 to 100")
+    return share
+
+
+@click.command(
+    epilog=frame.examples(
+        "forebay verify", "forebay verify --deep", "forebay verify --if-due", "forebay verify --vault --read 5%"
+    )
+)
 @click.option("--deep", is_flag=True, help="Read a share of the cache's packs first, those read longest ago.")
 @click.option("--if-due", is_flag=True, help="Only if one is due, or was cut off; for timers.")
+@click.option("--vault", is_flag=True, help="Verify the vault instead: is all there that this system's points need?")
+@click.option("--read", metavar="PERCENT", callback=_share, help="With --vault: read so much of that, too.")
 @frame.pass_context
-def command(context: frame.Context, deep: bool, if_due: bool) -> int:
+def command(context: frame.Context, deep: bool, if_due: bool, vault: bool, read: float) -> int:
     """Compare the newest state of all volumes with what the cache holds, and note what it lacks.
 
     The next backup puts that there. No volume is read. Runs at the lowest priority; while a backup or an upload runs
     it waits, then goes on, also after it was stopped or killed. Exit codes: 0 at most 1 % is missing, 1 more is, or it
     could not be finished, 2 usage or configuration. With --if-due also 0 if none may begin now.
+
+    With --vault: see whether the vault has all packs that this system's restore points need, and put there again what
+    it lost, as far as the cache has it. The next backup sends what is on the volumes. Points that cannot be made whole
+    are marked, see 'forebay points'. Exit codes: 0 all is there, 1 something was missing, or it could not be finished.
     """
+    if vault:
+        if deep or if_due:
+            raise click.UsageError("--vault goes with neither --deep nor --if-due")
+        from adapters.cli.verifyvault import verify_vault
+
+        return verify_vault(context, read)
+    if read:
+        raise click.UsageError("--read goes with --vault; for the cache: --deep, and [cache] verify read")
     context.stopped = STOPPED
     config = context.config
     if config.cache is None:
@@ -117,7 +149,7 @@ async def _verify(context: frame.Context, config: Config, if_due: bool, read_sha
     began = clock.monotonic()
     watched: list[Verification] = []
     try:
-        alone = _only_one(config.system.state_dir)
+        alone = only_one(config.system.state_dir)
     except SessionAborted:
         if not if_due:
             raise
@@ -157,7 +189,7 @@ async def _to_the_end(
         await anyio.sleep(AGAIN_S)
 
 
-def _only_one(state_dir: Path) -> Any:
+def only_one(state_dir: Path) -> Any:
     """Return what is held while a verification runs, or waits. Raises: SessionAborted (one does)."""
     import filelock
 

@@ -28,11 +28,13 @@ from adapters.state.files import StateFile, read_failed, write_failed
 from engine.cache.attempt import Attempt
 from engine.errors import ForebayError, SessionAborted, StateCorrupt
 from engine.staterecords import SessionRow
+from engine.vault.check import VaultCheck
 
-R = TypeVar("R", SessionRow, Attempt)
+R = TypeVar("R", SessionRow, Attempt, VaultCheck)
 SESSIONS_MAX: Final = 1000  # the newest are kept
 CHECKED_PACKS_MAX: Final = 1_000_000  # over all stores; the newest are kept
 ATTEMPTS_MAX: Final = 1000  # over all caches; the newest are kept, and those health is told by
+VAULT_CHECKS_MAX: Final = 1000  # over all vaults; the newest are kept
 CACHES_MAX: Final = 100  # whose first session is remembered; the newest are kept
 BAD_PACKS_MAX: Final = 100_000  # rows: a pack, and one for each volume healed of it; the newest are kept
 _BUSY_S: Final = 10.0
@@ -50,12 +52,16 @@ _SCHEMA: Final = {
     # `outcome`: 0 no result, 1 completed, 2 passed.
     "attempt": "(number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, store TEXT NOT NULL, outcome INTEGER NOT NULL, "
     "row BLOB NOT NULL, sum BLOB NOT NULL)",
+    "vault_check": "(number INTEGER PRIMARY KEY, store TEXT NOT NULL, row BLOB NOT NULL, sum BLOB NOT NULL)",
     "cache_session": "(number INTEGER PRIMARY KEY, store BLOB NOT NULL UNIQUE, first_ms INTEGER NOT NULL)",
 }
 
 
 class HistoryFile:
-    """The file `history.sqlite` (`History`, `CacheHistory` and `LockNotes`); safe to call from several threads."""
+    """The file `history.sqlite` (`History`, `CacheHistory`, `VaultHistory` and `LockNotes`).
+
+    Safe to call from several threads.
+    """
 
     def __init__(self, path: Path, *, writable: bool) -> None:
         self._path, self._writable = path, writable
@@ -172,6 +178,26 @@ class HistoryFile:
     def last_passed(self, store: bytes) -> Attempt | None:
         """See `CacheHistory.last_passed`."""
         return next((each for each in self._attempts(store, 2, 1) if each.passed), None)
+
+    def put_vault_check(self, check: VaultCheck) -> None:
+        """See `VaultHistory.put_vault_check`; of more than 1,000 the oldest go."""
+        body = msgspec.msgpack.encode(check)
+        with self._opened() as database, database:
+            database.execute(
+                "INSERT INTO vault_check (store, row, sum) VALUES (?, ?, ?)", (check.store, body, _sum(body))
+            )
+            database.execute(
+                "DELETE FROM vault_check WHERE number <= (SELECT max(number) FROM vault_check) - ?", (VAULT_CHECKS_MAX,)
+            )
+
+    def vault_checks(self, store: bytes, count: int) -> Sequence[VaultCheck]:
+        """See `VaultHistory.vault_checks`; what is damaged counts as not there."""
+        with self._opened() as database:
+            rows = database.execute(
+                "SELECT row, sum FROM vault_check WHERE store = ? ORDER BY number DESC LIMIT ?", (store.hex(), count)
+            ).fetchall()
+        decoded = (_decoded(body, checksum, VaultCheck) for body, checksum in rows)
+        return [check for check in decoded if check is not None]
 
     def note_session(self, store: bytes, ended_ms: int) -> None:
         """See `CacheHistory.note_session`; of more than 100 caches the oldest are forgotten."""

@@ -54,23 +54,23 @@ def plan(views: Sequence[View], present: Column64, used: Column64, checked: Chec
     for view in views:
         listed = view.listed() & np.isin(view.keys, present)
         if not view.own:
-            listed &= np.isin(view.keys, used) & (_last(view.keys, checked) < today - READ_AGAIN_DAYS + 1)
+            listed &= np.isin(view.keys, used) & (last_read(view.keys, checked) < today - READ_AGAIN_DAYS + 1)
         keys.append(view.keys[listed])
         sizes.append(view.rows["size"][listed].astype(np.uint64))
     every, first = np.unique(np.concatenate(keys), return_index=True)
-    order = _last(every, checked).argsort(kind="stable")
+    order = last_read(every, checked).argsort(kind="stable")
     return DeepPlan(every[order], np.concatenate(sizes)[first][order])
 
 
 def with_read(checked: CheckedPacks, read: Column64, today: int, present: Column64) -> CheckedPacks:
     """Return what is known of packs that are `present`, `read` ones as of today."""
     keys = distinct(checked.keys[np.isin(checked.keys, present)], read)
-    days = _last(keys, checked).astype(np.uint16)
+    days = last_read(keys, checked).astype(np.uint16)
     days[keys.searchsorted(read)] = today
     return CheckedPacks(keys, days)
 
 
-def _last(keys: Column64, checked: CheckedPacks) -> Rows:
+def last_read(keys: Column64, checked: CheckedPacks) -> Rows:
     """Return the day each of the packs was read last, 0: never."""
     days = np.zeros(len(keys), np.intp)
     if len(checked.keys):

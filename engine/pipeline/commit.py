@@ -24,15 +24,13 @@ from engine.block import PLACE, Ids, Places, blocks_in
 from engine.cache.recheck import healing_packs, lacking_blocks
 from engine.cache.stamping import stamp_session
 from engine.distinct import distinct
-from engine.errors import SessionAborted, StoreCorrupt, StoreError
+from engine.errors import SessionAborted, StoreError
 from engine.events import EventLog
 from engine.names import PackName, PointId
 from engine.note import NoteBody, NoteKind, own_note
 from engine.pack import FinishedPack, PackBuilder
-from engine.packtable import pack_names, rows_from_bytes
-from engine.pagesources import PagesAway
 from engine.pagestore import PageReader, PageWriter
-from engine.pipeline.newrun import RunMaker
+from engine.pipeline.newrun import RunMaker, stands_on
 from engine.pipeline.pagecopies import PageCopies
 from engine.pipeline.parent import Parent
 from engine.pipeline.reliance import Reliance
@@ -40,7 +38,7 @@ from engine.pipeline.resolve import EVERY_PAGE, missing_from
 from engine.pipeline.stores import Side
 from engine.pipeline.volume import VolumeRun
 from engine.root import PreviousRoot, RootBody, RunDescriptor, VolumePoint, encode_volume, seal_root
-from engine.runs import RunReader, envelope_info
+from engine.runs import envelope_info
 from engine.seal import Codec, Sealer
 from engine.state import Head, Intent, Pages, StateStore
 from engine.vault import hpke
@@ -231,7 +229,8 @@ class Committer(msgspec.Struct):
         )
         size = run.reader.size_bytes
         older = parent.runs if parent else []
-        stands = all([await self._stands(each) for each in older])
+        pages = self._page_reader()
+        stands = all([await stands_on(each, self.vault.packs, pages, self.reliance) for each in older])
         if not stands:
             told = f"volume {run.name!r}: the {self.vault.kind} has lost what its last restore point was made of"
             self.reliance.tell(f"{told}; its block map is written whole")
@@ -243,23 +242,6 @@ class Committer(msgspec.Struct):
             runs=await (maker.runs(older) if stands else maker.anew()),
             figures={"changed": run.report.changed, "vault_bytes": run.report.vault_bytes},
         )
-
-    async def _stands(self, run: RunDescriptor) -> bool:
-        """Tell whether a run the point takes over leans on nothing that left the spool without getting to the vault.
-
-        Packs leave when no point there lists them, so they do if the root of the run's point got lost.
-        """
-        packs, near = self.vault.packs, pack_names(rows_from_bytes(run.table_packs))
-        if not packs.keeps(near):
-            return False
-        if self.vault.kind != "spool" or not any(packs.holds(name) for name in near):
-            return True  # the vault's: what it lacks by now is found when the point is uploaded
-        try:
-            return packs.keeps((await RunReader(self._page_reader(), run).table()).names())
-        except PagesAway:
-            return True
-        except StoreCorrupt:
-            return False
 
     def _shared_pages(self, ids: Ids) -> Places:
         return self.vault.packs.index.lookup(ids) if self.share_pages else np.zeros(len(ids), PLACE)

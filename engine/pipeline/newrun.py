@@ -20,11 +20,13 @@ from engine.block import BATCH_BLOCKS, Ids, Mask, Places, ids_of
 from engine.distinct import distinct
 from engine.errors import StateCorrupt, StoreCorrupt
 from engine.names import PackName
-from engine.packtable import PackRows, PackTable
+from engine.packstore import PackStore
+from engine.packtable import PackRows, PackTable, pack_names, rows_from_bytes
 from engine.packtable import rows_of as pack_rows
 from engine.page import Blocks, IdLeaf
 from engine.pagesources import PagesAway
 from engine.pagestore import PageReader, PageWriter
+from engine.pipeline.reliance import Reliance
 from engine.pipeline.resolve import CHUNK_PAGES, EVERY_PAGE, staged_chunks
 from engine.root import RUNS_MAX, RunDescriptor
 from engine.runbuild import RunChunk
@@ -209,3 +211,23 @@ async def _each(chunks: Iterator[RunChunk] | AsyncIterator[RunChunk]) -> AsyncIt
     # Reading what is staged is file work: a hop for each chunk of 512 pages.
     while (chunk_or_end := await anyio.to_thread.run_sync(next, chunks, None)) is not None:
         yield chunk_or_end
+
+
+async def stands_on(run: RunDescriptor, packs: PackStore, pages: PageReader, reliance: Reliance) -> bool:
+    """Tell whether a run that a point takes over leans on nothing that is known to be gone.
+
+    Packs leave a spool when no point there lists them, so they do if the root of the run's point got lost; and pages
+    may lie in packs that earlier sessions, or a verification of the vault, found to be bad.
+    """
+    near = pack_names(rows_from_bytes(run.table_packs))
+    if not packs.keeps(near):
+        return False
+    if not any(packs.holds(name) for name in near) and not reliance.doubts_pages:
+        return True  # the vault's: what it lacks by now is found when the point is uploaded
+    try:
+        names = (await RunReader(pages, run).table()).names()
+    except PagesAway:
+        return True
+    except StoreCorrupt:
+        return False
+    return packs.keeps(names) and not reliance.bad_pages(names)

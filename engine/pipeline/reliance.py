@@ -87,6 +87,15 @@ class Reliance(msgspec.Struct):
         if keys := sorted(self._known_bad | self._bad):
             self._note_bad(keys, volumes)
 
+    @property
+    def doubts_pages(self) -> bool:
+        """Whether pages of older runs may lie in packs that earlier sessions, or a verification, found to be bad."""
+        return bool(self._known_bad)
+
+    def bad_pages(self, names: Iterable[PackName]) -> bool:
+        """Tell whether any of these packs is one of pages and was found to be bad before."""
+        return any(name.kind == "page" and name.key in self._known_bad for name in names)
+
     def tell(self, problem: str) -> None:
         """Take a sentence for the user, once: what is written again would tell it again."""
         if problem not in self.problems:

@@ -31,9 +31,10 @@ from engine.names import PackName, PointId
 from engine.note import NoteBody, own_note
 from engine.pack import FinishedPack, check_pack
 from engine.pipeline.beside import published
-from engine.pipeline.filling import CacheAway, Filling
+from engine.pipeline.filling import Filling
 from engine.pipeline.kept import not_kept
 from engine.pipeline.locking import Locking
+from engine.pipeline.refill import CacheAway
 from engine.pipeline.report import Uploaded, UploadReport
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side, open_side

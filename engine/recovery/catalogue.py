@@ -22,7 +22,7 @@ import anyio
 
 from engine.errors import ConfigError, RestoreError, StoreCorrupt
 from engine.names import PointId
-from engine.note import NoteBody
+from engine.note import NoteBody, incomplete_by
 from engine.recovery.access import SystemAccess
 from engine.recovery.places import SPOOL, VAULT, Places
 from engine.root import Root, VolumePoint
@@ -57,7 +57,7 @@ class Point:
     """One restore point; `root` is None if it is damaged in every place.
 
     `where`: the places that hold it whole (of a damaged point: that hold it at all); `holes`: per volume, ranges
-    (first block, count) that cannot be given back, from its `incomplete` notes.
+    (first block, count) that cannot be given back, by the last of its `incomplete` notes.
     """
 
     access: SystemAccess
@@ -312,17 +312,17 @@ class Catalogue:
 
 def _apply(point: Point, notes: Sequence[NoteBody]) -> None:
     """Let what the notes say show in the point's state."""
+    lacking = incomplete_by(notes)
+    if lacking is not None:
+        point.holes = {volume: list(holes) for volume, holes in lacking.holes.items()}
+        point.problems.append(f"incomplete: {lacking.text or 'blocks that the vault lost could not be filled in'}")
     for note in notes:
-        if note.kind == "incomplete":
-            for volume, holes in note.holes.items():
-                point.holes.setdefault(volume, []).extend(holes)
-            point.problems.append(f"incomplete: {note.text or 'blocks that the vault lost could not be filled in'}")
         point.superseded |= note.kind == "superseded"
         point.held |= note.kind == "held"
         point.removed |= note.kind == "removed"
     if point.root is None:
         return
-    if any(note.kind == "incomplete" for note in notes):
+    if lacking is not None:
         point.state = "incomplete"
     elif point.superseded:
         point.state = "superseded"

@@ -84,7 +84,9 @@ class CrashMachine(Machine):
         """Run a command that may be killed or disturbed; whatever it says on stderr must be sentences."""
         self.write_config()
         out, err = self.root / "stdout", self.root / "stderr"
-        elsewhere = "--vault" in arguments or (arguments[0] == "restore" and "--spool" in arguments)
+        elsewhere = ("--vault" in arguments and arguments[0] != "verify") or (
+            arguments[0] == "restore" and "--spool" in arguments
+        )
         command = [] if elsewhere else ["--config", str(self.config)]
         answer = self.forge.run(
             Request(

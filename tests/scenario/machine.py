@@ -87,7 +87,7 @@ class Machine:
 
     def command(self, *arguments: str) -> list[str]:
         # --vault and --cache name places of their own, --config would name others.
-        config = [] if {"--vault"} & {*arguments} else ["--config", str(self.config)]
+        config = [] if "--vault" in arguments and arguments[0] != "verify" else ["--config", str(self.config)]
         return [sys.executable, "-m", "adapters.main", *config, *arguments]
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:

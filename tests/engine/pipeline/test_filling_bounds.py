@@ -154,7 +154,8 @@ class Damaged:
                 self.keep_map(state)
             filling = await scene.filling(state, cache=False)
             watched = Watched(scene, SPOOL)
-            filling._spooled = msgspec.structs.replace(filling._spooled, objects=watched)
+            (spooled,) = filling._refill.beside
+            filling._refill.beside = [msgspec.structs.replace(spooled, objects=watched)]
             return await filling.fill(self.root(), [self.pack], [self.pack]), watched.asked
 
 

@@ -17,8 +17,9 @@ from engine.columns import Column64
 from engine.errors import StoreCorrupt, StoreRejected, StoreUnavailable
 from engine.names import PackName
 from engine.page import IdLeaf
-from engine.pipeline.filling import LOST_MAX, CacheAway, Filling
+from engine.pipeline.filling import LOST_MAX, Filling
 from engine.pipeline.lost import STRETCH_BLOCKS, Lost
+from engine.pipeline.refill import CacheAway
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side, open_side
 from engine.ports import ObjectStore
