@@ -253,17 +253,34 @@ def test_operations_explains_every_exit_code() -> None:
         assert re.search(rf"^\| {code} \|", OPERATIONS, re.MULTILINE), code
 
 
-def test_the_task_for_windows_is_well_formed_and_runs_a_backup() -> None:
-    task = tree.parse(ROOT / "deploy/windows/forebay-backup.xml").getroot()
+@pytest.mark.parametrize(
+    ("name", "command"), [("forebay-backup", "backup"), ("forebay-verify", "verify --deep --if-due")]
+)
+def test_the_tasks_for_windows_are_well_formed_and_run_the_command(name: str, command: str) -> None:
+    task = tree.parse(ROOT / f"deploy/windows/{name}.xml").getroot()
     space = "{http://schemas.microsoft.com/windows/2004/02/mit/task}"
     assert task.tag == f"{space}Task"
-    assert (task.findtext(f".//{space}Arguments") or "").split()[-1] == "backup"
+    assert (task.findtext(f".//{space}Arguments") or "").endswith(f"lines {command}")
     assert task.findtext(f".//{space}MultipleInstancesPolicy") == "IgnoreNew"
 
 
-@pytest.mark.parametrize("unit", ["forebay-backup.service", "forebay-backup.timer"])
+UNITS = sorted(path.name for path in (ROOT / "deploy/systemd").iterdir())
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_units_have_sections_settings_and_comments_only(unit: str) -> None:
     text = (ROOT / "deploy/systemd" / unit).read_text(encoding="utf-8")
     for line in text.splitlines():
         assert re.fullmatch(r"(#.*|\[[A-Z][A-Za-z]+\]|[A-Z][A-Za-z]+=.*|)", line), line
     assert ("[Timer]" in text) == unit.endswith(".timer")
+
+
+def test_every_service_has_a_timer_and_is_shut_in_like_the_others() -> None:
+    services = [name for name in UNITS if name.endswith(".service")]
+    assert [name.replace(".service", ".timer") for name in services] == [name for name in UNITS if name not in services]
+    sandboxes = []
+    for name in services:
+        lines = (ROOT / "deploy/systemd" / name).read_text(encoding="utf-8").splitlines()
+        sandboxes.append([line for line in lines[lines.index("StateDirectory=forebay") :] if not line.startswith("#")])
+    backup, *others = sandboxes
+    assert all(other == [line for line in backup if line != "DeviceAllow=block-* r"] for other in others)
