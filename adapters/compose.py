@@ -40,7 +40,7 @@ from engine.policy import (
     RetryPolicy,
     SlowPolicy,
 )
-from engine.ports import ChangeTracker, Clock
+from engine.ports import ChangeTracker, Clock, ObjectStore
 from engine.seal import Codec
 from engine.vault.identity import Identity
 
@@ -201,6 +201,13 @@ async def build_vault_verification(
         ),
         carried,
     )
+
+
+def report_stores(config: Config, identity: Identity) -> tuple[ObjectStore, ObjectStore | None]:
+    """Return the vault and the cache for what is worth one try: the next report says the same again."""
+    owner, settings = identity.system.hex(), config.active_cache
+    vault = open_store(config.vault.place, owner, connect_timeout_s=config.vault.connect_timeout_s)
+    return vault, open_store(settings.place, owner, "flush") if settings is not None else None
 
 
 def _lock(config: Config, state: StateDirectory) -> LockSetup | None:

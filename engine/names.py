@@ -19,6 +19,7 @@ _NUMBERED = re.compile(r"([a-z]+)/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{8})")
 _STAMP = re.compile(r"stamp/([0-9a-f]{32})/([0-9a-f]{4})-([0-9a-f]{16})-([0-9a-f]{8})")
 _ROOT = re.compile(r"root/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{16})")
 _NOTE = re.compile(r"note/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{16})-([a-z]{1,16})-([0-9a-f]{16})")
+_REPORT = re.compile(r"report/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{16})")
 _SLOT = re.compile(r"key/([0-9a-f]{32})/([0-9a-f]{32})")
 _CERT = re.compile(r"cert/([0-9a-f]{32})/([0-9a-f]{32})-([0-9a-f]{8})")
 
@@ -137,6 +138,26 @@ class PointId(msgspec.Struct, frozen=True, order=True):
             return None
         system, order, incarnation, kind, _ = found.groups()
         return bytes.fromhex(system), cls(int(order, 16), bytes.fromhex(incarnation)), kind
+
+
+class ReportId(msgspec.Struct, frozen=True, order=True):
+    """A report of a system: `order` (unsigned 64 bit), `incarnation` 8 bytes; compares oldest first."""
+
+    order: int
+    incarnation: bytes
+
+    def name(self, system: bytes) -> str:
+        """Return the name of the report object."""
+        return f"report/{system.hex()}/{self.order:016x}-{self.incarnation.hex()}"
+
+    @classmethod
+    def parse(cls, name: str) -> tuple[bytes, ReportId] | None:
+        """Return (system, report) of a report's name, or None."""
+        found = _REPORT.fullmatch(name)
+        if found is None:
+            return None
+        system, order, incarnation = found.groups()
+        return bytes.fromhex(system), cls(int(order, 16), bytes.fromhex(incarnation))
 
 
 def slot_name(domain: bytes, slot: bytes) -> str:

@@ -1,10 +1,11 @@
-"""Sealed and signed objects of one system to one point: what roots and notes have in common (docs/FORMAT.md).
+"""Sealed and signed objects of one system: what roots, notes and reports have in common (docs/FORMAT.md).
 
     magic 8 | version u16 | flags u16 | body length u32 | domain 16 | system 16 | order u64 | incarnation 8
     | fields of the kind | certificate number u32 | nonce 12 | AES-256-GCM(key, nonce, body, aad = all before)
     | signature 64
 
-The body length counts the ciphertext with its tag. The signature covers a label and everything before it.
+Order and incarnation are those of a restore point, of a report its own. The body length counts the ciphertext with its
+tag. The signature covers a label and everything before it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ Body = TypeVar("Body")
 
 
 class Header(msgspec.Struct, frozen=True):
-    """What is readable without a key: `domain`, `system` 16 bytes each, the point, the kind's own `fields`."""
+    """What is readable without a key: `domain`, `system` 16 bytes each, the point, the kind's own `fields`.
+
+    `point` is a restore point; of a report it is its own number.
+    """
 
     domain: bytes
     system: bytes
@@ -49,12 +53,17 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """A kind of signed object: `magic` 8 bytes, `label` of its signatures, `field_bytes` of its own header fields."""
+    """A kind of signed object: `magic` 8 bytes, `label` of its signatures, `field_bytes` of its own header fields.
+
+    `key` derives the AES-256 key of its bodies from the listing key; no object is larger than `bytes_max`.
+    """
 
     word: str
     magic: bytes
     label: bytes
     field_bytes: int
+    key: Callable[[bytes], bytes] = root_key
+    bytes_max: int = OBJECT_BYTES_MAX
 
     @property
     def _before_nonce(self) -> int:
@@ -75,7 +84,7 @@ class Kind(msgspec.Struct, frozen=True):
             self.magic, VERSION, 0, length, header.domain, header.system, point.order, point.incarnation
         )
         before = common + header.fields + _NUMBER.pack(header.certificate) + nonce
-        message = before + AESGCM(root_key(listing_key)).encrypt(nonce, body, before)
+        message = before + AESGCM(self.key(listing_key)).encrypt(nonce, body, before)
         return message + signer(self.label + message)
 
     def header(self, name: str, data: bytes) -> Header:
@@ -83,7 +92,7 @@ class Kind(msgspec.Struct, frozen=True):
 
         Raises: StoreCorrupt, FormatTooNew.
         """
-        if not self.overhead_bytes <= len(data) <= OBJECT_BYTES_MAX or data[:8] != self.magic:
+        if not self.overhead_bytes <= len(data) <= self.bytes_max or data[:8] != self.magic:
             raise StoreCorrupt(name, f"it is not a {self.word} object")
         _, version, flags, length, domain, system, order, incarnation = _COMMON.unpack_from(data)
         if version > VERSION or flags:
@@ -105,7 +114,7 @@ class Kind(msgspec.Struct, frozen=True):
             raise StoreCorrupt(name, "its signature is not that of the system it names")
         at = self._before_nonce + _NONCE_BYTES
         try:
-            cipher = AESGCM(root_key(listing_key))
+            cipher = AESGCM(self.key(listing_key))
             return header, cipher.decrypt(data[self._before_nonce : at], message[at:], message[:at])
         except InvalidTag:
             raise StoreCorrupt(name, "it does not open with this system's listing key") from None

@@ -62,6 +62,11 @@ def root_key(listing_key: bytes) -> bytes:
     return derive("roots", listing_key)
 
 
+def report_key(listing_key: bytes) -> bytes:
+    """Return the AES-256 key that seals the bodies of a system's reports."""
+    return derive("reports", listing_key)
+
+
 def digest_seed(listing_key: bytes) -> int:
     """Return the 64-bit seed of the digests of parts in local state: this system's own, unknown to its neighbours."""
     return int.from_bytes(derive("digests", listing_key, 8), "little")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from adapters.cli.moments import iso
@@ -12,7 +13,8 @@ from adapters.cli.moments import iso
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from adapters.config import Spool
+    from adapters.config import Config, Spool
+    from engine.vault.identity import Identity
 
 _PACK_FOLDERS: Final = ("data", "page")
 _SIZE_DIGITS_MAX: Final = 10
@@ -85,6 +87,35 @@ def backlog_of(spool: Spool, system: bytes) -> Backlog | None:
     )
 
 
+def spool_said(config: Config, identity: Identity) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return what `status --json` says of the spool (None: there is none), and warnings about it."""
+    if config.spool is None:
+        return None, []
+    try:
+        backlog = backlog_of(config.spool, identity.system)
+    except OSError as error:
+        return _absent(config), [f"spool: {config.spool.path} cannot be read: {error.strerror or error}"]
+    if backlog is None:
+        return _absent(config), [
+            f"spool: {config.spool.path} holds no Forebay store: mount its disk, or run 'forebay init'"
+        ]
+    warnings = [warning] if (warning := backlog.warning(config.spool)) is not None else []
+    if backlog.store != identity.spool:
+        known = "another spool than the one it has adopted" if identity.spool else "a spool that is not adopted yet"
+        what = (
+            "put that one back, or run 'forebay init --spool' to adopt this one"
+            if identity.spool
+            else "run 'forebay init'"
+        )
+        warnings.append(f"spool: {config.spool.path} holds {known}: {what}")
+    return backlog.document(config.spool), warnings
+
+
+def _absent(config: Config) -> dict[str, Any]:
+    assert config.spool is not None
+    return {"path": str(config.spool.path), "there": False}
+
+
 def _store_id(path: Path) -> bytes | None:
     from engine.errors import ForebayError
     from engine.vault.formatobject import parse_format
@@ -120,3 +151,23 @@ def _bytes_below(path: Path) -> int:
                 else:
                     total += entry.stat(follow_symlinks=False).st_size
     return total
+
+
+def spool_lines(spool: dict[str, Any] | None) -> list[str]:
+    """Return what was said of a spool for people."""
+    from adapters.cli.progress import bytes_text
+
+    if spool is None:
+        return ["  spool: none"]
+    where = f"{spool['path']}, " if "path" in spool else ""
+    if not spool["there"]:
+        return [f"  spool: {where}away"]
+    points = spool["points"]
+    waiting = "nothing waits"
+    if points:
+        waiting = f"{points} restore point{'s' if points > 1 else ''} to be uploaded"
+        if spool["oldest"] is not None:
+            waiting += f", the oldest of {datetime.fromisoformat(spool['oldest']).astimezone():%Y-%m-%d %H:%M:%S}"
+    return [
+        f"  spool: {where}{waiting}; {bytes_text(spool['used_bytes'])} used, {bytes_text(spool['free_bytes'])} free"
+    ]

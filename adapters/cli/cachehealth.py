@@ -9,7 +9,7 @@ import msgspec
 from adapters.cli.moments import iso, local
 from adapters.localzone import LocalZone
 from engine.cache.due import Chance, next_chance
-from engine.cache.health import CONCERN_MS, Health, health_of
+from engine.cache.health import CONCERN_MS, Health, health_of, turns_ms
 
 if TYPE_CHECKING:
     from adapters.config import Cache, Config
@@ -20,10 +20,14 @@ _COLOURS: Final = {"gray": "bright_black", "red": "red", "yellow": "yellow", "gr
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """How a cache stands: its health, the verifications that come from, and when the next may begin."""
+    """How a cache stands: its health, the verifications that come from, and when the next may begin.
+
+    `turns_ms`: after which moments it is yellow and red if no verification passes until then.
+    """
 
     health: Health
     chance: Chance
+    turns_ms: tuple[int, int] | None = None
     last_attempt: Attempt | None = None
     last_completed: Attempt | None = None
     last_passed: Attempt | None = None
@@ -36,6 +40,11 @@ def standing_of(config: Config, cache: Cache, store: bytes | None, history: Cach
         last = next(iter(history.attempts(store, 1)), None)
         completed, passed = history.last_completed(store), history.last_passed(store)
         first_ms = history.first_session_ms(store)
+    turns = None
+    if cache.enabled and completed is not None:
+        turns = turns_ms(
+            every_s=cache.verify.every_s, first_session_ms=first_ms, last_completed=completed, last_passed=passed
+        )
     return Standing(
         health=health_of(
             enabled=cache.enabled,
@@ -53,6 +62,7 @@ def standing_of(config: Config, cache: Cache, store: bytes | None, history: Cach
             first_session_ms=first_ms,
             last=last,
         ),
+        turns_ms=turns,
         last_attempt=last,
         last_completed=completed,
         last_passed=passed,
@@ -115,7 +125,7 @@ def standing_lines(document: dict[str, Any], *, colours: bool) -> list[str]:
     health = document["health"]
     name = health["colour"]
     shown = style(name, fg=_COLOURS[name], bold=True) if colours else name
-    lines = [f"    health: {shown}, {_why(document)}{_score(health)}"]
+    lines = [f"    health: {shown}, {_why(document)}{_score(health)}", *_room_lines(document)]
     if (last := document["last_attempt"]) is not None:
         passed = document["last_passed"]
         good = "none has passed yet" if passed is None else f"last passed {_moment(passed['ended'])}"
@@ -151,6 +161,27 @@ def _score(health: dict[str, Any]) -> str:
         return ""
     missing = f"{health['missing']:,} missing" if health["missing"] else "none missing"
     return f"; {health['score']:g} % present ({health['blocks']:,} blocks, {missing})"
+
+
+def _room_lines(document: dict[str, Any]) -> list[str]:
+    """Return what room the cache takes, and until when there is some."""
+    from adapters.cli.progress import bytes_text
+
+    ratios = {"deduplicated": document["deduplication"], "compressed": document["compression"]}
+    said = [f"{word} {ratio:.2f} : 1" for word, ratio in ratios.items() if ratio is not None]
+    room = document["room"]
+    if room is None:
+        return [f"    {', '.join(said)}"] if said else []
+    said.insert(0, f"size {bytes_text(room['size_bytes'])}")
+    if room["free_bytes"] is not None:
+        device = f" of {bytes_text(room['device_bytes'])}" if room["device_bytes"] is not None else ""
+        said.insert(1, f"{bytes_text(room['free_bytes'])}{device} free")
+    lines = [f"    {', '.join(said)}"]
+    if room["oldest"] is not None:
+        lines.append(f"    oldest block last seen {room['oldest']}")
+    if room["full"] is not None:
+        lines.append(f"    its device is full on {room['full']} if it goes on growing")
+    return lines
 
 
 def _outcome(attempt: dict[str, Any]) -> str:

@@ -13,12 +13,15 @@ from adapters.allocator import keep_freed_memory
 from adapters.cli import frame
 from adapters.cli.firstcontact import first_contact
 from adapters.cli.progress import Snapshot, blocks_text, bytes_text, time_text
+from adapters.cli.reporting import reporter_of, tell
 from adapters.compose import build_session, chosen_volumes
 from adapters.config import Config
 from adapters.state import identity as files
 from adapters.state.directory import StateDirectory
 from engine.pipeline.report import SessionReport
 from engine.pipeline.session import Session
+from engine.reporting import Reporter
+from engine.vault.formatobject import StoreKind
 
 
 async def run_session(context: frame.Context, config: Config, names: Sequence[str], full: bool) -> int:
@@ -33,15 +36,32 @@ async def run_session(context: frame.Context, config: Config, names: Sequence[st
     with StateDirectory.open(config.system.state_dir) as state:
         identity = await first_contact(config, identity)
         session = await build_session(config, identity, state, volumes, full=full)
+        near = session.setup.cache
+        reporter = reporter_of(identity, session.setup.vault, near.objects if near is not None else None)
         with context.progress("backup") as progress:
             async with anyio.create_task_group() as group:
                 group.start_soon(progress.watch, partial(_snapshot, session))
+                # Beside the work, so that at its end nothing but the report itself travels.
+                group.start_soon(reporter.prepare, "vault")
                 report = await session.run()
+                session.phase = "reporting"
+                await tell(config, identity, state, reporter, _away(session, reporter))
                 group.cancel_scope.cancel()
     if report.error is not None and context.quiet:  # else a log line has told it
         click.echo(f"forebay: {report.error}", err=True)
     context.emit(report, _text(report))
     return report.exit_code
+
+
+def _away(session: Session, reporter: Reporter) -> list[StoreKind]:
+    """Return the stores a session has found not to be there: they are not waited for once more."""
+    report = session.report
+    away: list[StoreKind] = []
+    if session.vault_lost or (report.point is None and not reporter.prepared("vault")):
+        away.append("vault")
+    if report.cache != "ok":
+        away.append("cache")
+    return away
 
 
 def _snapshot(session: Session) -> Snapshot:

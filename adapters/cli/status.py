@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from datetime import datetime
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapters.cli import frame
+from adapters.cli.recovering import Request, place_options
+from engine.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,17 +23,55 @@ if TYPE_CHECKING:
     from engine.vault.identity import Identity
 
 
-@click.command(epilog=frame.examples("forebay status", "forebay status --last 50 --json"))
+@click.command(
+    epilog=frame.examples(
+        "forebay status",
+        "forebay status --last 50 --json",
+        "forebay status --all --passphrase-file FILE",
+        "forebay status --vault s3://bucket/prefix --system db-02",
+    )
+)
 @click.option("--last", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many sessions to show.")
+@click.option("--system", metavar="NAME", help="Another system (name or id), by its report; needs the passphrase.")
+@click.option("--all", "every", is_flag=True, help="All systems, by their reports, worst first; needs the passphrase.")
+@place_options
 @frame.pass_context
-def command(context: frame.Context, last: int) -> int:
+def command(
+    context: frame.Context,
+    last: int,
+    system: str | None,
+    every: bool,
+    vault: str | None,
+    spool: Path | None,
+    cache: str | None,
+    passphrase_file: Path | None,
+    key_file: Path | None,
+) -> int:
     """Show the last sessions, the newest restore point, what waits in the spool and what is configured.
 
     Of the cache it tells how well it is: green, yellow, red, or gray where nobody can know, by its verifications.
     Reads what lies on this machine only: whether vault and cache can be reached is what check-config tells. Exit code 1
     if the last session failed or was cut off.
+
+    --all and --system read the reports that systems leave in the vault, with copies in the cache; with --vault or
+    --cache nothing but the passphrase is needed: no configuration, no enrolment. Exit code 4 then, if a place or a
+    report that is there could not be read; how systems are does not change it.
     """
+    if system is not None and every:
+        raise ConfigError("give either --system NAME or --all")
+    request = Request(vault=vault, spool=spool, cache=cache, passphrase_file=passphrase_file, key_file=key_file)
+    if request.detached or every or (system is not None and system != context.config_as_written().system.name):
+        from adapters.cli.fleet import show
+
+        return context.run_async(partial(show, context, request, system, last))
+    return _own(context, last)
+
+
+def _own(context: frame.Context, last: int) -> int:
+    """Show how this system stands, by what lies on this machine."""
+    from adapters.cli.backlog import spool_said
     from adapters.cli.cachehealth import standing_warnings
+    from adapters.cli.lastsessions import session_said
     from adapters.cli.vaultcheck import check_document
     from adapters.state import identity as files
     from adapters.state.directory import StateDirectory, running_process
@@ -51,7 +92,7 @@ def command(context: frame.Context, last: int) -> int:
     if running is not None:
         cut_off = cut_off[:-1]  # the last that began
     failed = bool(cut_off) or (bool(rows) and rows[0].exit_code in (frame.FAILED, frame.USAGE))
-    spool, warnings = _spool(config, identity)
+    spool, warnings = spool_said(config, identity)
     warnings += standing_warnings(cache) if cache is not None else []
     document: dict[str, Any] = {
         "system": identity.name,
@@ -66,7 +107,7 @@ def command(context: frame.Context, last: int) -> int:
         "running": running,
         "cut_off": cut_off,
         "fallback": _fallback(rows),
-        "sessions": [_session(row) for row in rows[:last]],
+        "sessions": [session_said(row) for row in rows[:last]],
         "warnings": warnings,
         "exit_code": frame.FAILED if failed else frame.DONE,
     }
@@ -82,38 +123,8 @@ def _cache(config: Config, identity: Identity, history: CacheHistory) -> dict[st
         return None
     standing = standing_of(config, cache, identity.cache, history, time.time_ns() // 1_000_000)
     said = standing_document(standing, enabled=cache.enabled)
-    return {"path": str(cache.place), "enabled": cache.enabled, **said}
-
-
-def _spool(config: Config, identity: Identity) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return what is to be said of the spool, and warnings about it."""
-    from adapters.cli.backlog import backlog_of
-
-    if config.spool is None:
-        return None, []
-    try:
-        backlog = backlog_of(config.spool, identity.system)
-    except OSError as error:
-        return _absent(config), [f"spool: {config.spool.path} cannot be read: {error.strerror or error}"]
-    if backlog is None:
-        return _absent(config), [
-            f"spool: {config.spool.path} holds no Forebay store: mount its disk, or run 'forebay init'"
-        ]
-    warnings = [warning] if (warning := backlog.warning(config.spool)) is not None else []
-    if backlog.store != identity.spool:
-        known = "another spool than the one it has adopted" if identity.spool else "a spool that is not adopted yet"
-        what = (
-            "put that one back, or run 'forebay init --spool' to adopt this one"
-            if identity.spool
-            else "run 'forebay init'"
-        )
-        warnings.append(f"spool: {config.spool.path} holds {known}: {what}")
-    return backlog.document(config.spool), warnings
-
-
-def _absent(config: Config) -> dict[str, Any]:
-    assert config.spool is not None
-    return {"path": str(config.spool.path), "there": False}
+    figures = {"deduplication": None, "compression": None, "room": None}
+    return {"path": str(cache.place), "enabled": cache.enabled, **said, **figures}
 
 
 def _fallback(rows: Sequence[SessionRow]) -> str | None:
@@ -124,27 +135,9 @@ def _fallback(rows: Sequence[SessionRow]) -> str | None:
     return reason if isinstance(reason, str) else None
 
 
-def _session(row: SessionRow) -> dict[str, Any]:
-    report = json.loads(row.report)
-    volumes = report.get("volumes", {})
-    return {
-        "session": row.session,
-        "started": report.get("started"),
-        "seconds": report.get("seconds"),
-        "point": row.point,
-        "route": row.route,
-        "exit_code": row.exit_code,
-        "error": report.get("error"),
-        "problems": report.get("problems", []),
-        "cache": report.get("cache"),
-        "read_bytes": sum(volume["read_bytes"] for volume in volumes.values()),
-        "vault_bytes": sum(volume["vault_bytes"] for volume in volumes.values()) + report.get("metadata_bytes", 0),
-        "cache_bytes": sum(volume["cache_bytes"] for volume in volumes.values()),
-    }
-
-
 def _text(document: dict[str, Any]) -> str:
-    from adapters.cli.progress import bytes_text, time_text
+    from adapters.cli.backlog import spool_lines
+    from adapters.cli.lastsessions import session_lines
     from adapters.cli.vaultcheck import check_line
 
     cache = document["cache"]
@@ -154,7 +147,7 @@ def _text(document: dict[str, Any]) -> str:
         f"  vault: {document['vault']}{pending}",
         *([check_line(document["vault_check"])] if not document["vault_pending"] else []),
         *_cache_text(cache),
-        *_spool_text(document["spool"]),
+        *spool_lines(document["spool"]),
         f"  newest restore point: {document['newest_point'] or 'none yet'}",
     ]
     lines += [f"  warning: {warning}" for warning in document["warnings"]]
@@ -171,19 +164,7 @@ def _text(document: dict[str, Any]) -> str:
     if not document["sessions"]:
         lines.append("No session has ended yet: 'forebay backup' runs one.")
         return "\n".join(lines)
-    lines.append("Last sessions, newest first:")
-    for session in document["sessions"]:
-        started = datetime.fromisoformat(session["started"]).astimezone()
-        far = "spool" if session["route"] == "FALLBACK" else "vault"
-        lines.append(
-            f"  {started:%Y-%m-%d %H:%M:%S}  {_outcome(session):<22} {time_text(session['seconds']):>10}  "
-            f"read {bytes_text(session['read_bytes'])}, {far} {bytes_text(session['vault_bytes'])}, "
-            f"cache {bytes_text(session['cache_bytes'])}"
-        )
-        if session["error"]:
-            lines.append(f"      {session['error']}")
-        lines += [f"      - {problem}" for problem in session["problems"]]
-    return "\n".join(lines)
+    return "\n".join([*lines, "Last sessions, newest first:", *session_lines(document["sessions"])])
 
 
 def _cache_text(cache: dict[str, Any] | None) -> list[str]:
@@ -193,32 +174,3 @@ def _cache_text(cache: dict[str, Any] | None) -> list[str]:
         return ["  cache: none"]
     # Taken out again where the output is no terminal.
     return [f"  cache: {cache['path']}", *standing_lines(cache, colours="NO_COLOR" not in os.environ)]
-
-
-def _spool_text(spool: dict[str, Any] | None) -> list[str]:
-    from adapters.cli.progress import bytes_text
-
-    if spool is None:
-        return ["  spool: none"]
-    if not spool["there"]:
-        return [f"  spool: {spool['path']}, away"]
-    points = spool["points"]
-    waiting = "nothing waits"
-    if points:
-        waiting = f"{points} restore point{'s' if points > 1 else ''} to be uploaded"
-        if spool["oldest"] is not None:
-            waiting += f", the oldest of {datetime.fromisoformat(spool['oldest']).astimezone():%Y-%m-%d %H:%M:%S}"
-    return [
-        f"  spool: {spool['path']}, {waiting}; {bytes_text(spool['used_bytes'])} used, "
-        f"{bytes_text(spool['free_bytes'])} free"
-    ]
-
-
-def _outcome(session: dict[str, Any]) -> str:
-    if session["exit_code"] == frame.DONE:
-        return "done"
-    if session["exit_code"] == frame.SOMETHING_MISSING:
-        return "done, with problems"
-    if session["exit_code"] == frame.IN_SPOOL:
-        return "done, in the spool"
-    return f"failed (exit {session['exit_code']})"

@@ -89,10 +89,11 @@ async def _upload(context: frame.Context, config: Config) -> int:
     from adapters.allocator import keep_freed_memory
     from adapters.cli.firstcontact import first_contact
     from adapters.cli.progress import Snapshot
+    from adapters.cli.reporting import reporter_of, tell
     from adapters.clock import SystemClock
     from adapters.compose import build_setup
     from adapters.state import identity as files
-    from adapters.state import turns
+    from adapters.state import owed, turns
     from adapters.state.directory import StateDirectory
     from adapters.state.pause import paused
     from engine.pipeline.upload import Upload
@@ -113,6 +114,12 @@ async def _upload(context: frame.Context, config: Config) -> int:
             async with anyio.create_task_group() as group:
                 group.start_soon(progress.watch, lambda: Snapshot(upload.sent_bytes, None, {}, _note(upload)))
                 await _run(upload)
+                done = upload.report
+                if done.uploaded or done.lost or done.error is not None or owed.owed(state_dir):
+                    near = setup.cache.objects if setup.cache is not None else None
+                    lost = done.error is not None and not done.uploaded
+                    reporter = reporter_of(identity, setup.vault, near)
+                    await tell(config, identity, state, reporter, ["vault"] if lost else [])
                 group.cancel_scope.cancel()
         upload.report.seconds = round(clock.monotonic() - began, 3)
     report = upload.report

@@ -74,16 +74,20 @@ def score_of(blocks: int, missing: int) -> float:
     return max(0, blocks - missing) * 10_000 // blocks / 100 if blocks else 100.0
 
 
+def turns_ms(
+    *, every_s: float, first_session_ms: int | None, last_completed: Attempt, last_passed: Attempt | None
+) -> tuple[int, int]:
+    """Return after which moments a cache is yellow and red if no verification passes until then."""
+    from_ms = _good_ms(first_session_ms, last_completed, last_passed) + round(every_s * 1000)
+    return from_ms + YELLOW_MS, from_ms + RED_MS
+
+
 def _verified(
     every_s: float, now_ms: int, first_session_ms: int | None, last_completed: Attempt, last_passed: Attempt | None
 ) -> tuple[Colour, Why]:
     if not few(last_completed.missing_now, last_completed.blocks):
         return "red", "blocks_missing"
-    if last_passed is not None:
-        good_ms = _ended_ms(last_passed)
-    else:
-        good_ms = _ended_ms(last_completed) if first_session_ms is None else first_session_ms
-    every_ms, age_ms = round(every_s * 1000), now_ms - good_ms
+    every_ms, age_ms = round(every_s * 1000), now_ms - _good_ms(first_session_ms, last_completed, last_passed)
     if age_ms > every_ms + RED_MS:
         return "red", "not_passed_lately"
     if age_ms > every_ms + YELLOW_MS:
@@ -91,6 +95,13 @@ def _verified(
     if age_ms < -every_ms:
         return "yellow", "clock_put_back"
     return "green", "passed"
+
+
+def _good_ms(first_session_ms: int | None, last_completed: Attempt, last_passed: Attempt | None) -> int:
+    """Return when a cache was known to be good last."""
+    if last_passed is not None:
+        return _ended_ms(last_passed)
+    return _ended_ms(last_completed) if first_session_ms is None else first_session_ms
 
 
 def _ended_ms(attempt: Attempt) -> int:

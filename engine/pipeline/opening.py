@@ -57,6 +57,7 @@ class Opening:
         self._spool_format: FormatObject | None = None
         self._cache_format: FormatObject | None = None
         self.backlog: list[PointId] = []
+        self.fell_back = False  # from a vault that was away, lost, or refused
         self._away_s: float | None = None
 
     async def open_spool(self) -> None:
@@ -198,6 +199,7 @@ class Opening:
     def fall_back(self, error: StoreError | ConfigError) -> None:
         """Take note that the vault is used no more, and why; the route leads to the spool from here on."""
         away = isinstance(error, StoreUnavailable)
+        self.fell_back = True
         if self._route.route in ("VAULT", "RECONNECTING"):
             self._route.on(Event.LOST if away else Event.REFUSED, Means(window=False, spool=True))
         if away:

@@ -78,6 +78,11 @@ class Session:
         """What happens if the vault does not come back in time."""
         return self._gate.then
 
+    @property
+    def vault_lost(self) -> bool:
+        """Whether the vault was away, was lost or refused, and nothing has got there since."""
+        return self._opening.fell_back and not self.report.uploaded
+
     async def run(self) -> SessionReport:
         """Do the session and return its report; what ended it is in the report, and it is recorded in history.
 

@@ -16,6 +16,7 @@ from typing import Final
 from engine.errors import ConfigError, FormatTooNew, ObjectMissing, StoreCorrupt, StoreError
 from engine.note import Note, open_note
 from engine.recovery.places import Places
+from engine.report import Report, open_report, report_header
 from engine.root import Root, RunDescriptor, open_root, root_header
 from engine.runs import envelope_info, key_address
 from engine.subkeys import DomainKeys
@@ -50,6 +51,11 @@ class SystemAccess:
         """Return the root in `data`, the object stored under `name`. Raises: StoreCorrupt, FormatTooNew."""
         access = self._domain(name, root_header(name, data).domain)
         return open_root(name, data, access.listing_key, access.certificates.verify_number)
+
+    def open_report(self, name: str, data: bytes) -> Report:
+        """Return the report in `data`, the object stored under `name`. Raises: StoreCorrupt, FormatTooNew."""
+        access = self._domain(name, report_header(name, data).domain)
+        return open_report(name, data, access.listing_key, access.certificates.verify_number)
 
     def open_note(self, name: str, data: bytes) -> Note:
         """Return the note in `data`, the object stored under `name`. Raises: StoreCorrupt, FormatTooNew."""

@@ -1,0 +1,126 @@
+"""What a report says, in the words of `status --json`: the same keys as a system's own status has."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from adapters.cli.moments import iso
+from engine.block import BLOCK_BYTES
+from engine.recovery.reports import colour_of, score_reported
+
+if TYPE_CHECKING:
+    from engine.reportbody import AttemptLine, BacklogLine, CacheLine, ReportBody, RoomLine, SessionLine
+
+_DAY_0 = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def reported_cache(body: ReportBody, now_ms: int) -> dict[str, Any] | None:
+    """Return what was reported of a cache; its colour as it is at `now_ms` of the reader's clock."""
+    cache = body.cache
+    if cache is None:
+        return None
+    colour = colour_of(cache, now_ms)
+    following = {"due": iso(cache.due), "chance": iso(cache.chance), "reason": cache.reason}
+    return {
+        "enabled": cache.enabled,
+        "health": {
+            "colour": colour,
+            "why": cache.why if colour == cache.colour else "not_passed_lately",
+            "concern": cache.concern,
+            "score": score_reported(cache),
+            "blocks": cache.blocks,
+            "missing": cache.missing,
+        },
+        "last_attempt": _attempt(cache.last_attempt),
+        "last_completed": _attempt(cache.last_completed),
+        "last_passed": _attempt(cache.last_passed),
+        "next": following if cache.enabled else None,
+        **figures(cache),
+        "room": _room(cache.room),
+    }
+
+
+def figures(cache: CacheLine) -> dict[str, Any]:
+    """Return how much smaller a cache is than what it holds, as ratios of at least 1; null: nobody knows."""
+    present = None if cache.blocks is None or cache.missing is None else max(0, cache.blocks - cache.missing)
+    unique, sealed = cache.unique, cache.sealed
+    return {
+        "deduplication": round(present / unique, 2) if present and unique else None,
+        "compression": round(unique * BLOCK_BYTES / sealed, 2) if unique and sealed else None,
+    }
+
+
+def reported_spool(backlog: BacklogLine | None) -> dict[str, Any] | None:
+    """Return what was reported of a spool."""
+    if backlog is None:
+        return None
+    if not backlog.there:
+        return {"there": False}
+    return {
+        "there": True,
+        "points": backlog.points,
+        "oldest": iso(backlog.oldest),
+        "used_bytes": backlog.used_bytes,
+        "free_bytes": backlog.free_bytes,
+    }
+
+
+def reported_session(line: SessionLine) -> dict[str, Any]:
+    """Return what was reported of a session; `problems` are the first of `problem_count`."""
+    return {
+        "started": iso(line.started),
+        "seconds": line.duration / 1000,
+        "point": line.point,
+        "route": line.route,
+        "exit_code": line.exit_code,
+        "error": line.error,
+        "problems": line.told,
+        "problem_count": line.problems,
+        "read_bytes": line.read_bytes,
+        "vault_bytes": line.vault_bytes,
+        "cache_bytes": line.cache_bytes,
+    }
+
+
+def _attempt(line: AttemptLine | None) -> dict[str, Any] | None:
+    if line is None:
+        return None
+    return {
+        "started": iso(line.started),
+        "ended": iso(line.ended),
+        "completed": line.completed,
+        "passed": line.passed,
+        "blocks": line.blocks,
+        "missing": line.missing,
+        "healed_since": line.healed,
+        "deep_packs": line.deep_packs,
+        "deep_bytes": line.deep_bytes,
+        "damaged_packs": line.damaged_packs,
+        "damaged_bytes": line.damaged_bytes,
+        "error": line.error,
+    }
+
+
+def _room(room: RoomLine | None) -> dict[str, Any] | None:
+    if room is None:
+        return None
+    return {
+        "day": _day(room.day),
+        "size_bytes": room.size,
+        "device_bytes": room.device,
+        "free_bytes": room.free,
+        "lacking_bytes": room.lacking,
+        "protected_bytes": room.protected,
+        "refused": room.refused,
+        "oldest": _day(room.oldest),
+        "full": _day(room.full),
+    }
+
+
+def _day(day: int | None) -> str | None:
+    """Return a day since 2020-01-01 as a date; None for None, and for a day no calendar has."""
+    try:
+        return None if day is None else f"{_DAY_0 + timedelta(days=day):%Y-%m-%d}"
+    except OverflowError:
+        return None
