@@ -107,7 +107,7 @@ def _table(systems: Sequence[dict[str, Any]]) -> list[str]:
 def _row(system: dict[str, Any]) -> list[str]:
     from adapters.cli.progress import bytes_text
 
-    cache, spool = system["cache"], system["spool"]
+    cache = system["cache"]
     health = cache["health"] if cache is not None else None
     room = cache["room"] if cache is not None else None
     return [
@@ -115,11 +115,17 @@ def _row(system: dict[str, Any]) -> list[str]:
         system["state"],
         f"{health['score']:g} %" if health is not None and health["score"] is not None else "-",
         _ago(system["newest_point_age_seconds"]) or "none",
-        f"{spool['points']} points" if spool is not None and spool["there"] and spool["points"] else "-",
+        _waiting(system["spool"]),
         _next_check(system),
         "-" if cache is None else bytes_text(room["size_bytes"]) if room is not None else "?",
         _reported(system),
     ]
+
+
+def _waiting(spool: dict[str, Any] | None) -> str:
+    if spool is None or not spool["there"] or not spool["points"]:
+        return "-"
+    return "1 point" if spool["points"] == 1 else f"{spool['points']} points"
 
 
 def _ago(seconds: float | None) -> str | None:

@@ -25,6 +25,20 @@ from engine.packtable import PACK_ROW_BYTES
 from engine.page import ADDRESS_BYTES, CHILD, INNER_CHILDREN, LEAF_ENTRIES, LEAF_EXTENTS, LEVEL_MAX, TABLE_ROWS
 from engine.pipeline.reliance import PACKS_OF_WRITER_MAX, READ_BYTES_MAX
 from engine.removal import REMOVAL_HEADER_BYTES, REMOVAL_READ_MAX
+from engine.report import REPORT_BYTES_MAX
+from engine.reportbody import (
+    SESSIONS_MAX,
+    TEXT_MAX,
+    WARNINGS_MAX,
+    WORD_MAX,
+    AttemptLine,
+    BacklogLine,
+    CacheLine,
+    ReportBody,
+    RoomLine,
+    SessionLine,
+)
+from engine.reporting import KEPT
 from engine.root import KIND as ROOT_KIND
 from engine.root import RUNS_MAX, RootBody, RunDescriptor, VolumePoint
 from engine.seal import HEADER_BYTES, RECORD_BYTES_MAX, RECORD_BYTES_MIN, ZSTD_WINDOW_MAX, Codec, build_header
@@ -119,6 +133,11 @@ def test_the_format_names_every_subkey_and_how_it_is_derived() -> None:
         f"sealed, plaintext + {hpke.OVERHEAD_BYTES}",
         f"all such packs up to {grouped(PACKS_OF_WRITER_MAX)} of one writer",
         f"at most {READ_BYTES_MAX >> 20} MiB of reading a session",
+        f"No report is larger than {grouped(REPORT_BYTES_MAX)} bytes.",
+        f"The newest {KEPT} are kept",
+        f"a *sentence* has at most {TEXT_MAX} characters, a *word* {WORD_MAX}",
+        f"list of at most {SESSIONS_MAX} maps",
+        f"list of at most {WARNINGS_MAX} sentences",
         f"AES-GCM(roots subkey, nonce, body map, associated data = the {ROOT_KIND.overhead_bytes - 80} bytes before)",
     ],
 )
@@ -127,7 +146,8 @@ def test_the_format_states_the_sizes_and_bounds_of_the_code(stated: str) -> None
 
 
 def test_the_format_names_every_field_of_signed_and_sealed_bodies() -> None:
-    for struct in (RootBody, VolumePoint, RunDescriptor):
+    reports = (ReportBody, SessionLine, CacheLine, AttemptLine, RoomLine, BacklogLine)
+    for struct in (RootBody, VolumePoint, RunDescriptor, *reports):
         for field in struct.__struct_fields__:
             assert f"`{field}`" in FORMAT, f"{struct.__name__}.{field}"
     for kind in NOTE_KINDS:
