@@ -194,7 +194,16 @@ def test_with_a_lock_all_of_a_vault_is_locked_and_agents_need_no_right_but_to_lo
     assert machine.run("check-config").document["problems"] == []
     assert machine.backup()["problems"] == []
     locks = asyncio.run(locks_below(s3_server, bucket, prefix))
-    assert {name.partition("/")[0] for name in locks} == {"format", "key", "cert", "data", "page", "index", "root"}
+    assert {name.partition("/")[0] for name in locks} == {
+        "format",
+        "key",
+        "cert",
+        "data",
+        "page",
+        "index",
+        "root",
+        "report",
+    }
     for name, days in locks.items():
         assert days == pytest.approx(30.5 if name.startswith("root/") else 60.5, abs=0.51), name
 
