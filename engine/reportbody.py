@@ -115,11 +115,29 @@ class BacklogLine(msgspec.Struct, frozen=True, kw_only=True):
     free_bytes: Count = 0
 
 
+class VaultLine(msgspec.Struct, frozen=True, kw_only=True):
+    """The last verification of the vault, as in `engine.vault.check.VaultCheck`."""
+
+    started: Count
+    ended: Count | None = None
+    completed: bool = False
+    passed: bool = False
+    points: Count = 0
+    incomplete: Count = 0
+    packs: Count = 0
+    bytes: Count = 0
+    missing_packs: Count = 0
+    damaged_packs: Count = 0
+    read_packs: Count = 0
+    read_bytes: Count = 0
+    error: Text | None = None
+
+
 class ReportBody(msgspec.Struct, frozen=True, kw_only=True):
     """What a report says; times in ms since 1970 UTC by its writer's clock.
 
     `point`, `point_time`: the newest restore point; `success`: when the last session that made one ended; `sessions`:
-    newest first.
+    newest first; `checked`: the last verification of the vault.
     """
 
     time: Count
@@ -131,6 +149,7 @@ class ReportBody(msgspec.Struct, frozen=True, kw_only=True):
     sessions: Annotated[list[SessionLine], msgspec.Meta(max_length=SESSIONS_MAX)] = []
     cache: CacheLine | None = None
     backlog: BacklogLine | None = None
+    checked: VaultLine | None = None
     warnings: Annotated[list[Text], msgspec.Meta(max_length=WARNINGS_MAX)] = []
 
 

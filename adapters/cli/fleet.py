@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from adapters.cli import frame
 from adapters.cli.moments import iso, span
 from adapters.cli.recovering import Opener, Request, problem_lines
-from adapters.cli.reported import reported_cache, reported_session, reported_spool
+from adapters.cli.reported import reported_cache, reported_check, reported_session, reported_spool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,6 +77,7 @@ def _document(standing: Standing, now_ms: int, last: int) -> dict[str, Any]:
         "last_success": iso(body.success) if body is not None else None,
         "cache": reported_cache(body, now_ms) if body is not None else None,
         "spool": reported_spool(body.backlog) if body is not None else None,
+        "vault_check": reported_check(body.checked) if body is not None else None,
         "sessions": [reported_session(line) for line in body.sessions[:last]] if body is not None else [],
         "warnings": body.warnings if body is not None else [],
         "problems": standing.problems,
@@ -157,6 +158,7 @@ def _details(system: dict[str, Any]) -> list[str]:
     from adapters.cli.backlog import spool_lines
     from adapters.cli.cachehealth import standing_lines
     from adapters.cli.lastsessions import session_lines
+    from adapters.cli.vaultcheck import check_line
 
     lines = [f"System {system['system']} ({system['system_id']}): {_shown(system['state'])}"]
     age = _ago(system["newest_point_age_seconds"])
@@ -164,7 +166,8 @@ def _details(system: dict[str, Any]) -> list[str]:
     if system["report_age_seconds"] is None:
         return [*lines, "  it has left no report", f"  newest restore point: {point}"]
     cache = system["cache"]
-    lines.append(f"  reported {_reported(system)}, by version {system['version']}")
+    lines += [f"  reported {_reported(system)}, by version {system['version']}", "  vault:"]
+    lines.append(check_line(system["vault_check"]))
     lines += ["  cache: none"] if cache is None else ["  cache:", *standing_lines(cache, colours=_coloured())]
     lines += [*spool_lines(system["spool"]), f"  newest restore point: {point}"]
     lines += [f"  warning: {warning}" for warning in system["warnings"]]

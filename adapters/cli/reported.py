@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from adapters.cli.moments import iso
 from engine.block import BLOCK_BYTES
 from engine.recovery.reports import colour_of, score_reported
 
 if TYPE_CHECKING:
-    from engine.reportbody import AttemptLine, BacklogLine, CacheLine, ReportBody, RoomLine, SessionLine
+    from engine.reportbody import AttemptLine, BacklogLine, CacheLine, ReportBody, RoomLine, SessionLine, VaultLine
 
 _DAY_0 = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -81,6 +83,13 @@ def reported_session(line: SessionLine) -> dict[str, Any]:
         "vault_bytes": line.vault_bytes,
         "cache_bytes": line.cache_bytes,
     }
+
+
+def reported_check(line: VaultLine | None) -> dict[str, Any] | None:
+    """Return what was reported of the last verification of the vault."""
+    if line is None:
+        return None
+    return {**msgspec.structs.asdict(line), "started": iso(line.started), "ended": iso(line.ended)}
 
 
 def _attempt(line: AttemptLine | None) -> dict[str, Any] | None:

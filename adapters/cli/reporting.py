@@ -26,6 +26,7 @@ from engine.reportbody import (
     CacheLine,
     ReportBody,
     SessionLine,
+    VaultLine,
     clipped,
 )
 from engine.reporting import Reporter
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from engine.cache.attempt import Attempt
     from engine.ports import ObjectStore
     from engine.state import SessionRow
+    from engine.vault.check import VaultCheck
     from engine.vault.formatobject import StoreKind
     from engine.vault.identity import Identity
 
@@ -72,6 +74,18 @@ async def tell(
         EventLog("report").warning("report_not_written", error=str(error))
 
 
+async def tell_alone(config: Config, identity: Identity) -> None:
+    """Put a report where nothing is open and nobody holds the lock; see `tell`."""
+    from adapters.compose import report_stores
+    from adapters.state.directory import StateDirectory
+
+    try:
+        with StateDirectory.open(config.system.state_dir, lock=False) as state:
+            await tell(config, identity, state, reporter_of(identity, *report_stores(config, identity)))
+    except ForebayError as error:
+        EventLog("report").warning("report_not_written", error=str(error))
+
+
 def report_body(config: Config, identity: Identity, state: StateDirectory, now_ms: int) -> ReportBody:
     """Return what a report says now. Raises: StateCorrupt, SessionAborted."""
     history, newest = state.history, state.newest()
@@ -95,6 +109,7 @@ def report_body(config: Config, identity: Identity, state: StateDirectory, now_m
         sessions=[_session_line(row) for row in rows],
         cache=cache,
         backlog=_backlog_line(spool),
+        checked=_vault_line(next(iter(history.vault_checks(identity.vault, 1)), None)),
         warnings=[clipped(warning) for warning in warnings[:WARNINGS_MAX]],
     )
 
@@ -153,6 +168,26 @@ def _attempt_line(attempt: Attempt | None) -> AttemptLine | None:
         damaged_packs=attempt.damaged_packs,
         damaged_bytes=attempt.damaged_bytes,
         error=clipped(attempt.error) if attempt.error else None,
+    )
+
+
+def _vault_line(check: VaultCheck | None) -> VaultLine | None:
+    if check is None:
+        return None
+    return VaultLine(
+        started=check.started_ms,
+        ended=check.ended_ms,
+        completed=check.completed,
+        passed=check.passed,
+        points=check.points,
+        incomplete=check.incomplete,
+        packs=check.packs,
+        bytes=check.bytes,
+        missing_packs=check.missing_packs,
+        damaged_packs=check.damaged_packs,
+        read_packs=check.read_packs,
+        read_bytes=check.read_bytes,
+        error=clipped(check.error) if check.error else None,
     )
 
 

@@ -136,6 +136,7 @@ async def _verify(context: frame.Context, config: Config, if_due: bool, read_sha
 
     from adapters import priority
     from adapters.allocator import keep_freed_memory
+    from adapters.cli.reporting import tell_alone
     from adapters.clock import SystemClock
     from adapters.state import identity as files
     from engine.events import EventLog
@@ -160,7 +161,7 @@ async def _verify(context: frame.Context, config: Config, if_due: bool, read_sha
         async with anyio.create_task_group() as group:
             group.start_soon(progress.watch, partial(_snapshot, watched))
             error = await _to_the_end(config, identity, read_share, watched)
-            await _report(config, identity)
+            await tell_alone(config, identity)
             group.cancel_scope.cancel()
     return _tell(context, watched, error, round(clock.monotonic() - began, 3))
 
@@ -188,16 +189,6 @@ async def _to_the_end(
         except ForebayError as error:
             return error
         await anyio.sleep(AGAIN_S)
-
-
-async def _report(config: Config, identity: Identity) -> None:
-    """Tell vault and cache how things stand now; nothing of that is worth more than a log line."""
-    from adapters.cli.reporting import reporter_of, tell
-    from adapters.compose import report_stores
-    from adapters.state.directory import StateDirectory
-
-    with StateDirectory.open(config.system.state_dir, lock=False) as state:
-        await tell(config, identity, state, reporter_of(identity, *report_stores(config, identity)))
 
 
 def only_one(state_dir: Path) -> Any:

@@ -37,6 +37,7 @@ async def _verify(context: frame.Context, config: Config, read_share: float) -> 
 
     from adapters import priority
     from adapters.allocator import keep_freed_memory
+    from adapters.cli.reporting import tell_alone
     from adapters.clock import SystemClock
     from adapters.state import identity as files
     from engine.events import EventLog
@@ -53,6 +54,7 @@ async def _verify(context: frame.Context, config: Config, read_share: float) -> 
         async with anyio.create_task_group() as group:
             group.start_soon(progress.watch, partial(_snapshot, watched))
             error = await _to_the_end(config, identity, read_share, watched)
+            await tell_alone(config, identity)
             group.cancel_scope.cancel()
     return _tell(context, watched, error, round(clock.monotonic() - began, 3))
 

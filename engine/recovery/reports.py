@@ -12,7 +12,7 @@ How a system stands, worst first; the first that fits holds:
 | red | its cache is red |
 | silent | its report is older than 3 days |
 | unknown | it has no report |
-| problems | something asked for was missing in its last session (exit code 4), or it warns of something |
+| problems | something asked for was missing in its last session (exit code 4) or the vault, or it warns |
 | yellow | its cache is yellow |
 | waiting | restore points wait in its spool |
 | gray | its cache is gray |
@@ -81,6 +81,8 @@ def state_of(body: ReportBody, now_ms: int) -> State:
         return "red"
     if now_ms - body.time > SILENT_MS:
         return "silent"
+    if body.checked is not None and body.checked.completed and not body.checked.passed:
+        return "problems"
     if body.warnings or (last is not None and last.exit_code == SOMETHING_MISSING):
         return "problems"
     if colour == "yellow":

@@ -14,6 +14,7 @@ from engine.reportbody import (
     ReportBody,
     RoomLine,
     SessionLine,
+    VaultLine,
 )
 
 NOW = 1_795_000_000_000
@@ -57,6 +58,11 @@ def body(time: int = NOW, *, name: str = "web-01", exit_code: int = 0, colour: s
             due=time + 22 * HOUR, chance=time + 23 * HOUR, reason="not_due",
         ),
         backlog=BacklogLine(there=True, points=2, oldest=time - 9 * HOUR, used_bytes=1 << 30, free_bytes=3 << 30),
+        checked=VaultLine(
+            started=time - 3 * HOUR, ended=time - 3 * HOUR + 5000, completed=True, passed=True, points=9, incomplete=1,
+            packs=400, bytes=6 << 30, missing_packs=2, damaged_packs=3, read_packs=20, read_bytes=300 << 20,
+            error="none",
+        ),
         warnings=["spool: it is nearly full"],
     )  # fmt: skip
 
@@ -79,8 +85,13 @@ def longest() -> ReportBody:
         enabled=True, colour=word, why=word, yellow=n, red=n, blocks=n, missing=n, unique=n, sealed=n, room=room,
         last_attempt=known, last_completed=known, last_passed=known, due=n, chance=n, reason=word,
     )  # fmt: skip
+    checked = VaultLine(
+        started=n, ended=n, points=n, incomplete=n, packs=n, bytes=n, missing_packs=n, damaged_packs=n, read_packs=n,
+        read_bytes=n, error=text,
+    )  # fmt: skip
     return ReportBody(
         time=n, version=word, name="\U0001f32a" * 255, point=word, point_time=n, success=n,
         sessions=[session] * SESSIONS_MAX, cache=cache,
-        backlog=BacklogLine(there=True, points=n, oldest=n, used_bytes=n, free_bytes=n), warnings=[text] * WARNINGS_MAX,
+        backlog=BacklogLine(there=True, points=n, oldest=n, used_bytes=n, free_bytes=n), checked=checked,
+        warnings=[text] * WARNINGS_MAX,
     )  # fmt: skip

@@ -37,6 +37,7 @@ from engine.reportbody import (
     ReportBody,
     RoomLine,
     SessionLine,
+    VaultLine,
 )
 from engine.reporting import KEPT
 from engine.root import KIND as ROOT_KIND
@@ -146,7 +147,7 @@ def test_the_format_states_the_sizes_and_bounds_of_the_code(stated: str) -> None
 
 
 def test_the_format_names_every_field_of_signed_and_sealed_bodies() -> None:
-    reports = (ReportBody, SessionLine, CacheLine, AttemptLine, RoomLine, BacklogLine)
+    reports = (ReportBody, SessionLine, CacheLine, AttemptLine, RoomLine, BacklogLine, VaultLine)
     for struct in (RootBody, VolumePoint, RunDescriptor, *reports):
         for field in struct.__struct_fields__:
             assert f"`{field}`" in FORMAT, f"{struct.__name__}.{field}"

@@ -22,8 +22,8 @@ from tests.scenario.cheap import cheap_keys
 
 SYSTEM_KEYS = {
     "system", "system_id", "state", "reported", "report_age_seconds", "where", "version", "newest_point",
-    "newest_point_time", "newest_point_age_seconds", "last_success", "cache", "spool", "sessions", "warnings",
-    "problems",
+    "newest_point_time", "newest_point_age_seconds", "last_success", "cache", "spool", "vault_check", "sessions",
+    "warnings", "problems",
 }  # fmt: skip
 SESSION_KEYS = {
     "started", "seconds", "point", "route", "exit_code", "error", "problems", "problem_count", "read_bytes",
@@ -129,11 +129,13 @@ def test_no_more_reports_are_kept_than_the_newest(machines: Fleet) -> None:
 def test_documents_have_the_keys_operations_names(machines: Fleet) -> None:
     machines.run(machines.web, "backup")
     machines.run(machines.web, "verify")
+    assert machines.run(machines.web, "verify", "--vault").code == 0
     own = machines.run(machines.web, "status", "--json").document
     system = machines.status("--all")[1]["web-01"]
     assert system.keys() == SYSTEM_KEYS
     assert system["sessions"][0].keys() == SESSION_KEYS
     assert system["cache"].keys() | {"path"} == own["cache"].keys()
+    assert system["vault_check"] == own["vault_check"]
     for key in ("health", "last_attempt", "last_completed", "last_passed", "next"):
         assert system["cache"][key].keys() == own["cache"][key].keys(), key
         assert system["cache"][key] == own["cache"][key], key

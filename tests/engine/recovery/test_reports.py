@@ -22,7 +22,7 @@ from engine.recovery.reports import (
     worst_first,
 )
 from engine.report import KIND, ORDER_END, REPORT_BYTES_MAX, own_report, report_header
-from engine.reportbody import BacklogLine, CacheLine, ReportBody, SessionLine
+from engine.reportbody import BacklogLine, CacheLine, ReportBody, SessionLine, VaultLine
 from tests.engine.recovery.build import System, World, open_access
 from tests.engine.reports import HOUR, NOW, body
 
@@ -267,6 +267,9 @@ NOTHING_WAITS = BacklogLine(there=True)
         (reported(), -SILENT_MS * 9, "done"),
         (reported(sessions=[session(4)], cache=cache("yellow")), 0, "problems"),
         (reported(warnings=["w"], cache=cache("green")), 0, "problems"),
+        (reported(checked=VaultLine(started=1, ended=2, completed=True)), 0, "problems"),
+        (reported(checked=VaultLine(started=1, ended=2, error="away")), 0, "done"),
+        (reported(checked=VaultLine(started=1, ended=2, completed=True, passed=True)), 0, "done"),
         (reported(cache=cache("yellow"), backlog=WAITING), 0, "yellow"),
         (reported(cache=cache("green"), backlog=WAITING), 0, "waiting"),
         (reported(cache=cache("gray"), backlog=WAITING), 0, "waiting"),
