@@ -116,7 +116,7 @@ class Machine:
 
     def may(self, op: str, name: str) -> bool:
         """Tell whether this system may put, or delete, an object of this name."""
-        if name.startswith(f"stamp/{self.system}/"):
+        if name.startswith((f"stamp/{self.system}/", f"report/{self.system}/")):
             return True
         own = name.startswith(OWN) and name.split("/")[1] == self.system
         return op == "put" and (own or (self.identity.vault_pending and name.startswith(FOUNDING)))

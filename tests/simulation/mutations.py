@@ -31,7 +31,6 @@ from engine.block import Bytes
 from engine.names import PointId
 from engine.packstore import PackStore
 from engine.pipeline.bounded import BoundedStore
-from engine.pipeline.commit import Committer
 from engine.pipeline.opening import Opening
 from engine.pipeline.pagecopies import PageCopies
 from engine.pipeline.parent import Parent
@@ -297,7 +296,7 @@ def deleted_point_relied_on() -> None:
 
     put_in(engine.spooldelete, _stands_at=lambda state, volumes, system, point: False)
     put_in(engine.pipeline.parent, _left_the_spool=left, _forget_lost=left)
-    put_in(Committer, _stands=stands)
+    put_in(engine.pipeline.commit, stands_on=stands)
 
 
 # Each with the theme (themes.py) of the worlds in which it is looked for, None: any, and the seed that found it first.
@@ -331,6 +330,6 @@ MUTATIONS: Final[dict[str, tuple[str | None, int, Callable[[], None]]]] = {
         ("backlog", 11, spool_not_flushed),
         ("backlog", 1, newest_first),
         ("misfortunes", 6, holes_not_noted),
-        ("backlog", 14, deleted_point_relied_on),
+        ("deletions", 1, deleted_point_relied_on),
     )
 }

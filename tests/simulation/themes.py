@@ -51,7 +51,7 @@ class Likely:
     `power_cut`: of the deaths, those that lose what was not durable; `alone`: there is one machine, and its cache;
     `spool`: a machine has a spool; `away`: the vault is away from the start; `offline`: the domain was founded without
     a vault; `moves`: the vault's marker, or its url in the configuration, changes; `losses`: the vault is emptied, or
-    the spool lost.
+    the spool lost; `deletion`: a point that waits in the spool is deleted instead.
     """
 
     weather: float = 0.4
@@ -67,6 +67,7 @@ class Likely:
     offline: float = 0.1
     moves: float = 0.0
     losses: float = 0.0
+    deletion: float = 0.06
 
 
 THEMES: Final = {
@@ -80,6 +81,7 @@ THEMES: Final = {
     "confusion": Likely(weather=0.3, death=0.3, damage=0.05, state=0.25, away=0.1, moves=0.03),
     "fallback": Likely(weather=0.6, death=0.3, deaths=(*DEATHS, *MOVES), spool=1.0, away=0.3, offline=0.2, moves=0.03),
     "backlog": Likely(weather=0.2, death=0.6, deaths=MOVES, spool=1.0, away=0.45, offline=0.2),
+    "deletions": Likely(weather=0.1, death=0.3, spool=1.0, away=0.6, alone=True, deletion=0.5),
     "misfortunes": Likely(
         weather=0.2, death=0.2, damage=0.3, vanishing=0.2, spool=1.0, away=0.4, moves=0.03, losses=0.05
     ),

@@ -149,7 +149,7 @@ class World:
         waiting = self.model.waiting(machine)
         if machine.settings.spool and self.chance.random() < (0.4 if waiting else 0.03):
             await self._upload(machine, self._plan(machine))
-        elif waiting and machine.settings.spool and self.chance.random() < 0.06:
+        elif waiting and machine.settings.spool and self.chance.random() < self._likely.deletion:
             await self._delete(machine, self._plan(machine), self.chance.choice(waiting))
         else:
             await self._session(machine, self._plan(machine))
