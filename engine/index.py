@@ -78,8 +78,8 @@ class PackIndex:
         """Tell whether nothing in the packs of this key is relied on."""
         return pack_key in self._barred_packs
 
-    def bar_absent(self, present: Column64) -> Column64:
-        """Rely on no pack that is listed but not among `present` (keys, ascending); return the keys of those barred."""
+    def absent(self, present: Column64) -> Column64:
+        """Return the keys of all packs that are listed but not among `present` (ascending)."""
         absent: list[Column64] = [np.empty(0, np.uint64)]
         with self._lock:
             for view in self._views.all():
@@ -88,9 +88,7 @@ class PackIndex:
                 gone = keys[present[at] != keys] if len(present) else keys
                 if gone.size:
                     absent.append(np.ascontiguousarray(gone))
-        keys = distinct(*absent)
-        self.bar(keys.tolist())
-        return keys
+        return distinct(*absent)
 
     def claim(self, ids: Ids) -> tuple[Places, Mask]:
         """Look up ids and claim those that are neither there nor on their way.

@@ -26,6 +26,7 @@ from engine.block import blocks_in
 from engine.cache.attempt import Attempt
 from engine.cache.comparison import Comparison, Stopped
 from engine.cache.deep import plan, read_packs, with_read
+from engine.cache.listing import listed_as_known
 from engine.cache.recheck import lacking_blocks
 from engine.cache.seen import PackBits, SeenRows
 from engine.cache.stamping import Stamping
@@ -36,7 +37,6 @@ from engine.errors import ConfigError, ForebayError, SessionAborted, StoreError
 from engine.events import EventLog
 from engine.index import PackIndex
 from engine.names import PackName
-from engine.packtable import KINDS
 from engine.pipeline.stores import Side, open_side
 from engine.ports import Clock, ObjectStore
 from engine.state import (
@@ -55,7 +55,6 @@ from engine.vault.identity import Identity
 
 log = EventLog("verify")
 
-KEYS_AT_ONCE: Final = 1 << 16
 CHECKPOINT_S: Final = 600.0
 LOOK_S: Final = 0.1
 
@@ -153,7 +152,7 @@ class Verification:
         )
         self.problems += problems
         self.phase = "listing the packs"
-        self._present = await self._listed()
+        self._present = await listed_as_known(side.packs, self._upkeep.lost_packs().gone)
         await anyio.to_thread.run_sync(self._rely_on, side.packs.index, self._present)
         return side
 
@@ -176,24 +175,10 @@ class Verification:
         setup.history.put_attempt(found.attempt)
         return found
 
-    async def _listed(self) -> Column64:
-        """Return the keys of all packs that are there with the right size, ascending."""
-        chunks: list[Column64] = [np.empty(0, np.uint64)]
-        keys: list[int] = []
-        for kind in KINDS:
-            async for info in self._setup.cache.list(f"{kind}/"):
-                name = PackName.parse(info.name)
-                if name is None or name.size != info.size:
-                    continue
-                keys.append(name.key)
-                if len(keys) == KEYS_AT_ONCE:
-                    chunks.append(np.array(keys, np.uint64))
-                    keys.clear()
-        return distinct(*chunks, np.array(keys, np.uint64))
-
     def _rely_on(self, index: PackIndex, present: Column64) -> None:
         assert self._upkeep is not None
-        gone, known = index.bar_absent(present), self._upkeep.lost_packs()
+        gone, known = index.absent(present), self._upkeep.lost_packs()
+        index.bar(gone.tolist())
         new = gone[~np.isin(gone, known.gone)]
         if new.size:
             log.warning("packs_gone", component="cache", packs=len(new))
