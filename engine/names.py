@@ -83,6 +83,12 @@ class RemovalName(NumberedName, frozen=True, order=True):
     folder: ClassVar[str] = "gc"
 
 
+class PinName(NumberedName, frozen=True, order=True):
+    """Pins of one system."""
+
+    folder: ClassVar[str] = "pin"
+
+
 class StampName(msgspec.Struct, frozen=True, order=True):
     """A stamp: `writer` 16 bytes, `day` since 2020-01-01, `incarnation` 8 bytes, `sequence` counted from 1."""
 

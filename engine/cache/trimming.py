@@ -14,11 +14,11 @@ import anyio.to_thread
 import msgspec
 import numpy as np
 
-from engine.block import Ids
 from engine.cache import clocks
 from engine.cache.clocks import ClockVerdict
 from engine.cache.inventory import listed_bytes
 from engine.cache.lastseen import StampedDays
+from engine.cache.pins import read_pins
 from engine.cache.seen import PackBits
 from engine.cache.stamping import Stamping
 from engine.cache.stamps import Seen, day_of
@@ -96,13 +96,12 @@ async def trim_cache(
     room: Callable[[], Awaitable[Room]],
     new_pack: Callable[[], PackBuilder],
     *,
-    pinned: Ids | None = None,
     grown: Sequence[tuple[int, int]] = (),
 ) -> TrimReport:
     """Trim a cache whose index was refreshed, until the thresholds are met or only protected records are left.
 
-    `room` tells what is known of the device now; `new_pack` opens an own pack of blocks; `pinned`: ids, by any system,
-    that must not go; `grown`: (day, bytes) of this cache on former days, for the forecast.
+    `room` tells what is known of the device now; `new_pack` opens an own pack of blocks; `grown`: (day, bytes) of
+    this cache on former days, for the forecast.
     Raises: StoreUnavailable, StoreRejected, StateCorrupt, SessionAborted.
     """
     assert cache.removals is not None
@@ -119,9 +118,7 @@ async def trim_cache(
     if report.needed_bytes or policy.age_days_in_force is not None:
         verdict = await judge(stamping)
         if verdict.refused is None:
-            seen = StampedDays(stamping, verdict.ignored, report.day - PROTECTED_DAYS)
-            trimmer = Trimmer(cache, seen, stamping.identity.keys, cache.members, new_pack, room, pinned)
-            report = await _trim(cache, stamping, policy, room, trimmer, seen, report)
+            report = await _unless_pins_are_unknown(cache, stamping, policy, room, new_pack, verdict, report)
         else:
             report = msgspec.structs.replace(report, refused=verdict.refused, lacking_bytes=report.needed_bytes)
         ahead = (
@@ -135,6 +132,33 @@ async def trim_cache(
         report = msgspec.structs.replace(report, full_day=full)
     _log(report)
     return report
+
+
+async def _unless_pins_are_unknown(
+    cache: PackStore,
+    stamping: Stamping,
+    policy: TrimPolicy,
+    room: Callable[[], Awaitable[Room]],
+    new_pack: Callable[[], PackBuilder],
+    verdict: ClockVerdict,
+    before: TrimReport,
+) -> TrimReport:
+    """Trim, if all that is known to be the last copy of something is known to be that."""
+    identity = stamping.identity
+    try:
+        pinned, problems = await read_pins(
+            cache.objects, identity.keys, cache.members, identity.system, stamping.now_ms
+        )
+    except StoreCorrupt as error:
+        refused = (
+            f"{error}; which blocks its system needs is not known, so nothing is trimmed until "
+            "'forebay verify --vault' has run there; if it is gone for good, remove the object"
+        )
+        return msgspec.structs.replace(before, refused=refused, lacking_bytes=before.needed_bytes)
+    seen = StampedDays(stamping, verdict.ignored, before.day - PROTECTED_DAYS)
+    trimmer = Trimmer(cache, seen, identity.keys, cache.members, new_pack, room, pinned)
+    before = msgspec.structs.replace(before, problems=(*before.problems, *problems))
+    return await _trim(cache, stamping, policy, room, trimmer, seen, before)
 
 
 async def _trim(

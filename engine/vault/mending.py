@@ -22,7 +22,7 @@ import numpy as np
 from engine.block import Ids, Mask
 from engine.columns import Column64, Rows
 from engine.distinct import distinct
-from engine.errors import StoreCorrupt
+from engine.errors import StoreCorrupt, StoreError
 from engine.index import PackIndex
 from engine.names import PackName
 from engine.packtable import keys_of
@@ -229,16 +229,25 @@ class Mending:
     async def _from_cache(self, wanted: Wanted) -> None:
         if self._refill.cache is None or wanted.all_found():
             return
-        index = self._refill.cache.packs.index
         if self._pin is not None:
-            for _, ids in wanted.open():
-                places = await anyio.to_thread.run_sync(index.lookup, ids)
-                if (there := places["length"] > 0).any():
-                    await self._pin(ids[there])
+            try:
+                await self._pin_all(wanted, self._refill.cache.packs.index, self._pin)
+            except StoreError as error:
+                self.problems.append(
+                    f"cache: {error}; a trimming may remove what is put into the vault again meanwhile"
+                )
+                self._pin = None
         try:
             await self._refill.fill_in(wanted)
         except CacheAway as error:
             self._without_cache(error)
+
+    async def _pin_all(self, wanted: Wanted, index: PackIndex, pin: Pin) -> None:
+        """Pin what the cache has of what is wanted."""
+        for _, ids in wanted.open(LOST_MAX):
+            places = await anyio.to_thread.run_sync(index.lookup, ids)
+            if (there := places["length"] > 0).any():
+                await pin(ids[there])
 
     async def _holes(self, volume: KeptVolume) -> Ranges:
         hurt = [number in self._runs for number in volume.runs]

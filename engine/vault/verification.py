@@ -22,16 +22,15 @@ import msgspec
 import numpy as np
 
 from engine.cache.deep import last_read, with_read
+from engine.cache.pins import Pinning
 from engine.cache.stamps import day_of
 from engine.columns import Column64
 from engine.distinct import distinct
 from engine.errors import ConfigError, ForebayError, ObjectMissing, StoreCorrupt, StoreError
 from engine.events import EventLog
 from engine.names import PackName
-from engine.note import NoteBody, own_note
 from engine.pack import check_pack
 from engine.packtable import rows_from_bytes
-from engine.pipeline.lost import Ranges
 from engine.pipeline.refill import Refill
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side, open_side
@@ -41,7 +40,8 @@ from engine.vault.certificate import Certificates
 from engine.vault.check import VaultCheck
 from engine.vault.enrolment import check_enrolment, find_cache
 from engine.vault.formatobject import FormatObject, read_format
-from engine.vault.kept import Kept, KeptPoint, Needs, holes_digest, look, read_kept, tables
+from engine.vault.kept import Kept, Needs, look, read_kept, tables
+from engine.vault.marking import mark_all
 from engine.vault.mending import Mending
 from engine.workers import run_workers
 
@@ -293,9 +293,12 @@ class VaultVerification:
 
     async def _mend(self, kept: Kept, refill: Refill, lost: Lost) -> None:
         """Put there again what is to be had, and mark the points that lack something, and those that do no more."""
+        pinning = self._pinning(refill.cache)
         if not (lost.absent or lost.damaged or self._unread or any(point.told for point in kept.points)):
+            await self._unpin(pinning, refill)
             return
-        mending = Mending(refill, kept, lost.absent, lost.damaged, self._setup.volumes, None, self._now)
+        volumes, pin = self._setup.volumes, pinning.pin if pinning is not None else None
+        mending = Mending(refill, kept, lost.absent, lost.damaged, volumes, pin, self._now)
         try:
             await mending.run()
         finally:
@@ -307,9 +310,24 @@ class VaultVerification:
                 copied_packs=self.check.copied_packs + len(mending.copied),
                 filled_blocks=self.check.filled_blocks + mending.filled,
             )
+        await self._unpin(pinning, refill)
         self.phase = "marking restore points"
-        for point in kept.points:
-            await self._mark(point, await mending.holes(point), mending.damaged_in(point), refill)
+        self.check = await mark_all(kept, mending, refill, self._session, self.check, self.problems)
+
+    def _pinning(self, cache: Side | None) -> Pinning | None:
+        session = self._session
+        if cache is None:
+            return None
+        return Pinning(cache.objects, session.identity, session.state.incarnation, session.clock.now_ms())
+
+    async def _unpin(self, pinning: Pinning | None, refill: Refill) -> None:
+        """Have this system's pins go: what the cache has of what was lost lies in the vault again."""
+        if pinning is None or refill.cache is None:
+            return
+        try:
+            await pinning.drop()
+        except StoreError as error:
+            self.problems.append(f"cache: {error}; blocks in it stay pinned until the next verification of the vault")
 
     def _bar(self, keys: Column64) -> None:
         if not keys.size:
@@ -321,38 +339,6 @@ class VaultVerification:
 
     def _now(self, phase: str) -> None:
         self.phase = phase
-
-    async def _mark(self, point: KeptPoint, holes: dict[str, Ranges], damaged: list[bytes], refill: Refill) -> None:
-        """Say in a note what a point lacks, if its notes say another thing. Raises: StoreError of the vault."""
-        count = sum(count for ranges in holes.values() for _, count in ranges)
-        self.check = msgspec.structs.replace(
-            self.check,
-            incomplete=self.check.incomplete + bool(holes),
-            holes=self.check.holes + count,
-            mended=self.check.mended + (bool(point.told) and not holes),
-        )
-        if (holes_digest(holes, damaged) if holes else b"") == point.told:
-            return
-        if holes:
-            text = f"{count} blocks that the vault lost could not be put there again"
-            body = NoteBody(kind="incomplete", time=self._note_ms(point), text=text, holes=holes, damaged=damaged)
-            self.problems.append(f"restore point {point.id} is incomplete: {text}")
-            log.error("point_incomplete", component="vault", point=str(point.id), blocks=count)
-        else:
-            text = "what it lacked is there again"
-            body = NoteBody(kind="incomplete", time=self._note_ms(point), text=text, whole=True)
-            log.info("point_whole", component="vault", point=str(point.id))
-        name, data = own_note(body, point.id, self._session.identity)
-        await refill.vault.objects.put(name, data)
-        if refill.cache is not None:
-            try:
-                await refill.cache.objects.put(name, data)
-            except StoreError as error:
-                self.problems.append(f"cache: {error}; its copy of the restore point {point.id} lacks a note")
-
-    def _note_ms(self, point: KeptPoint) -> int:
-        # The last word counts by its time, also where a clock was set back.
-        return max(self._session.clock.now_ms(), point.told_ms + 1)
 
     def _record(self, failed: ForebayError | None) -> None:
         """Record the verification (*sync*)."""

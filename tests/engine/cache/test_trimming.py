@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from engine.block import ids_from_bytes
+from engine.cache.pins import encode_pins
 from engine.cache.seen import PackBits, SeenRows
 from engine.cache.stamps import Seen
 from engine.cache.trimming import NO_ROOM, TrimReport, trim_cache
 from engine.cache.trimplan import Room
 from engine.errors import StoreRejected, StoreUnavailable
-from engine.names import PackName
+from engine.names import PackName, PinName
 from engine.pack import FinishedPack, check_pack
 from engine.policy import TrimPolicy
 from tests.engine.cache.test_lastseen import CAROL, last_seen, stamping
@@ -153,8 +154,18 @@ async def test_what_protection_keeps_from_being_met_is_said_with_the_day_the_dev
 async def test_pins_stay_and_are_counted() -> None:
     world = await full()
     world.others = DEVICE * 3 // 4
-    pinned = ids_from_bytes(TEAM.ref(block(3))[:16] + TEAM.ref(block(9))[:16])
-    report = await world.trim(100, pinned=pinned)
+    for writer, number in ((BOB, 3), (CAROL, 9)):
+        ids = ids_from_bytes(TEAM.ref(block(number))[:16])
+        name = PinName(writer, b"i" * 8, 1)
+        world.objects.objects[str(name)] = encode_pins(name, 100, ids, TEAM.keys, TEAM.signer(writer))
+    damaged = PinName(BOB, b"i" * 8, 2)
+    world.objects.objects[str(damaged)] = b"no pins"
+    report = await world.trim(100)
+    assert report.refused is not None
+    assert str(damaged) in report.refused
+    assert await world.found(range(24)) == {*range(24)}
+    del world.objects.objects[str(damaged)]
+    report = await world.trim(100)
     assert report.pinned_bytes > 2 * 3000
     assert await world.found(range(24)) == {3, 9, *range(16, 24)}
 
