@@ -81,9 +81,9 @@ class CacheLine(msgspec.Struct, frozen=True, kw_only=True):
     """How the cache stands (DESIGN.md §3.4).
 
     `colour`, `why`: its health at `time`; `yellow`, `red`: after which moments it is that if nothing passes until then.
-    `blocks`, `missing`: what its score comes from; `unique`: of the blocks present, the different ones, which take
-    `sealed` bytes. `due`: when the next verification is due; `chance`: when it may begin; `reason`: why not earlier.
-    What nobody knew is None.
+    `blocks`, `missing`: what its score comes from; `unique`, `sealed`: of the last completed verification, as in
+    `engine.cache.attempt.Attempt`. `due`: when the next verification is due; `chance`: when it may begin; `reason`:
+    why not earlier. What nobody knew is None.
     """
 
     enabled: bool

@@ -8,6 +8,7 @@ import msgspec
 
 from adapters.cli.moments import iso, local
 from adapters.localzone import LocalZone
+from engine.cache.attempt import ratios
 from engine.cache.due import Chance, next_chance
 from engine.cache.health import CONCERN_MS, Health, health_of, turns_ms
 
@@ -71,7 +72,7 @@ def standing_of(config: Config, cache: Cache, store: bytes | None, history: Cach
 
 def standing_document(standing: Standing, *, enabled: bool) -> dict[str, Any]:
     """Return what `--json` says of a cache's health; `next` None: it is not verified while it is switched off."""
-    health, chance = standing.health, standing.chance
+    health, chance, last = standing.health, standing.chance, standing.last_completed
     following = {"due": iso(chance.due_ms), "chance": iso(chance.next_ms), "reason": chance.reason}
     return {
         "health": {
@@ -86,6 +87,16 @@ def standing_document(standing: Standing, *, enabled: bool) -> dict[str, Any]:
         "last_completed": _attempt(standing.last_completed),
         "last_passed": _attempt(standing.last_passed),
         "next": following if enabled else None,
+        **(ratios_said(last.blocks, last.missing, last.unique, last.sealed_bytes) if last else ratios_said(0, 0, 0, 0)),
+    }
+
+
+def ratios_said(blocks: int, missing: int, unique: int, sealed_bytes: int) -> dict[str, float | None]:
+    """Return how many times smaller a cache is than what this system has in it; null: not known."""
+    deduplication, compression = ratios(blocks, missing, unique, sealed_bytes)
+    return {
+        "deduplication": round(deduplication, 2) if deduplication is not None else None,
+        "compression": round(compression, 2) if compression is not None else None,
     }
 
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from adapters.cli.cachehealth import ratios_said
 from adapters.cli.moments import iso
-from engine.block import BLOCK_BYTES
 from engine.recovery.reports import colour_of, score_reported
+from engine.reportbody import AttemptLine
 
 if TYPE_CHECKING:
-    from engine.reportbody import AttemptLine, BacklogLine, CacheLine, ReportBody, RoomLine, SessionLine, VaultLine
+    from engine.reportbody import BacklogLine, ReportBody, RoomLine, SessionLine, VaultLine
 
 _DAY_0 = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -23,6 +24,7 @@ def reported_cache(body: ReportBody, now_ms: int) -> dict[str, Any] | None:
     if cache is None:
         return None
     colour = colour_of(cache, now_ms)
+    last = cache.last_completed or AttemptLine(started=0)
     following = {"due": iso(cache.due), "chance": iso(cache.chance), "reason": cache.reason}
     return {
         "enabled": cache.enabled,
@@ -38,18 +40,8 @@ def reported_cache(body: ReportBody, now_ms: int) -> dict[str, Any] | None:
         "last_completed": _attempt(cache.last_completed),
         "last_passed": _attempt(cache.last_passed),
         "next": following if cache.enabled else None,
-        **figures(cache),
+        **ratios_said(last.blocks, last.missing, cache.unique or 0, cache.sealed or 0),
         "room": _room(cache.room),
-    }
-
-
-def figures(cache: CacheLine) -> dict[str, Any]:
-    """Return how much smaller a cache is than what it holds, as ratios of at least 1; null: nobody knows."""
-    present = None if cache.blocks is None or cache.missing is None else max(0, cache.blocks - cache.missing)
-    unique, sealed = cache.unique, cache.sealed
-    return {
-        "deduplication": round(present / unique, 2) if present and unique else None,
-        "compression": round(unique * BLOCK_BYTES / sealed, 2) if unique and sealed else None,
     }
 
 

@@ -132,7 +132,7 @@ def _session_line(row: SessionRow) -> SessionLine:
 
 
 def _cache_line(standing: Standing, *, enabled: bool) -> CacheLine:
-    health, chance = standing.health, standing.chance
+    health, chance, completed = standing.health, standing.chance, standing.last_completed
     yellow, red = standing.turns_ms or (None, None)
     return CacheLine(
         enabled=enabled,
@@ -143,6 +143,8 @@ def _cache_line(standing: Standing, *, enabled: bool) -> CacheLine:
         red=red,
         blocks=health.blocks,
         missing=health.missing,
+        unique=completed.unique if completed is not None and completed.unique else None,
+        sealed=completed.sealed_bytes if completed is not None and completed.sealed_bytes else None,
         last_attempt=_attempt_line(standing.last_attempt),
         last_completed=_attempt_line(standing.last_completed),
         last_passed=_attempt_line(standing.last_passed),

@@ -123,8 +123,7 @@ def _cache(config: Config, identity: Identity, history: CacheHistory) -> dict[st
         return None
     standing = standing_of(config, cache, identity.cache, history, time.time_ns() // 1_000_000)
     said = standing_document(standing, enabled=cache.enabled)
-    figures = {"deduplication": None, "compression": None, "room": None}
-    return {"path": str(cache.place), "enabled": cache.enabled, **said, **figures}
+    return {"path": str(cache.place), "enabled": cache.enabled, **said, "room": None}
 
 
 def _fallback(rows: Sequence[SessionRow]) -> str | None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
+
+_BLOCK_BYTES: Final = 65_536  # `engine.block.BLOCK_BYTES`, whose module takes numpy
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -13,7 +17,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     of the system's volumes that were compared, each counted for every place in a volume it stands at; `missing` of
     them were not in the cache, those of damaged packs included. `deep_packs`, `deep_bytes`: what was read of the
     cache's packs; `damaged_packs`, `damaged_bytes` of that was damaged. `healed_since`: of `missing`, what re-checks
-    after it found again. `error`: why it ended without being completed.
+    after it found again. `unique`: of the blocks that were found, how many different ones; they take about
+    `sealed_bytes` in the cache (what was found before a kill or a reboot counts with the average of the rest); 0: not
+    known. `error`: why it ended without being completed.
     """
 
     attempt: str
@@ -28,6 +34,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     damaged_packs: int = 0
     damaged_bytes: int = 0
     healed_since: int = 0
+    unique: int = 0
+    sealed_bytes: int = 0
     error: str | None = None
 
     @property
@@ -39,6 +47,17 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     def missing_now(self) -> int:
         """Of the blocks that were missing, how many no re-check has found since."""
         return max(0, self.missing - self.healed_since)
+
+
+def ratios(blocks: int, missing: int, unique: int, sealed_bytes: int) -> tuple[float | None, float | None]:
+    """Return how many times smaller deduplication and compression make what was found; None: not known.
+
+    The names are those of `Attempt`. Sealing has its price: what does not compress gets a little larger.
+    """
+    found = max(0, blocks - missing)
+    if not found or not unique:
+        return None, None
+    return found / unique, unique * _BLOCK_BYTES / sealed_bytes if sealed_bytes else None
 
 
 def few(missing: int, blocks: int) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from engine.block import Mask
+from engine.block import LENGTH_MASK, Mask
 from engine.columns import Column32, Column64, Rows
 from engine.distinct import distinct
 from engine.view import View
@@ -45,6 +45,11 @@ class PackBits(msgspec.Struct, frozen=True, eq=False):
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def records(self) -> int:
+        """How many records are set."""
+        return int(np.bitwise_count(self.bits).sum())
 
     def starts(self) -> Rows:
         """Return where the bytes of each pack begin, and, one more, where the last one ends."""
@@ -114,6 +119,15 @@ class SeenRows:
         first = np.flatnonzero(np.concatenate([[True], at[1:] != at[:-1]]))
         bits = np.left_shift(np.uint8(1), (rows & 7).astype(np.uint8))
         self._marked[view][at[first]] |= np.bitwise_or.reduceat(bits, first)
+
+    def sizes(self) -> tuple[int, int]:
+        """Return how many entries are marked, and the bytes of their records."""
+        count = size = 0
+        for view, marked in self._marked.items():
+            for start, _, seen in _slices(view, marked, self._relax):
+                lengths = view.columns.length[start : start + _SLICE][seen] & np.uint32(LENGTH_MASK)
+                count, size = count + len(lengths), size + int(lengths.sum(dtype=np.int64))
+        return count, size
 
     def packs(self) -> PackBits:
         """Return what is marked, for all packs of which anything is."""

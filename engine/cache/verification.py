@@ -93,6 +93,7 @@ class Verification:
         self._comparison: Comparison | None = None
         self._members: Certificates | None = None
         self._present: Column64 = np.empty(0, np.uint64)
+        self._measured = [0, 0]  # records found since the last pause, and their bytes
         self._saved_s = 0.0
         self._stopping = False
 
@@ -319,6 +320,7 @@ class Verification:
         assert self._checkpoint is not None
         assert self._comparison is not None
         earlier = PackBits.decode(self._checkpoint.seen) if self._checkpoint.seen else PackBits.none()
+        self._measured = [sum(each) for each in zip(self._measured, self._comparison.seen.sizes(), strict=True)]
         return earlier.union(self._comparison.seen.packs())
 
     def _stamping(self) -> Stamping:
@@ -330,8 +332,17 @@ class Verification:
         """Say in the cache what was seen today. Raises: StoreError."""
         self.phase = "writing what was seen"
         seen = await anyio.to_thread.run_sync(self._seen_so_far)
+        self._tell_sizes(seen.records)
         stamping = self._stamping()
         self.problems += await stamping.renew(seen, self._present)
+
+    def _tell_sizes(self, unique: int) -> None:
+        assert self._checkpoint is not None
+        count, size = self._measured
+        attempt = msgspec.structs.replace(
+            self._checkpoint.attempt, unique=unique, sealed_bytes=size * unique // count if count else 0
+        )
+        self._checkpoint = msgspec.structs.replace(self._checkpoint, attempt=attempt)
 
     def _complete(self) -> None:
         point, setup = self._checkpoint, self._setup

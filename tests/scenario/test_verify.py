@@ -15,7 +15,7 @@ import pytest
 
 from adapters.state.directory import StateDirectory
 from engine.bits import rows_of
-from engine.block import ids_of
+from engine.block import LENGTH_MASK, ids_of
 from engine.cache.attempt import Attempt
 from engine.cache.stamps import StampDetails, open_head
 from engine.names import PackName, StampName
@@ -82,6 +82,23 @@ def maps(machine: CrashMachine) -> dict[str, tuple[set[int], set[int], int]]:
     return found
 
 
+def sizes(machine: CrashMachine) -> tuple[int, int]:
+    """Return how many different blocks of the volumes the cache has, and the bytes of their records."""
+    lengths: dict[bytes, int] = {}
+    for path in packs(machine):
+        name = PackName.parse(path.relative_to(cache_of(machine)).as_posix())
+        assert name is not None
+        pack = check_pack(name, path.read_bytes(), None, None)
+        found = zip(pack.ids, pack.lengths.tolist(), strict=True)
+        lengths.update({ident.tobytes(): length & LENGTH_MASK for ident, length in found})
+    used: set[bytes] = set()
+    with StateDirectory.open(machine.state, lock=False) as state:
+        for volume in map(state.volume, machine.volumes):
+            entries = volume.read(volume.used_pages(0, EVERY_PAGE))
+            used |= {row.tobytes() for row in ids_of(entries["ref"][entries["ref"].any(axis=-1)])}
+    return len(used), sum(lengths[ident] for ident in used)
+
+
 def attempts(machine: CrashMachine) -> list[Attempt]:
     with StateDirectory.open(machine.state, lock=False) as state:
         return list(state.history.attempts(bytes.fromhex(store_id(cache_of(machine))), 10))
@@ -119,6 +136,7 @@ def test_a_whole_cache_passes_and_nothing_is_written_but_the_record_of_it(machin
     (attempt,) = attempts(machine)
     assert attempt.passed
     assert attempt.ended_ms is not None
+    assert (attempt.unique, attempt.sealed_bytes) == sizes(machine)
     assert sum(volume["cache_blocks"] for volume in machine.backup()["volumes"].values()) == 0
 
 

@@ -8,7 +8,8 @@ import sys
 import msgspec
 import pytest
 
-from engine.cache.attempt import Attempt
+from engine.block import BLOCK_BYTES
+from engine.cache.attempt import Attempt, ratios
 
 
 def attempt_of(*, completed: bool = True, blocks: int = 0, missing: int = 0, healed_since: int = 0) -> Attempt:
@@ -58,3 +59,21 @@ def test_it_reads_what_a_version_with_more_and_one_with_fewer_fields_wrote() -> 
 def test_reading_it_needs_no_numpy() -> None:
     code = "import sys, engine.cache.attempt; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("blocks", "missing", "unique", "sealed_bytes", "expected"),
+    [
+        (0, 0, 0, 0, (None, None)),
+        (10, 10, 0, 0, (None, None)),
+        (10, 0, 0, 0, (None, None)),
+        (12, 2, 5, 0, (2.0, None)),
+        (12, 2, 5, 5 * BLOCK_BYTES // 2, (2.0, 2.0)),
+        (5, 0, 5, 5 * BLOCK_BYTES, (1.0, 1.0)),
+        (2, 5, 5, 5, (None, None)),
+    ],
+)
+def test_ratios(
+    blocks: int, missing: int, unique: int, sealed_bytes: int, expected: tuple[float | None, float | None]
+) -> None:
+    assert ratios(blocks, missing, unique, sealed_bytes) == expected
