@@ -1,8 +1,9 @@
 """Deep verification: packs are read whole, those first that nobody here has read for longest (DESIGN.md §3.4).
 
 Read are packs this system wrote, and those of others its volumes used when it last stamped, unless they were read
-within the last thirty days. A pack is sound if all its bytes hash to its name and its structure is right. What is
-damaged is set aside: nothing relies on it any more, so its blocks are missing, and are healed.
+within the last thirty days. A pack is sound if all its bytes hash to its name, its structure is right, and every block
+that this system has the key of opens. What is damaged is set aside: nothing relies on it any more, so its blocks are
+missing, and are healed.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ import anyio.to_thread
 import msgspec
 import numpy as np
 
+from engine.block import Bytes
+from engine.cache.seals import Seals, in_groups
 from engine.columns import Column64, Rows
 from engine.distinct import distinct
 from engine.errors import ObjectMissing, StoreCorrupt, StoreError
 from engine.names import PackName
-from engine.pack import check_pack
+from engine.pack import PACK_TAIL_BYTES, check_pack, footer_start, read_footer
 from engine.packstore import PackStore
 from engine.state import CheckedPacks
+from engine.subkeys import DomainKeys
+from engine.trailer import Verifier
 from engine.view import View
 
 READ_AGAIN_DAYS: Final = 30  # packs of others
@@ -80,19 +85,50 @@ def last_read(keys: Column64, checked: CheckedPacks) -> Rows:
     return days
 
 
-async def read_packs(packs: PackStore, wanted: Column64, told: Callable[[PackName, StoreError | None], None]) -> None:
+async def read_packs(
+    packs: PackStore,
+    wanted: Column64,
+    told: Callable[[PackName, StoreError | None], None],
+    seals: Seals,
+    relax: Callable[[], None] = lambda: None,
+) -> None:
     """Read packs (by key) one after the other; `told` hears of each, and what is wrong with it.
 
-    Raises: StoreUnavailable, StoreRejected.
+    `seals`: what of them can be opened. Raises: StoreUnavailable, StoreRejected, StateCorrupt, Stopped.
     """
-    for name in packs.index.pack_names(wanted):
-        if name is None:
-            continue
-        fault: StoreError | None = None
+    groups = in_groups(packs.index.views(), wanted, relax)
+    while (group := await anyio.to_thread.run_sync(next, groups, None)) is not None:
+        keys, ids = group
+        await anyio.to_thread.run_sync(seals.gather, ids)
+        for name in packs.index.pack_names(keys):
+            if name is None:
+                continue
+            fault: StoreError | None = None
+            try:
+                data = await packs.objects.get(str(name), 0, name.size)
+                # The hash in the name says it all of the bytes; who signed them was looked at with the index.
+                await anyio.to_thread.run_sync(check_whole, name, data, seals)
+            except (StoreCorrupt, ObjectMissing) as error:
+                fault = error
+            told(name, fault)
+
+
+def check_whole(
+    name: PackName, data: Bytes, seals: Seals, keys: DomainKeys | None = None, verifier: Verifier | None = None
+) -> None:
+    """Check every byte of a pack, and open what of it can be opened (*sync*). Raises: StoreCorrupt."""
+    fault: StoreCorrupt | None = None
+    try:
+        entries = check_pack(name, data, keys, verifier)
+    except StoreCorrupt as error:
+        fault = error
+        # Where at least the footer can be read, it is found out which records are hurt.
         try:
-            data = await packs.objects.get(str(name), 0, name.size)
-            # The hash in the name says it all of the bytes; who signed them was looked at with the index.
-            await anyio.to_thread.run_sync(check_pack, name, data, None, None)
-        except (StoreCorrupt, ObjectMissing) as error:
-            fault = error
-        told(name, fault)
+            start = footer_start(name, memoryview(data)[-PACK_TAIL_BYTES:])
+            entries = read_footer(name, memoryview(data)[start:], start)
+        except StoreCorrupt:
+            raise fault from None
+    bad = seals.bad_in(name, data, entries)
+    if fault is not None or bad.offsets:
+        reason = fault.reason if fault is not None else "its bytes are those that were written, but no blocks"
+        raise StoreCorrupt(str(name), f"{reason} ({bad.sentence()})" if bad.offsets else reason)

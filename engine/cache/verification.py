@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 import numpy as np
@@ -28,6 +29,7 @@ from engine.cache.comparison import Comparison, Stopped
 from engine.cache.deep import plan, read_packs, with_read
 from engine.cache.listing import listed_as_known
 from engine.cache.recheck import lacking_blocks
+from engine.cache.seals import Seals
 from engine.cache.seen import PackBits, SeenRows
 from engine.cache.stamping import Stamping
 from engine.cache.stamps import day_of
@@ -230,9 +232,16 @@ class Verification:
                 self._set_aside(side.packs.index, name, fault)
 
         try:
-            await read_packs(side.packs, whole.within(budget), told)
+            await read_packs(side.packs, whole.within(budget), told, self._seals(), setup.relax)
+        except Stopped:
+            await anyio.lowlevel.checkpoint()  # where whoever noticed that somebody waits breaks this off
         finally:
             upkeep.set_checked_packs(with_read(checked, np.array(read, np.uint64), today, self._present))
+
+    def _seals(self) -> Seals:
+        setup = self._setup
+        states = [setup.state.volume(name) for name in setup.volumes]
+        return Seals(states, setup.identity.keys.blocks, lambda: self._stopping or setup.wanted())
 
     def _set_aside(self, index: PackIndex, name: PackName, fault: StoreError) -> None:
         assert self._upkeep is not None

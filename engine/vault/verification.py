@@ -21,15 +21,16 @@ import anyio.to_thread
 import msgspec
 import numpy as np
 
+from engine.cache.comparison import Stopped
 from engine.cache.deep import last_read, with_read
 from engine.cache.pins import Pinning
+from engine.cache.seals import Seals
 from engine.cache.stamps import day_of
 from engine.columns import Column64
 from engine.distinct import distinct
-from engine.errors import ConfigError, ForebayError, ObjectMissing, StoreCorrupt, StoreError
+from engine.errors import ConfigError, ForebayError, ObjectMissing, StoreError
 from engine.events import EventLog
 from engine.names import PackName
-from engine.pack import check_pack
 from engine.packtable import rows_from_bytes
 from engine.pipeline.refill import Refill
 from engine.pipeline.setup import SessionSetup
@@ -43,13 +44,11 @@ from engine.vault.formatobject import FormatObject, read_format
 from engine.vault.kept import Kept, Needs, look, read_kept, tables
 from engine.vault.marking import mark_all
 from engine.vault.mending import Mending
-from engine.workers import run_workers
+from engine.vault.reading import Fault, read_all
 
 log = EventLog("verify")
 
 LOOK_S: Final = 0.1
-IN_FLIGHT_BYTES: Final = 64 << 20  # of packs that are read
-READS_MAX: Final = 4
 NAMED_MAX: Final = 20  # packs, or points, that are told by name
 CONFIRMED_AT_ONCE: Final = 1 << 16
 
@@ -91,6 +90,8 @@ class VaultVerification:
         self.problems: list[str] = []
         self.phase = "opening the vault"
         self.read_bytes = self.to_read_bytes = 0
+        self._stopping = False
+        self._faults: dict[PackName, str] = {}  # what is wrong with packs that were read
         self._unread = False  # the pack table of a run cannot be read anywhere
         self._certificates: Certificates | None = None
         self._upkeep = self._session.state.upkeep(identity.vault)
@@ -120,6 +121,7 @@ class VaultVerification:
     async def _watch(self, working: anyio.CancelScope) -> None:
         while not self._setup.wanted():
             await self._session.clock.sleep(LOOK_S)
+        self._stopping = True
         self.phase = "giving way"
         working.cancel()
 
@@ -227,28 +229,26 @@ class VaultVerification:
         if (left := self.to_read_bytes - self.read_bytes) <= 0:
             return
         rows = rows[: 1 + int(np.cumsum(sizes[rows]).searchsorted(left, "left"))]
-        rest, read = iter(rows.tolist()), list[int]()
+        read: list[int] = []
         self.phase = "reading packs"
 
-        async def work() -> None:
-            for row in rest:
-                (name,) = needs.names(np.array([row]))
-                await self._read_one(name, vault, lost)
-                read.append(name.key)
+        def told(name: PackName, fault: Fault) -> None:
+            read.append(name.key)
+            self._read_one(name, fault, lost)
 
+        assert self._certificates is not None
+        identity, state = self._session.identity, self._session.state
+        states = [state.volume(name) for name in self._setup.volumes]
+        seals = Seals(states, identity.keys.blocks, lambda: self._stopping)
         try:
-            await run_workers(work, max(1, min(READS_MAX, IN_FLIGHT_BYTES // int(sizes[rows].max()))))
+            await read_all(vault, needs.names(rows), seals, identity.keys, self._certificates, told)
+        except Stopped:
+            await anyio.sleep_forever()  # whoever noticed that somebody waits breaks this off
         finally:
             today, done = day_of(self._session.clock.now_ms()), np.array(read, np.uint64)
             self._upkeep.set_checked_packs(with_read(checked, distinct(done), today, keys[needs.there]))
 
-    async def _read_one(self, name: PackName, vault: Side, lost: Lost) -> None:
-        fault = await self._fault(str(name), name, vault.objects)
-        if fault is not None:
-            others = [info.name async for info in vault.objects.list(str(name)) if info.size == name.size]
-            for other in others:
-                if fault is not None and other != str(name) and PackName.parse(other) == name:
-                    fault = await self._fault(other, name, vault.objects)
+    def _read_one(self, name: PackName, fault: Fault, lost: Lost) -> None:
         self.read_bytes += name.size
         self.check = msgspec.structs.replace(
             self.check, read_packs=self.check.read_packs + 1, read_bytes=self.check.read_bytes + name.size
@@ -258,17 +258,8 @@ class VaultVerification:
             lost.absent.add(name)
         elif fault is not None:
             log.error("pack_damaged", component="vault", object=str(name), bytes=name.size, error=str(fault))
+            self._faults[name] = fault.reason
             lost.damaged.add(name)
-
-    async def _fault(self, stored: str, name: PackName, objects: ObjectStore) -> StoreCorrupt | ObjectMissing | None:
-        """Return what is wrong with a pack stored under a name. Raises: StoreUnavailable, StoreRejected."""
-        try:
-            data = await objects.get(stored, 0, name.size)
-            keys = self._session.identity.keys
-            await anyio.to_thread.run_sync(check_pack, name, data, keys, self._certificates)
-        except (StoreCorrupt, ObjectMissing) as error:
-            return error
-        return None
 
     def _remember(self, lost: Lost) -> None:
         """Remember what is lost, and tell of what was not known to be (*sync*)."""
@@ -278,7 +269,7 @@ class VaultVerification:
         new_gone = [name for name in sorted(lost.absent, key=str) if not np.isin(name.key, before)]
         new_damaged = [name for name in sorted(lost.damaged, key=str) if not np.isin(name.key, before)]
         self.problems += _some([f"object {name} is gone from the vault or has a wrong size" for name in new_gone])
-        self.problems += _some([f"object {name} in the vault is damaged" for name in new_damaged])
+        self.problems += _some([self._damage(name) for name in new_damaged])
         if new_gone:
             log.warning("packs_gone", component="vault", packs=len(new_gone))
         self._upkeep.set_lost_packs(LostPacks(gone, damaged))
@@ -290,6 +281,10 @@ class VaultVerification:
             damaged_bytes=sum(name.size for name in lost.damaged),
             new_packs=self.check.new_packs + len(new_gone) + len(new_damaged),
         )
+
+    def _damage(self, name: PackName) -> str:
+        known = self._faults.get(name)
+        return f"object {name} in the vault is damaged" + (f": {known}" if known is not None else "")
 
     async def _mend(self, kept: Kept, refill: Refill, lost: Lost) -> None:
         """Put there again what is to be had, and mark the points that lack something, and those that do no more."""
