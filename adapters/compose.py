@@ -15,7 +15,7 @@ import anyio
 
 from adapters.clock import SystemClock
 from adapters.config import Config, Share, Spool, Volume
-from adapters.openstore import PlacedStore, open_store, retention_of
+from adapters.openstore import PlacedStore, device_of, open_store, retention_of
 from adapters.state import turns
 from adapters.state.directory import StateDirectory
 from adapters.state.pause import paused
@@ -45,6 +45,7 @@ from engine.seal import Codec
 from engine.vault.identity import Identity
 
 if TYPE_CHECKING:
+    from engine.cache.trimjob import TrimJob
     from engine.cache.verification import Verification
     from engine.vault.check import VaultCheck
     from engine.vault.verification import VaultVerification
@@ -114,7 +115,8 @@ async def build_setup(
         near = open_store(settings.place, owner, "flush")
         stores.append(near)
         objects = RetryingStore(near, errors.retry(), clock, random.Random(), partial(_log_retry, "cache"))
-        cache = CacheSetup(objects, errors, SlowPolicy(settings.on_slow, settings.skip_after_s), state.history)
+        slow = SlowPolicy(settings.on_slow, settings.skip_after_s)
+        cache = CacheSetup(objects, errors, slow, state.history, settings.trim.policy, device_of(near))
     spool = None
     if config.spool is not None:
         local = open_store(config.spool.path, owner, "flush")
@@ -208,6 +210,30 @@ def report_stores(config: Config, identity: Identity) -> tuple[ObjectStore, Obje
     owner, settings = identity.system.hex(), config.active_cache
     vault = open_store(config.vault.place, owner, connect_timeout_s=config.vault.connect_timeout_s)
     return vault, open_store(settings.place, owner, "flush") if settings is not None else None
+
+
+async def build_trimming(
+    config: Config, identity: Identity, state: StateDirectory, *, clock: Clock | None = None
+) -> TrimJob:
+    """Build a trimming of the cache over an open state directory that was locked to be given away."""
+    from engine.cache.trimjob import TrimJob, TrimSetup
+
+    settings = config.active_cache
+    assert settings is not None, "without a cache there is nothing to trim"
+    clock = clock or SystemClock()
+    near = open_store(settings.place, identity.system.hex(), "flush")
+    await _swept(near)
+    retry = CacheErrorPolicy(settings.on_error, settings.retries_max).retry()
+    setup = TrimSetup(
+        identity=identity,
+        state=state,
+        clock=clock,
+        policy=settings.trim.policy,
+        device=device_of(near),
+        pack_bytes=config.vault.pack_size_bytes,
+    )
+    objects = RetryingStore(near, retry, clock, random.Random(), partial(_log_retry, "cache"))
+    return TrimJob(setup, objects, partial(turns.wanted, state.path))
 
 
 def _lock(config: Config, state: StateDirectory) -> LockSetup | None:

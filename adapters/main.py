@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "points": "List restore points.",
     "restore": "Write a volume of a restore point to a file or device.",
     "verify": "Find out what the cache lacks; the next backup puts it there.",
+    "trim": "Let the cache go of what no system saw for longest.",
     "status": "Show the last sessions and how things stand.",
     "completion": "Print the shell's completion script.",
 }

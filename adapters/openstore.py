@@ -10,7 +10,7 @@ import msgspec
 
 from adapters.config.buckets import Bucket
 from adapters.lifetime import shared
-from engine.ports import ObjectStore, Retention
+from engine.ports import Device, ObjectStore, Retention
 
 if TYPE_CHECKING:
     from adapters.config import Place, Remote
@@ -40,6 +40,11 @@ class RemoteStore(PlacedStore, Protocol):
     async def create(self, marker: bytes) -> None:
         """Make a new store with this format object. Raises: ConfigError, StoreError."""
         ...
+
+
+def device_of(store: PlacedStore) -> Device | None:
+    """Return the store as what tells the size and free space of its device; None: it cannot."""
+    return store if isinstance(store, Device) else None
 
 
 def open_store(

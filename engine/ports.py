@@ -7,7 +7,7 @@ are called from worker threads only (inside a batch's one hop), the others from 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
@@ -69,6 +69,25 @@ class Barrier(Protocol):
 
     async def flush(self) -> None:
         """Return once everything put before is durable. Raises: StoreUnavailable, StoreRejected."""
+        ...
+
+
+class Room(msgspec.Struct, frozen=True):
+    """What is known of the device a store lies on, in bytes; None: nothing."""
+
+    device_bytes: int | None = None
+    free_bytes: int | None = None
+
+
+@runtime_checkable
+class Device(Protocol):
+    """What a store lies on."""
+
+    async def room(self) -> Room:
+        """Return how large it is, and how much of it this system may fill still.
+
+        Raises: StoreUnavailable (the store is away), StoreRejected.
+        """
         ...
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from engine.block import BATCH_BLOCKS, PLACE
 from engine.cache.attempt import Attempt
+from engine.cache.trimrecord import TrimRecord
 from engine.parts import Origins, PartEntries
 from engine.ports import AckLog, MirrorFiles
 from engine.staterecords import Checkpoint as Checkpoint
@@ -182,6 +183,18 @@ class CacheUpkeep(Protocol):
         ...
 
 
+class TrimNotes(Protocol):
+    """The last trimming of one cache (*sync*). It can be lost: the next one makes another."""
+
+    def last(self) -> TrimRecord | None:
+        """Return what became of the last one that came to its end; None: there was none, or nobody knows."""
+        ...
+
+    def put(self, record: TrimRecord) -> None:
+        """Remember this one. Raises: SessionAborted."""
+        ...
+
+
 class History(Protocol):
     """Sessions that ended, newest first, and small facts that outlive them."""
 
@@ -315,6 +328,10 @@ class StateStore(Protocol):
 
     def upkeep(self, store: bytes) -> CacheUpkeep:
         """Return what is noted of the cache with this id."""
+        ...
+
+    def trim_notes(self, store: bytes) -> TrimNotes:
+        """Return what is noted of the last trimming of the cache with this id."""
         ...
 
     def intent(self) -> Intent | None:

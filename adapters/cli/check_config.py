@@ -68,6 +68,8 @@ def examine(config: Config) -> dict[str, Any]:
     _check_state(config, state_bytes, problems, warnings)
     spool = _check_spool(config, identity, problems, warnings)
     cache = config.cache
+    if cache is not None and (warning := cache.trim.policy.warning) is not None:
+        warnings.append(f"[cache] trim: {warning}")
     return {
         "ok": not problems,
         "config": config.source,

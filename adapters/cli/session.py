@@ -14,6 +14,7 @@ from adapters.cli import frame
 from adapters.cli.firstcontact import first_contact
 from adapters.cli.progress import Snapshot, blocks_text, bytes_text, time_text
 from adapters.cli.reporting import reporter_of, tell
+from adapters.cli.trimtext import trim_lines
 from adapters.compose import build_session, chosen_volumes
 from adapters.config import Config
 from adapters.state import identity as files
@@ -103,6 +104,8 @@ def _text(report: SessionReport) -> str:
     lines += [f"Uploaded: restore point {each.point}, {bytes_text(each.bytes)}" for each in report.uploaded]
     if report.backlog:
         lines.append(f"{report.backlog} restore point(s) wait in the spool for their upload")
+    if report.trim is not None:
+        lines += trim_lines(report.trim)
     if report.problems:
         lines.append("Problems:")
         lines += [f"  - {problem}" for problem in report.problems]

@@ -15,7 +15,7 @@ from msgspec import Meta
 from adapters.config.buckets import Addressing, Bucket, Encryption, LockMode, bucket_of, is_s3
 from adapters.config.places import Place, Share, SmbUrl, is_smb, smb_of
 from adapters.config.units import MIB, TIB
-from engine.policy import DAY_MINUTES, BusinessHours, VerifyPolicy
+from engine.policy import DAY_MINUTES, DAY_S, BusinessHours, TrimPolicy, VerifyPolicy
 
 # Packs in flight are bounded per lane, the open one included (DESIGN.md §4); the queue comes on top.
 LANE_BYTES_MAX: Final = 128 * MIB
@@ -200,6 +200,20 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
         return VerifyPolicy(self.every_s, self.in_business_hours, self.force_after_s, self.read_share)
 
 
+class Trim(msgspec.Struct, frozen=True, kw_only=True):
+    """`[cache] trim`: how much the cache may hold. None: off."""
+
+    min_free_share: Annotated[float, _share(0.01, 0.95)] = msgspec.field(default=0.15, name="min_free")
+    max_size_bytes: Annotated[int, _size(256 * MIB, 1024 * TIB)] | None = msgspec.field(default=None, name="max_size")
+    max_age_s: Annotated[float, _duration(0, 36_500 * DAY_S)] | None = msgspec.field(default=None, name="max_age")
+
+    @property
+    def policy(self) -> TrimPolicy:
+        """The same as the engine has it; of `max_age` whole days count."""
+        days = None if self.max_age_s is None else int(self.max_age_s // DAY_S)
+        return TrimPolicy(self.min_free_share, self.max_size_bytes, days)
+
+
 class Cache(msgspec.Struct, frozen=True, kw_only=True):
     """`[cache]`: the near store; left out, there is none."""
 
@@ -213,6 +227,7 @@ class Cache(msgspec.Struct, frozen=True, kw_only=True):
     on_slow: Literal["wait", "skip"] = "wait"
     skip_after_s: Annotated[float, _duration(1, 3600)] = msgspec.field(default=10.0, name="skip_after")
     verify: Verify = Verify()
+    trim: Trim = Trim()
 
     @property
     def place(self) -> Place:
@@ -296,8 +311,9 @@ LATER: Final[dict[str, frozenset[str]]] = {
     "system": frozenset(),
     "volume": frozenset(),
     "vault": frozenset(),
-    "cache": frozenset({"trim", "heal"}),
+    "cache": frozenset({"heal"}),
     "cache.verify": frozenset(),
+    "cache.trim": frozenset(),
     "spool": frozenset(),
     "queue": frozenset(),
     "schedule": frozenset({"backup", "retry_every", "retry_for"}),

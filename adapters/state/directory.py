@@ -12,7 +12,8 @@ history.sqlite       sessions that ended, verifications of the cache, foreign pa
 verification.log     what verifications did, were skipped for, and when the next may begin; .1 to .4: older ones
 volumes/<hash>/      map, staged pages and missing-block bitmap of a volume (maps.py), parts of its blocks (parts.py)
 index/<store id>/    mirror of a store's index fragments; index/<store id>.acks: acknowledged packs no fragment lists
-index/<cache id>.*   what is noted of a cache: packs it lost, how far its verification came (upkeep.py)
+index/<cache id>.*   what is noted of a cache: packs it lost, how far its verification came (upkeep.py),
+                     what its last trimming told (trimnotes.py)
 ```
 Everything here can be rebuilt from vault and volumes. Maps and origins of parts hold keys of blocks: folders and files
 are the owner's alone.
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from adapters.state.fragments import AckFile, MirrorFolder
     from adapters.state.maps import VolumeMap
+    from adapters.state.trimnotes import TrimFile
     from adapters.state.upkeep import UpkeepFiles
 
 SESSIONS_MAX: Final = 1024  # the oldest are forgotten: their packs are then left to an abandon note
@@ -193,6 +195,12 @@ class StateDirectory:
         from adapters.state.upkeep import UpkeepFiles
 
         return UpkeepFiles(self.path / "index", store, self._disk)
+
+    def trim_notes(self, store: bytes) -> TrimFile:
+        """Return what is noted of the last trimming of the cache with this id."""
+        from adapters.state.trimnotes import TrimFile
+
+        return TrimFile(self.path / "index", store, self._disk)
 
     @property
     def history(self) -> HistoryFile:

@@ -17,7 +17,7 @@ from adapters.stores.folderfiles import FolderFiles, create_folder
 from adapters.stores.folderwalk import walk
 from adapters.stores.plainnames import check_object_name
 from engine.block import Bytes
-from engine.ports import ObjectInfo
+from engine.ports import ObjectInfo, Room
 from engine.workers import run_workers
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ SYNC_CHUNK: Final = 16  # files a thread hop
 
 
 class FolderStore:
-    """An ObjectStore, and a Barrier, over the folder `root`.
+    """An ObjectStore, a Barrier and a Device, over the folder `root`.
 
     `owner`: 1 to 64 letters and digits, in the names of temporary files. `sync`: "put" makes every put durable by
     itself, "flush" leaves it to `flush`. A probe may take `connect_timeout_s`, every other call
@@ -111,6 +111,10 @@ class FolderStore:
     async def probe(self) -> None:
         """See `ObjectStore.probe`."""
         await self._run(self._files.probe, self._connect_timeout_s)
+
+    async def room(self) -> Room:
+        """See `Device.room`."""
+        return await self._run(self._files.room)
 
     async def flush(self) -> None:
         """See `Barrier.flush`. Once it could not make something durable it never succeeds again."""

@@ -28,6 +28,7 @@ from adapters.stores.plainnames import TMP
 from engine.block import Bytes
 from engine.errors import ConfigError, ObjectMissing, StoreRejected, StoreUnavailable
 from engine.names import FORMAT
+from engine.ports import Room
 
 MARKER_BYTES_MAX: Final = 4096
 UNSYNCED_MAX: Final = 4096  # puts that may wait for a flush; later ones are made durable at once
@@ -91,6 +92,13 @@ class FolderFiles:
         """Return if the store is there."""
         with self.here():
             call.progress()
+
+    def room(self, call: Call) -> Room:
+        """See `Device.room`."""
+        with self.here() as at:
+            size, free = at.room()
+            call.progress()
+        return Room(size, free) if size else Room()
 
     def put(self, call: Call, name: str, data: Bytes) -> None:
         """See the port."""

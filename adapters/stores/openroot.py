@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -107,6 +108,16 @@ class OpenRoot(msgspec.Struct, frozen=True):
             if error.errno not in _NO_LINKS:
                 raise
             os.rename(source, target, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def room(self) -> tuple[int, int]:
+        """Return (bytes of the device, bytes that may still be written to it); 0 bytes: it does not say."""
+        if sys.platform == "win32":
+            usage = shutil.disk_usage(self.root)
+            size, free = usage.total, usage.free
+        else:
+            found = os.statvfs(self.root if self.fd is None else self.fd)
+            size, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+        return size, free
 
     def discard(self, name: str) -> None:
         """Remove a temporary file if that can be done; a sweep does the rest."""

@@ -19,7 +19,7 @@ from adapters.stores.smblinks import Links
 from adapters.stores.smbwalk import Listing
 from engine.block import Bytes
 from engine.errors import StoreError
-from engine.ports import ObjectInfo
+from engine.ports import ObjectInfo, Room
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ LIST_CHUNK: Final = 1000
 
 
 class SmbStore:
-    """An ObjectStore over a folder in a share; every put is durable by itself.
+    """An ObjectStore, and a Device, over a folder in a share; every put is durable by itself.
 
     `folder`: its path below the share, with "/". `owner`: 1 to 64 letters and digits, in the names of temporary files.
     `password`: gives the password of each login, None for a Kerberos ticket; it may raise StoreRejected. `where`: what
@@ -104,6 +104,10 @@ class SmbStore:
     async def probe(self) -> None:
         """See `ObjectStore.probe`; it waits for no other call."""
         await self._threads.run(self._connect_timeout_s, self._files.probe)
+
+    async def room(self) -> Room:
+        """See `Device.room`; a quota of the user's counts. Not every server tells."""
+        return await self._run(self._files.room)
 
     async def sweep(self) -> int:
         """Remove temporary files this owner left behind and return how many; call it while no other call runs.

@@ -34,6 +34,7 @@ from adapters.stores.smbwire import Link
 from engine.block import Bytes
 from engine.errors import ConfigError
 from engine.names import FORMAT
+from engine.ports import Room
 
 LOCK: Final = f"{TMP}init-lock"  # open as long as a store is made
 FOLDERS_AT_ONCE: Final = 4  # read over one link
@@ -92,6 +93,15 @@ class SmbFiles:
                 return self.place.patiently(call, lambda: link.peek(self._at(name), PLAIN_FILE)).size
 
         return self.place.looking(call, look, name)
+
+    def room(self, call: Call) -> Room:
+        """See `Device.room`."""
+
+        def ask(link: Link) -> Room:
+            found = link.room(self.folder)
+            return Room(*found) if found is not None and found[0] else Room()
+
+        return self.place.looking(call, ask, "")
 
     def delete(self, call: Call, name: str) -> None:
         """See the port."""

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
+from smbprotocol.file_info import InfoType
 from smbprotocol.open import (
     SMB2CloseRequest,
     SMB2CreateRequest,
     SMB2FlushRequest,
     SMB2QueryDirectoryRequest,
+    SMB2QueryInfoRequest,
     SMB2ReadRequest,
     SMB2SetInfoRequest,
     SMB2WriteRequest,
@@ -38,11 +40,13 @@ LAST_OPENED: Final = b"\xff" * 16  # by the request before this one, sent togeth
 FILE_DIRECTORY_INFORMATION: Final = 1
 FILE_RENAME_INFORMATION: Final = 10
 FILE_LINK_INFORMATION: Final = 11
+FILE_FS_FULL_SIZE_INFORMATION: Final = 7
 
 _CREATED: Final = struct.Struct("<8xQ8xQ16xQI4x16s")
 _READ: Final = struct.Struct("<2xBxI")
 _WRITTEN: Final = struct.Struct("<4xI")
 _QUERIED: Final = struct.Struct("<2xHI")
+_ROOM: Final = struct.Struct("<QQ8xII")
 _ENTRY: Final = struct.Struct("<I36xQ8xII")
 
 
@@ -131,6 +135,16 @@ def query(pattern: str, answer_bytes: int, folder: bytes = LAST_OPENED) -> Any:
     return message
 
 
+def room(folder: bytes = LAST_OPENED) -> Any:
+    """Return the request for size and free space of the device a folder lies on."""
+    message = SMB2QueryInfoRequest()
+    message["info_type"] = InfoType.SMB2_0_INFO_FILESYSTEM
+    message["file_info_class"] = FILE_FS_FULL_SIZE_INFORMATION
+    message["output_buffer_length"] = _ROOM.size
+    message["file_id"] = folder
+    return message
+
+
 def handle_of(answer: bytes) -> Handle:
     """Return what a create request opened. Raises: Garbled, here and below."""
     created, written, size, attributes, file_id = _fields(_CREATED, answer)
@@ -148,6 +162,14 @@ def bytes_of(answer: bytes, length: int) -> bytes:
 def written_of(answer: bytes) -> int:
     """Return how many bytes were taken."""
     return int(_fields(_WRITTEN, answer)[0])
+
+
+def room_of(answer: bytes) -> tuple[int, int]:
+    """Return (bytes, free bytes) of a device; what a quota leaves the user counts as free."""
+    start, count = _fields(_QUERIED, answer)
+    total, free, sectors, sector_bytes = _fields(_ROOM, answer[max(start - 64, 0) : start - 64 + count])
+    unit = sectors * sector_bytes
+    return int(total * unit), int(free * unit)
 
 
 def rows_of(answer: bytes) -> Iterator[Entry]:

@@ -29,6 +29,12 @@ AHEAD_MAX: Final = 2  # requests of one read or write on their way, so that the 
 RELEASED_MAX: Final = 4  # closes whose answers are not waited for: each takes a credit
 CHAINED_MAX: Final = 12  # requests that may be under way beside one that carries data: each takes a credit
 
+_NOT_TOLD: Final = (
+    NtStatus.STATUS_NOT_SUPPORTED,
+    NtStatus.STATUS_INVALID_INFO_CLASS,
+    NtStatus.STATUS_INVALID_PARAMETER,
+    NtStatus.STATUS_INVALID_DEVICE_REQUEST,
+)
 _NO_MORE: Final = (NtStatus.STATUS_NO_MORE_FILES, NtStatus.STATUS_NO_SUCH_FILE)
 
 
@@ -129,6 +135,18 @@ class Link(Wire):
         """Remove a file without waiting for it: nothing depends on it, and no one hears if it fails."""
         session, tree = self._session.session_id, self._tree.tree_connect_id
         self._released.extend(self._connection.send_compound(self._removal(name), session, tree, related=True))
+
+    def room(self, folder: str) -> tuple[int, int] | None:
+        """Return (bytes, free bytes) of the device a folder lies on; None: the server does not tell."""
+        opening, telling, closing = self._chain_later(
+            ask.create(self._path(folder), ask.READ_ATTRIBUTES, ask.FOLDER), ask.room(), ask.close()
+        )()  # fmt: skip
+        file = ask.handle_of(_good(opening))
+        if isinstance(closing, SMBResponseException):
+            self._close_after(file)
+        if isinstance(telling, SMBResponseException) and telling.status in _NOT_TOLD:
+            return None
+        return ask.room_of(_good(telling))
 
     def _removal(self, name: str) -> list[Any]:
         access, options = ask.DELETE | ask.READ_ATTRIBUTES, ask.PLAIN_FILE | ask.DELETE_ON_CLOSE

@@ -16,7 +16,7 @@ know nothing of the time.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -64,6 +64,27 @@ def judge_clock(today: int, own_days: Collection[int], others: Mapping[bytes, in
         "the clock",
         ignored,
     )
+
+
+def unbroken_since(day: int, known: Iterable[tuple[int, int]]) -> int:
+    """Return since when a system's stamps follow each other, for one of `day`, with no more than 14 days between.
+
+    0: since this one. `known`: (day, what this returned for it) of its stamps before. So that two days are enough to
+    see that a clock has not jumped, although the newest stamps take the place of all older ones.
+    """
+    before = [start or each for each, start in known if day - AHEAD_DAYS_MAX <= each <= day]
+    since = min(before, default=day)
+    return since if since < day else 0
+
+
+def own_days(today: int, known: Iterable[tuple[int, int]]) -> list[int]:
+    """Return days for `judge_clock`, out of what own stamps there are say; `known` as in `unbroken_since`."""
+    found = []
+    for day, since in known:
+        found.append(day)
+        if since and day >= today - AHEAD_DAYS_MAX:
+            found.append(max(since, today - AHEAD_DAYS_MAX))
+    return found
 
 
 def _behind(days: int, what: str) -> str:

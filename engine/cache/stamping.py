@@ -69,11 +69,11 @@ class Stamping(msgspec.Struct, frozen=True):
         """Tell whether a stamp is one of this system's."""
         return head.name.writer == self.identity.system
 
-    async def listed(self) -> dict[bytes, list[StampName]]:
-        """Return the stamps of the domain's systems by writer, oldest first. Raises: StoreError."""
+    async def listed(self, writer: bytes | None = None) -> dict[bytes, list[StampName]]:
+        """Return the stamps of the domain's systems, or of one of them, by writer, oldest first. Raises: StoreError."""
         found: dict[bytes, list[StampName]] = defaultdict(list)
         members = {*self.members.systems(), self.identity.system}
-        async for info in self.objects.list("stamp/"):
+        async for info in self.objects.list(f"stamp/{writer.hex()}/" if writer is not None else "stamp/"):
             name = StampName.parse(info.name)
             if name is not None and name.writer in members and len(found[name.writer]) < STAMPS_MAX:
                 found[name.writer].append(name)
@@ -132,10 +132,10 @@ class Stamping(msgspec.Struct, frozen=True):
             day_of(self.now_ms), [head.name.day for head, _ in parts], self._others(listed)
         )
         problems += [f"cache: {problem}"] if problem is not None else []
-        earlier = [each for head, _ in parts for each in (head.name.day, head.previous) if each < day]
+        since = clocks.unbroken_since(day, [(head.name.day, head.since) for head, _ in parts])
         sources = [_said(head, details, believed, present) for head, details in parts]
         objects = encode_stamps(
-            merged([*sources, seen_on(seen, day), _until(told, day)]), self._names(mine, day), max(earlier, default=0),
+            merged([*sources, seen_on(seen, day), _until(told, day)]), self._names(mine, day), since,
             self.identity.keys, self.identity.signer,
         )  # fmt: skip
         count = await self._put(objects)
@@ -146,17 +146,28 @@ class Stamping(msgspec.Struct, frozen=True):
 
     async def add(self, seen: PackBits, told: Sequence[Seen] = ()) -> list[str]:
         """Stamp what was seen besides what own older stamps say; return problems. See `renew`. Raises: StoreError."""
-        listed = await self.listed()
-        mine = listed.get(self.identity.system, [])
+        mine = (await self.listed(self.identity.system)).get(self.identity.system, [])
         if len(mine) >= OWN_STAMPS_MAX:
             return await self.renew(seen, told=told)
-        days = [name.day for name in mine]
-        day, _, problem = clocks.stamped_day(day_of(self.now_ms), days, self._others(listed))
-        earlier = max((each for each in days if each < day), default=0)
+        # Once a day the clock is compared with those of the others: their stamps may be many.
+        days, today = [name.day for name in mine], day_of(self.now_ms)
+        others = [] if max(days, default=0) == today else self._others(await self.listed())
+        day, _, problem = clocks.stamped_day(today, days, others)
+        since = clocks.unbroken_since(day, [await self.days(name) for name in mine[-1:]])
         said = merged([seen_on(seen, day), _until(told, day)])
-        objects = encode_stamps(said, self._names(mine, day), earlier, self.identity.keys, self.identity.signer)
+        objects = encode_stamps(said, self._names(mine, day), since, self.identity.keys, self.identity.signer)
         await self._put(objects)
         return [f"cache: {problem}"] if problem is not None else []
+
+    async def days(self, name: StampName) -> tuple[int, int]:
+        """Return the day of a stamp, and since when those before it follow each other (0: nobody knows).
+
+        Raises: StoreUnavailable, StoreRejected.
+        """
+        try:
+            return name.day, (await self.head(name)).since
+        except (StoreCorrupt, ObjectMissing):
+            return name.day, 0
 
     async def head(self, name: StampName) -> StampHead:
         """Return the head of a stamp, checked. Raises: StoreCorrupt, ObjectMissing, StoreError."""

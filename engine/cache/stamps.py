@@ -59,12 +59,13 @@ class Seen(msgspec.Struct, frozen=True, eq=False):
 class StampHead(msgspec.Struct, frozen=True, eq=False):
     """The head of a stamp. Packs ascending by key; `newest`, `oldest` day of any of a pack's records (0: never).
 
-    `previous`: the day of its writer's newest stamp of an earlier day, 0: none. `details`: where the days of a pack's
+    `since`: its writer's stamps follow each other since that day with no more than 14 days between, 0: since this one.
+    `details`: where the days of a pack's
     records lie, 0: all of them on `newest`.
     """
 
     name: StampName
-    previous: int
+    since: int
     packs: npt.NDArray[np.uint64]
     newest: Days
     oldest: Days
@@ -82,7 +83,7 @@ class StampHead(msgspec.Struct, frozen=True, eq=False):
 def encode_stamps(
     packs: Iterable[Seen],
     names: Iterable[StampName],
-    previous: int,
+    since: int,
     keys: DomainKeys,
     signer: Signer,
     bytes_max: int = STAMP_READ_MAX,
@@ -97,7 +98,7 @@ def encode_stamps(
         name = next(rest)
         body = b"".join(details)
         header = _HEADER.pack(
-            _MAGIC, _VERSION, name.day, previous, 0, len(rows), len(body), keys.domain, name.writer, name.incarnation,
+            _MAGIC, _VERSION, name.day, since, 0, len(rows), len(body), keys.domain, name.writer, name.incarnation,
             name.sequence, 0, blake3(body).digest(),
         )  # fmt: skip
         head = header + np.array(rows, _ROW).tobytes()
@@ -133,7 +134,7 @@ def open_head(name: StampName, data: Bytes, keys: DomainKeys | None, verifier: V
         raise StoreCorrupt(where, "it is cut")
     sealed = stop - TRAILER_BYTES
     fields = _HEADER.unpack_from(view)
-    previous, domain, details_hash = fields[3], fields[7], fields[12]
+    since, domain, details_hash = fields[3], fields[7], fields[12]
     checksum = blake3(view[:sealed]).digest()
     check_trailer(STAMP_LABEL, view[sealed:stop], checksum, domain, name.writer, keys, verifier, where)
     rows = np.frombuffer(view[STAMP_HEADER_BYTES:sealed], _ROW, count)
@@ -145,9 +146,9 @@ def open_head(name: StampName, data: Bytes, keys: DomainKeys | None, verifier: V
         raise StoreCorrupt(where, "it names days that cannot be")
     if bool(((details == 0) != (newest == oldest)).any()) or bool((details > details_bytes).any()):
         raise StoreCorrupt(where, "its details are not where they must be")
-    if previous >= name.day:
-        raise StoreCorrupt(where, "it claims to come before an earlier stamp")
-    return StampHead(name, previous, packs, newest, oldest, details, stop, details_bytes, details_hash)
+    if since >= name.day:
+        raise StoreCorrupt(where, "it claims to be older than those before it")
+    return StampHead(name, since, packs, newest, oldest, details, stop, details_bytes, details_hash)
 
 
 class StampDetails:

@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from engine.block import DELTA_FLAG, LENGTH_MASK, Ids, Mask
+from engine.cache.finishing import finish_removals
 from engine.cache.inventory import Inventory, Records
 from engine.cache.stamps import Seen
 from engine.cache.trimplan import (
@@ -28,7 +29,6 @@ from engine.cache.trimplan import (
     Classes,
     Days,
     Ints,
-    Room,
     TrimPlan,
     classes_of,
     join_classes,
@@ -49,6 +49,7 @@ from engine.pack import (
 )
 from engine.packstore import PackStore
 from engine.policy import TrimPolicy
+from engine.ports import Room
 from engine.subkeys import DomainKeys
 from engine.trailer import Verifier
 
@@ -108,35 +109,12 @@ class _Changed(Exception):
     """A pack is not what the index says; the reason stands in a sentence."""
 
 
-async def finish_removals(cache: PackStore) -> None:
-    """Delete what is listed as removed and may be there still, whoever listed it; then nothing of that is left to do.
-
-    A list of another system is taken over, so that whoever vanished leaves nothing behind that all others look at for
-    ever. If it trims still, it finds done what it was about to do. Raises: StoreError, StateCorrupt, SessionAborted.
-    """
-    assert cache.removals is not None
-    for known in cache.removals.unsettled():
-        foreign = known.name.writer != cache.writer
-        if foreign:
-            try:
-                await cache.take_over_removals(known)
-            except StoreRejected:
-                foreign = False  # no room for a list, maybe: then it stays where it is
-        for writer, keys in known.packs.items():
-            for key in keys.tolist():
-                for pack in cache.index.packs_of_key(key):
-                    if pack.writer == writer:
-                        await cache.objects.delete(str(pack))
-        if foreign:
-            await cache.removals.drop(known)
-    await cache.settle_removals()
-
-
 class Trimmer:
     """Trims one cache, whose index was refreshed. `new_pack` opens an own pack of blocks.
 
-    `room` tells what is known of the device now; `pinned`: ids that must not go. Methods raise StoreUnavailable and
-    StoreRejected where they ask the cache.
+    `room` tells what is known of the device now; `pinned`: ids that must not go. While it runs `phase` says what it
+    does, `needed_bytes` what has to go for the thresholds, `freed_bytes` what has gone. Methods raise StoreUnavailable
+    and StoreRejected where they ask the cache.
     """
 
     def __init__(
@@ -159,7 +137,8 @@ class Trimmer:
         self._footers_left = FOOTERS_MAX
         self._gone: set[int] = set()
         self._unseen: list[Seen] = []
-        self._deleted = self._rewritten = self._freed = 0
+        self._deleted = self._rewritten = self.freed_bytes = self.needed_bytes = 0
+        self.phase = "looking what has to go"
 
     async def run(self, policy: TrimPolicy, today: int) -> Trimmed:
         """Finish what an earlier trimming left, plan, and carry it out, step by step.
@@ -172,6 +151,7 @@ class Trimmer:
         packs = CachePacks(held.sizes, held.deltas)
         room = await self._room()
         plan = await anyio.to_thread.run_sync(plan_trim, packs, classes, policy, room, today)
+        self.phase, self.needed_bytes = "trimming", plan.needed_bytes
         for step in plan.steps:
             # Others' sessions may have ended since the plan was made.
             deleted, rewritten = await self._still_old(held, step.deleted), await self._still_old(held, step.rewritten)
@@ -184,7 +164,7 @@ class Trimmer:
             plan=plan,
             deleted=self._deleted - self._rewritten,
             rewritten=self._rewritten,
-            freed_bytes=self._freed,
+            freed_bytes=self.freed_bytes,
             unseen=tuple(seen for seen in self._unseen if seen.pack not in self._gone),
             heirs=tuple(self._heirs),
             problems=tuple(self._problems),
@@ -301,7 +281,7 @@ class Trimmer:
         await self._cache.objects.delete(str(pack))
         self._gone.add(pack.key)
         self._deleted += 1
-        self._freed += pack.size
+        self.freed_bytes += pack.size
 
     async def _rewrite(self, held: Inventory, rows: Ints, new_bytes: int, cutoffs: Days, today: int) -> bool:
         """Rewrite some packs, whose new ones need `new_bytes`; False: there is no room for that any more."""
@@ -327,7 +307,7 @@ class Trimmer:
                     )
                 except ObjectMissing:
                     done.append(name)
-                    self._freed -= name.size
+                    self.freed_bytes -= name.size
                     continue
                 except (StoreCorrupt, _Changed) as error:
                     self._problems.append(f"{error}; it is not trimmed")
@@ -371,7 +351,7 @@ class Trimmer:
         days = builder.days
         finished: FinishedPack = await anyio.to_thread.run_sync(builder.finish)
         await self._cache.put_pack(finished)
-        self._freed -= finished.name.size
+        self.freed_bytes -= finished.name.size
         self._heirs.append((finished.name, days))
 
 

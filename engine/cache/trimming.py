@@ -16,19 +16,23 @@ import numpy as np
 
 from engine.cache import clocks
 from engine.cache.clocks import ClockVerdict
+from engine.cache.finishing import finish_removals
 from engine.cache.inventory import listed_bytes
 from engine.cache.lastseen import StampedDays
 from engine.cache.pins import read_pins
 from engine.cache.seen import PackBits
 from engine.cache.stamping import Stamping
 from engine.cache.stamps import Seen, day_of
-from engine.cache.trim import Trimmer, finish_removals
-from engine.cache.trimplan import PROTECTED_DAYS, Room, forecast_full, needed_bytes
-from engine.errors import ObjectMissing, StoreCorrupt
+from engine.cache.trim import Trimmer
+from engine.cache.trimplan import PROTECTED_DAYS, forecast_full, needed_bytes
+from engine.cache.trimrecord import TrimReport
+from engine.errors import StoreCorrupt
 from engine.events import EventLog
 from engine.pack import PackBuilder
 from engine.packstore import PackStore
 from engine.policy import TrimPolicy
+from engine.ports import Room
+from engine.refresh import Members
 
 log = EventLog("cache")
 
@@ -38,55 +42,16 @@ NO_ROOM: Final = (
 )
 
 
-class TrimReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What one trimming did, and what it could not do.
-
-    `day` since 2020-01-01. `size_bytes`: of the cache's packs, afterwards; `device_bytes`, `free_bytes`: of the device
-    it lies on, afterwards, None: unknown. `needed_bytes`: what had to go for the thresholds; `freed_bytes`: what went;
-    `lacking_bytes`: what has to go still. `deleted`, `rewritten`: packs. `looked`: whether anything had to go, so that
-    every record was looked at; only then are known: `protected_bytes` of records that must not go, of them
-    `pinned_bytes` for the last known copies of what points need, and `unseen_bytes` nobody is known to have seen.
-    `refused`: why nothing was to go, a sentence. `full_day`: when the device is full if the cache goes on growing.
-    """
-
-    day: int
-    size_bytes: int
-    device_bytes: int | None = None
-    free_bytes: int | None = None
-    needed_bytes: int = 0
-    freed_bytes: int = 0
-    lacking_bytes: int = 0
-    deleted: int = 0
-    rewritten: int = 0
-    looked: bool = False
-    protected_bytes: int = 0
-    pinned_bytes: int = 0
-    unseen_bytes: int = 0
-    refused: str | None = None
-    full_day: int | None = None
-    problems: tuple[str, ...] = ()
-
-    @property
-    def met(self) -> bool:
-        """Whether the thresholds of free space and size are met."""
-        return self.lacking_bytes == 0
-
-
 async def judge(stamping: Stamping) -> ClockVerdict:
     """Return whether this machine's clock may say what is old, and whose stamps do not count.
 
     Raises: StoreUnavailable, StoreRejected.
     """
     listed = await stamping.listed()
-    own = listed.get(stamping.identity.system, [])
-    days = [name.day for name in own]
-    for name in own:
-        try:
-            days.append((await stamping.head(name)).previous)
-        except (StoreCorrupt, ObjectMissing):
-            continue
+    own = [await stamping.days(name) for name in listed.get(stamping.identity.system, [])]
+    today = day_of(stamping.now_ms)
     others = {writer: names[-1].day for writer, names in listed.items() if writer != stamping.identity.system}
-    return clocks.judge_clock(day_of(stamping.now_ms), [day for day in days if day], others)
+    return clocks.judge_clock(today, clocks.own_days(today, own), others)
 
 
 async def trim_cache(
@@ -96,12 +61,15 @@ async def trim_cache(
     room: Callable[[], Awaitable[Room]],
     new_pack: Callable[[], PackBuilder],
     *,
+    members: Callable[[], Awaitable[Members]] | None = None,
     grown: Sequence[tuple[int, int]] = (),
+    watch: Callable[[Trimmer], None] = lambda trimmer: None,
 ) -> TrimReport:
-    """Trim a cache whose index was refreshed, until the thresholds are met or only protected records are left.
+    """Trim a cache whose index was refreshed once, until the thresholds are met or only protected records are left.
 
-    `room` tells what is known of the device now; `new_pack` opens an own pack of blocks; `grown`: (day, bytes) of
-    this cache on former days, for the forecast.
+    `room` tells what is known of the device now; `new_pack` opens an own pack of blocks; `members`, asked if anything
+    has to go: whose stamps and pins count, if not those `stamping` knows; `grown`: (day, bytes) of this cache on former
+    days, for the forecast. `watch` is given what trims.
     Raises: StoreUnavailable, StoreRejected, StateCorrupt, SessionAborted.
     """
     assert cache.removals is not None
@@ -116,9 +84,14 @@ async def trim_cache(
         problems=() if device.free_bytes is not None else (NO_ROOM,),
     )
     if report.needed_bytes or policy.age_days_in_force is not None:
+        # What others did since this session began: neither what they put nor what they removed is known yet.
+        problems = await cache.refresh()
+        report = msgspec.structs.replace(report, problems=(*report.problems, *problems))
+        if members is not None:
+            stamping = msgspec.structs.replace(stamping, members=await members())
         verdict = await judge(stamping)
         if verdict.refused is None:
-            report = await _unless_pins_are_unknown(cache, stamping, policy, room, new_pack, verdict, report)
+            report = await _unless_pins_are_unknown(cache, stamping, policy, room, new_pack, verdict, watch, report)
         else:
             report = msgspec.structs.replace(report, refused=verdict.refused, lacking_bytes=report.needed_bytes)
         ahead = (
@@ -141,13 +114,14 @@ async def _unless_pins_are_unknown(
     room: Callable[[], Awaitable[Room]],
     new_pack: Callable[[], PackBuilder],
     verdict: ClockVerdict,
+    watch: Callable[[Trimmer], None],
     before: TrimReport,
 ) -> TrimReport:
     """Trim, if all that is known to be the last copy of something is known to be that."""
     identity = stamping.identity
     try:
         pinned, problems = await read_pins(
-            cache.objects, identity.keys, cache.members, identity.system, stamping.now_ms
+            cache.objects, identity.keys, stamping.members, identity.system, stamping.now_ms
         )
     except StoreCorrupt as error:
         refused = (
@@ -157,6 +131,7 @@ async def _unless_pins_are_unknown(
         return msgspec.structs.replace(before, refused=refused, lacking_bytes=before.needed_bytes)
     seen = StampedDays(stamping, verdict.ignored, before.day - PROTECTED_DAYS)
     trimmer = Trimmer(cache, seen, identity.keys, cache.members, new_pack, room, pinned)
+    watch(trimmer)
     before = msgspec.structs.replace(before, problems=(*before.problems, *problems))
     return await _trim(cache, stamping, policy, room, trimmer, seen, before)
 

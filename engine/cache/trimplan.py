@@ -28,6 +28,7 @@ import numpy.typing as npt
 from engine.block import Mask
 from engine.distinct import distinct
 from engine.policy import TrimPolicy
+from engine.ports import Room
 
 PROTECTED_DAYS: Final = 14
 PINNED: Final = 0xFFFF  # instead of a day: greater than any, so that it never goes
@@ -65,13 +66,6 @@ class Classes(msgspec.Struct, frozen=True, eq=False):
     day: Days
     bytes_: Ints
     records: Ints
-
-
-class Room(msgspec.Struct, frozen=True):
-    """What is known of the device a cache lies on, in bytes; None: nothing."""
-
-    device_bytes: int | None = None
-    free_bytes: int | None = None
 
 
 class Step(msgspec.Struct, frozen=True, eq=False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -65,7 +65,8 @@ class SessionReport(msgspec.Struct, kw_only=True):
     what did not keep the session from succeeding; `cache`: "ok", "given up", "away" or None without one;
     `metadata_bytes`: what the vault got besides data packs; `fallback`: why the session went into the spool, and what
     to change if the vault refused; `uploaded`: points of the backlog that reached the vault at its end; `backlog`: how
-    many wait in the spool now.
+    many wait in the spool now; `trim`: what became of the cache's bounds at its end, as `trim --json` tells it, None:
+    nobody looked.
     """
 
     session: str
@@ -82,6 +83,7 @@ class SessionReport(msgspec.Struct, kw_only=True):
     fallback: str | None = None
     uploaded: list[Uploaded] = []
     backlog: int = 0
+    trim: dict[str, Any] | None = None
     volumes: dict[str, VolumeReport] = {}
 
     def change_route(self, route: Route, at_ms: int) -> None:

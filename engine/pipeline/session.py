@@ -1,7 +1,7 @@
 """A session: one run of a backup job, from the stores' markers to the commit. Read this file from `Session.run` down.
 
 spool, vault, parent, cache (opening.py) → volumes and where their candidates are → delivery (delivery.py)
-→ the backlog is uploaded, if there is one and the vault is there (upload.py).
+→ the cache is trimmed (cache/trimjob.py) → the backlog is uploaded, if there is one and the vault is there (upload.py).
 
 A session that loses its vault goes on into the spool: from its first candidate on (`restart`), or with what the vault
 does not have yet (`resume`, target.py).
@@ -16,6 +16,8 @@ from functools import partial
 import anyio.to_thread
 import msgspec
 
+from engine.cache.trimjob import TrimSetup, trim_side
+from engine.cache.trimrecord import document_of
 from engine.errors import (
     ConfigError,
     ForebayError,
@@ -66,6 +68,7 @@ class Session:
         self._vault = GatedStore(setup.vault, self._gate)
         self._making_room: Upload | None = None
         self._parent: Parent | None = None  # of the last attempt
+        self._certificates: Certificates | None = None  # likewise
         self._opening = Opening(setup, self.report, self._route, self._vault)
 
     @property
@@ -105,10 +108,34 @@ class Session:
         finally:
             for reader in self._readers.values():
                 reader.close()
+        await self._trim_cache()
         await self._upload_backlog()
         self.report.seconds = round(self.setup.clock.monotonic() - started, 3)
         await anyio.to_thread.run_sync(self._record)
         return self.report
+
+    async def _trim_cache(self) -> None:
+        """Keep the cache within its bounds; what was backed up stands, whatever becomes of that."""
+        setup, cache, side = self.setup, self.setup.cache, self._cache.side
+        if cache is None or cache.trim is None or side is None or isinstance(self._cache.gave_up, StoreUnavailable):
+            return
+        assert self._certificates is not None
+        self.phase = "trimming the cache"
+        trimming = TrimSetup(
+            identity=setup.identity,
+            state=setup.state,
+            clock=setup.clock,
+            policy=cache.trim,
+            device=cache.device,
+            pack_bytes=setup.lane.pack_bytes,
+        )
+        try:
+            self.report.trim = document_of(await trim_side(trimming, side, self._certificates))
+        except (StoreError, StateCorrupt, SessionAborted) as error:
+            self.report.problems.append(f"cache: {error}; it was not trimmed to its end, the next session goes on")
+            log.warning("trim_failed", component="cache", error=str(error))
+            if cache.errors.on_error != "warn" and self.report.exit_code == DONE:
+                self.report.exit_code = SOMETHING_MISSING
 
     async def _clear_spool(self) -> None:
         """Give back what a session took of a spool that was too small for it; finished points are untouched."""
@@ -223,7 +250,7 @@ class Session:
         if self._parent is not None:
             # The vault is asked no more, and what it showed before still counts.
             opened.parent.order_min = max(opened.parent.order_min, self._parent.next_order(0))
-        self._parent = opened.parent
+        self._parent, self._certificates = opened.parent, opened.certificates
         await self._open_cache(opened.certificates)
         await anyio.to_thread.run_sync(setup.state.begin_session, self.id)
         target = await self._target(opened)

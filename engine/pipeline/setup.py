@@ -8,8 +8,8 @@ import msgspec
 
 from engine.pipeline.bounded import BoundedStore
 from engine.pipeline.volume import VolumeSource
-from engine.policy import CacheErrorPolicy, LanePolicy, LockPolicy, QueuePolicy, ReconnectPolicy, SlowPolicy
-from engine.ports import Clock, ObjectStore, Retention
+from engine.policy import CacheErrorPolicy, LanePolicy, LockPolicy, QueuePolicy, ReconnectPolicy, SlowPolicy, TrimPolicy
+from engine.ports import Clock, Device, ObjectStore, Retention
 from engine.seal import Codec
 from engine.state import CacheHistory, History, LockNotes, StateStore
 from engine.vault.identity import Identity
@@ -18,13 +18,16 @@ from engine.vault.identity import Identity
 class CacheSetup(msgspec.Struct, frozen=True):
     """The cache of a session: the object store behind its retry stage, and what its errors and slowness cost.
 
-    `history`: where it is noted that there was a session with it, so that verification begins.
+    `history`: where it is noted that there was a session with it, so that verification begins. `trim`: how much it may
+    hold, looked at when the session is over; None: nobody looks. `device`: what it lies on, if that can be asked.
     """
 
     objects: ObjectStore
     errors: CacheErrorPolicy
     slow: SlowPolicy
     history: CacheHistory | None = None
+    trim: TrimPolicy | None = None
+    device: Device | None = None
 
 
 class SpoolSetup(msgspec.Struct, frozen=True):

@@ -14,12 +14,13 @@ from adapters.state.directory import StateDirectory
 from adapters.stores.folder import FolderStore
 from engine.block import Mask, ref_of
 from engine.cache.trim import MIXED, Trimmed, Trimmer
-from engine.cache.trimplan import Days, Ints, Room
+from engine.cache.trimplan import Days, Ints
 from engine.columns import Column64
 from engine.names import PackName
 from engine.pack import PackBuilder, check_pack
 from engine.pipeline.stores import open_side
 from engine.policy import MIB, TrimPolicy
+from engine.ports import Room
 from engine.vault.certificate import Certificates
 from engine.vault.formatobject import read_format
 from tests.scenario.cheap import enrol

@@ -296,3 +296,13 @@ def test_another_vault_and_another_cache_than_the_enrolled_ones_are_told(
     vault, cache = house.check(capsys)[1]
     assert "to enrol in this one" in vault
     assert "'forebay init --cache' to adopt it" in cache
+
+
+def test_an_age_below_what_is_protected_is_warned_of_and_off(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    house.add("[cache]", "trim.max_age = '14 d'")
+    document = checked(house, capsys)
+    assert document["problems"] == []
+    assert document["warnings"] == [
+        "[cache] trim: max_age is 14 days and is off: it must be at least 15 days, for what any system saw less than "
+        "14 days ago is never trimmed"
+    ]

@@ -11,7 +11,7 @@ from adapters.config import Config, ConfigProblems, load_config, load_vault, par
 from adapters.config.load import FILE_BYTES_MAX
 from adapters.config.model import folder_of
 from engine.errors import ConfigError
-from engine.policy import BusinessHours, VerifyPolicy
+from engine.policy import BusinessHours, TrimPolicy, VerifyPolicy
 
 MINIMAL = """
 [system]
@@ -95,6 +95,7 @@ def test_every_setting_arrives_with_its_value() -> None:
         on_slow = "skip"
         skip_after = "1500 ms"
         verify = { every = "1 h", in_business_hours = false, force_after = "720 h", read = "2.5 %" }
+        trim = { min_free = "20%", max_size = "500 GiB", max_age = "14.9 d" }
         [spool]
         path = "/spool"
         max_size = "50 GiB"
@@ -120,6 +121,7 @@ def test_every_setting_arrives_with_its_value() -> None:
     assert (cache.enabled, cache.retries_max, cache.on_error) == (False, 3, "fail")
     assert (cache.on_slow, cache.skip_after_s) == ("skip", 1.5)
     assert cache.verify.policy == VerifyPolicy(3600, False, 720 * 3600, 0.025)
+    assert cache.trim.policy == TrimPolicy(0.2, 500 << 30, 14)
     assert config.schedule.business_hours.policy == BusinessHours(frozenset({5, 6, 0, 2}), 22 * 60, 6 * 60 + 30)
     assert config.spool is not None
     assert (config.spool.path, config.spool.max_size_bytes) == (Path("/spool"), 50 << 30)
@@ -159,7 +161,15 @@ def test_relative_paths_are_meant_from_the_folder_of_the_file() -> None:
         ("system", 'state_dir = ""', "it is empty"),
         ("cache", 'path = "smb://nas/share"', "it names no folder in the share: write smb://server/share/folder"),
         ("cache", 'path = "file:///x"', "it must be a plain path, not a URL"),
-        ("cache", "trim = { max_age = '30 d' }", "[cache] trim is not supported by this version yet: remove it"),
+        ("cache", "trim.min_free = '0.9%'", '[cache] trim: min_free = "0.9%"; allowed: 1% to 95%'),
+        ("cache", "trim.min_free = '96%'", '[cache] trim: min_free = "96%"; allowed: 1% to 95%'),
+        ("cache", "trim.max_size = '255 MiB'", '[cache] trim: max_size = "255 MiB"; allowed: 256 MiB to 1024 TiB'),
+        (
+            "cache",
+            "trim.max_age = 30",
+            "[cache] trim: max_age = 30 cannot be used: it must be text with a unit; allowed",
+        ),
+        ("cache", "trim = '15%'", '[cache] trim = "15%"; allowed: a table with any of min_free: 1% to 95%; max_size'),
         ("cache", "heal = 'points'", "[cache] heal is not supported by this version yet: remove it"),
         ("cache", "verify.read = '101%'", '[cache] verify: read = "101%"; allowed: 0% to 100%'),
         ("cache", "verify.read = 0.05", "[cache] verify: read = 0.05 cannot be used: it must be text; allowed: 0% to"),

@@ -15,6 +15,7 @@ import pytest
 
 from adapters.stores.folder import FolderStore
 from engine.errors import ObjectMissing, StoreRejected, StoreUnavailable
+from engine.ports import Room
 from tests.adapters.disks import ext4_image, failing_disk, loop_device, mounted, tmpfs, tool
 from tests.contract.object_store import PACK, names
 
@@ -44,6 +45,20 @@ async def test_a_disk_unmounted_in_mid_session_is_away_and_its_mount_point_stays
         with pytest.raises(StoreUnavailable, match="mount its disk"):
             await names(store, "")
         assert entries(where) == []
+
+
+async def test_size_and_free_space_are_those_of_the_disk_it_lies_on(where: Path) -> None:
+    with tmpfs(where, 8 * MIB):
+        await FolderStore.create(where, MARKER)
+        store = FolderStore(where, "me")
+        before = await store.room()
+        assert before.device_bytes == 8 * MIB
+        assert before.free_bytes is not None
+        await store.put(f"{PACK[:-1]}{MIB}", bytes(MIB))
+        assert await store.room() == Room(8 * MIB, shutil.disk_usage(where).free)
+        assert MIB <= before.free_bytes - shutil.disk_usage(where).free < 2 * MIB
+    with pytest.raises(StoreUnavailable, match="mount its disk"):
+        await store.room()
 
 
 async def test_another_disk_in_its_place_is_refused_and_stays_as_it_is(where: Path, tmp_path: Path) -> None:

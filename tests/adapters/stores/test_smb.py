@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -19,6 +20,8 @@ from adapters.stores.smbconnection import Login
 from adapters.stores.smberrors import COLLISION
 from adapters.stores.smbwire import Link
 from engine.errors import ConfigError, ObjectMissing, StoreRejected, StoreUnavailable
+from engine.ports import Room
+from tests.adapters.disks import tmpfs
 from tests.samba import MARKER, Samba
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root, pytest.mark.services]
@@ -331,3 +334,36 @@ def test_an_owner_is_plain(samba: Samba, owner: str) -> None:
 def test_timeouts_are_greater_than_nothing(samba: Samba) -> None:
     with pytest.raises(ValueError, match="timeouts must be greater"):
         samba.store("x", stall_timeout_s=0)
+
+
+async def test_a_store_tells_the_size_and_the_free_space_of_its_device(store: SmbStore, root: Path) -> None:
+    aside = root.with_name(f"{root.name}-aside")
+    os.rename(root, aside)
+    with tmpfs(root, 8 << 20):
+        os.chmod(root, 0o777)
+        shutil.copytree(aside, root, dirs_exist_ok=True)
+        shutil.chown(root / "format", user=os.stat(aside).st_uid)
+        before = await store.room()
+        assert before.device_bytes == 8 << 20
+        assert before.free_bytes is not None
+        await store.put(PACK.replace("-5", f"-{1 << 20}"), bytes(1 << 20))
+        after = await store.room()
+        assert after.free_bytes is not None
+        assert 1 << 20 <= before.free_bytes - after.free_bytes < 2 << 20
+    with pytest.raises(StoreUnavailable):
+        await store.room()
+
+
+async def test_a_server_that_does_not_tell_the_size_of_a_device_is_no_broken_one(
+    store: SmbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real server is asked for something it does not know."""
+    request = smbmessages.room
+
+    def other() -> Any:
+        message = request()
+        message["file_info_class"] = smbmessages.FILE_RENAME_INFORMATION
+        return message
+
+    monkeypatch.setattr(smbmessages, "room", other)
+    assert await store.room() == Room()

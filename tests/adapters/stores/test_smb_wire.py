@@ -14,7 +14,7 @@ from smbprotocol.header import Commands
 from adapters.stores import smbwire
 from adapters.stores.smbconnection import Login
 from adapters.stores.smberrors import Garbled, ShortWrite
-from adapters.stores.smbmessages import Entry, Handle, handle_of, rows_of
+from adapters.stores.smbmessages import Entry, Handle, handle_of, room_of, rows_of
 from adapters.stores.smbwire import Link
 
 
@@ -34,6 +34,16 @@ def test_a_listing_is_read_as_it_is_sent() -> None:
     answer = listing((".", 0, 16), ("..", 0, 16), ("ab-5", 5, 128), ("größe", 1 << 40, 32))
     assert list(rows_of(answer)) == [Entry("ab-5", 5, 128), Entry("größe", 1 << 40, 32)]
     assert list(rows_of(struct.pack("<HHI", 9, 72, 0))) == []
+
+
+def test_the_size_of_a_device_is_read_as_it_is_sent() -> None:
+    units = struct.pack("<QQQII", 1000, 300, 400, 8, 512)
+    assert room_of(struct.pack("<HHI", 9, 72, len(units)) + units) == (1000 * 4096, 300 * 4096)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_the_size_of_a_device_or_nonsense(answer: bytes) -> None:
+    only_nonsense(lambda: room_of(answer))
 
 
 def only_nonsense(work: Callable[[], object]) -> None:

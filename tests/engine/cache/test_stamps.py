@@ -216,7 +216,7 @@ def test_the_golden_stamp_is_read_and_would_be_written_the_same() -> None:
     name, keys, key, said = golden()
     data = GOLDEN.with_suffix(".bin").read_bytes()
     head = open_head(name, data, keys, OneSystem(name.writer, key))
-    assert head.previous == 2499
+    assert head.since == 2499
     details = StampDetails(head, data[head.details_at :])
     assert {int(pack): details.seen(row).days.tolist() for row, pack in enumerate(head.packs)} == said
     assert list(encode_stamps(seen(said), iter([name]), 2499, keys, key.sign)) == [(name, data)]

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from engine.block import Mask, ids_from_bytes
 from engine.cache.trim import MIXED, Trimmed, Trimmer
-from engine.cache.trimplan import Days, Ints, Room
+from engine.cache.trimplan import Days, Ints
 from engine.columns import Column64
 from engine.errors import StoreError, StoreRejected, StoreUnavailable
 from engine.names import PackName
 from engine.pack import FinishedPack, check_pack
 from engine.policy import TrimPolicy
+from engine.ports import Room
 from tests.engine.fakes_packs import ALICE, BOB, Machine, Team
 from tests.fakes import FaultPlan, FaultyStore, MemoryStore
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cache.clocks import judge_clock
+from engine.cache.clocks import judge_clock, own_days, unbroken_since
 
 TODAY = 2500
 B, C, D, E = (bytes([number]) * 16 for number in range(1, 5))
@@ -101,3 +101,32 @@ def test_a_liar_among_two_others_stops_nobody(today: int, since: set[int], lie: 
     verdict = judge_clock(today, [today - days for days in since], {B: today, C: lie})
     assert verdict.refused is None
     assert (C in verdict.ignored) == (lie > today + 1)
+
+
+@pytest.mark.parametrize(
+    ("stamped", "today", "refused"),
+    [
+        # Every day, each stamp in the place of the one before: that two days lie between is seen all the same.
+        (range(100, 102), 101, True),
+        (range(100, 103), 102, False),
+        (range(100, 400), 399, False),
+        (range(100, 400), 400, False),
+        (range(100, 400, 13), 400, False),
+        (range(100, 400, 14), 400, False),
+        # A clock that jumped ahead, until two days of its own confirm it.
+        ([*range(100, 130), 300], 300, True),
+        ([*range(100, 130), 300, 301], 301, True),
+        ([*range(100, 130), 300, 301, 302], 302, False),
+        ([*range(100, 130)], 300, True),
+        # One that was put back, and says so: it begins anew.
+        ([*range(100, 130), 300, 131], 131, True),
+        ([*range(100, 130), 300, 131, 132, 133], 133, False),
+    ],
+)
+def test_one_stamp_in_the_place_of_all_before_tells_as_much_of_the_clock(
+    stamped: list[int], today: int, refused: bool
+) -> None:
+    newest = (0, 0)
+    for day in stamped:
+        newest = (day, unbroken_since(day, [newest]))
+    assert (judge_clock(today, own_days(today, [newest]), {}).refused is not None) == refused

@@ -12,12 +12,13 @@ from engine.block import ids_from_bytes
 from engine.cache.pins import encode_pins
 from engine.cache.seen import PackBits, SeenRows
 from engine.cache.stamps import Seen
-from engine.cache.trimming import NO_ROOM, TrimReport, trim_cache
-from engine.cache.trimplan import Room
+from engine.cache.trimming import NO_ROOM, trim_cache
+from engine.cache.trimrecord import TrimReport
 from engine.errors import StoreRejected, StoreUnavailable
 from engine.names import PackName, PinName
 from engine.pack import FinishedPack, check_pack
 from engine.policy import TrimPolicy
+from engine.ports import Room
 from tests.engine.cache.test_lastseen import CAROL, last_seen, stamping
 from tests.engine.cache.test_trim import TEAM, block, found, opens, put
 from tests.engine.fakes_packs import ALICE, BOB, Machine

@@ -15,7 +15,6 @@ from engine.cache.trimplan import (
     PACK_COST,
     RECORD_COST,
     CachePacks,
-    Room,
     TrimPlan,
     classes_of,
     forecast_full,
@@ -24,6 +23,7 @@ from engine.cache.trimplan import (
     plan_trim,
 )
 from engine.policy import TrimPolicy
+from engine.ports import Room
 
 TODAY = 2500
 LAST = TODAY - 14
