@@ -16,7 +16,7 @@ import pytest
 
 from engine.names import PackName
 from engine.pack import check_pack
-from tests.adapters.disks import tmpfs
+from tests.adapters.disks import tmpfs, tool
 from tests.samba import Samba
 from tests.scenario.crash_driver import Fault
 from tests.scenario.crash_machine import KILLED, CrashMachine, Forge, in_memory
@@ -93,7 +93,10 @@ def on_a_device(machine: Machine, free_bytes: int, min_free: int) -> Iterator[Pa
             os.chown(path, owner.st_uid, owner.st_gid)
         others = [line for line in machine.extra["cache"].splitlines() if not line.startswith("trim")]
         machine.extra["cache"] = "\n".join([*others, f'trim = {{ min_free = "{min_free}%" }}'])
-        yield cache
+        try:
+            yield cache
+        finally:
+            tool("umount", "-l", cache)  # a server may have it open still
     shutil.rmtree(aside)
 
 
