@@ -83,6 +83,12 @@ class RemovalName(NumberedName, frozen=True, order=True):
     folder: ClassVar[str] = "gc"
 
 
+class CheckedName(NumberedName, frozen=True, order=True):
+    """What one system tells of packs it has read."""
+
+    folder: ClassVar[str] = "checked"
+
+
 class PinName(NumberedName, frozen=True, order=True):
     """Pins of one system."""
 

@@ -1,21 +1,21 @@
 """Deep verification: packs are read whole, those first that nobody here has read for longest (DESIGN.md §3.4).
 
-Read are packs this system wrote, and those of others its volumes used when it last stamped, unless they were read
-within the last thirty days. A pack is sound if all its bytes hash to its name, its structure is right, and every block
-that this system has the key of opens. What is damaged is set aside: nothing relies on it any more, so its blocks are
-missing, and are healed.
+Read are packs this system wrote, and those of others its volumes used when it last stamped, unless any system has read
+them within the last thirty days, and this one within the last half year. A pack is sound if all its bytes hash to its
+name, its structure is right, and every block that this system has the key of opens. What is damaged is set aside:
+nothing relies on it any more, so its blocks are missing, and are healed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import anyio.to_thread
 import msgspec
 import numpy as np
 
 from engine.block import Bytes
+from engine.cache.checks import READ_AGAIN_DAYS, READ_MYSELF_DAYS
 from engine.cache.seals import Seals, in_groups
 from engine.columns import Column64, Rows
 from engine.distinct import distinct
@@ -27,8 +27,6 @@ from engine.state import CheckedPacks
 from engine.subkeys import DomainKeys
 from engine.trailer import Verifier
 from engine.view import View
-
-READ_AGAIN_DAYS: Final = 30  # packs of others
 
 
 class DeepPlan(msgspec.Struct, frozen=True, eq=False):
@@ -49,17 +47,27 @@ class DeepPlan(msgspec.Struct, frozen=True, eq=False):
         return int(self.sizes.sum())
 
 
-def plan(views: Sequence[View], present: Column64, used: Column64, checked: CheckedPacks, today: int) -> DeepPlan:
+def plan(
+    views: Sequence[View],
+    present: Column64,
+    used: Column64,
+    checked: CheckedPacks,
+    others: CheckedPacks,
+    today: int,
+) -> DeepPlan:
     """Return what may be read of the packs that `views` list and that are `present` (*sync*).
 
-    `used`: keys of packs in which blocks of this system lie; `checked`: when which of them was read last.
+    `used`: keys of packs in which blocks of this system lie; `checked`: when which of them was read last, here, and by
+    `others`.
     """
     keys: list[Column64] = [np.empty(0, np.uint64)]
     sizes: list[Column64] = [np.empty(0, np.uint64)]
     for view in views:
         listed = view.listed() & np.isin(view.keys, present)
         if not view.own:
-            listed &= np.isin(view.keys, used) & (last_read(view.keys, checked) < today - READ_AGAIN_DAYS + 1)
+            mine, theirs = last_read(view.keys, checked), last_read(view.keys, others)
+            due = np.maximum(mine, theirs) < today - READ_AGAIN_DAYS + 1
+            listed &= np.isin(view.keys, used) & (due | (mine < today - READ_MYSELF_DAYS + 1))
         keys.append(view.keys[listed])
         sizes.append(view.rows["size"][listed].astype(np.uint64))
     every, first = np.unique(np.concatenate(keys), return_index=True)

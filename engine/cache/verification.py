@@ -25,6 +25,7 @@ import numpy as np
 
 from engine.block import blocks_in
 from engine.cache.attempt import Attempt
+from engine.cache.checks import checked_by_others, tell_checks, without
 from engine.cache.comparison import Comparison, Stopped
 from engine.cache.deep import plan, read_packs, with_read
 from engine.cache.listing import listed_as_known
@@ -204,6 +205,7 @@ class Verification:
             return
         assert self._checkpoint is not None
         assert self._upkeep is not None
+        assert self._members is not None
         self.phase = "choosing packs to read"
         upkeep, today = self._upkeep, day_of(setup.clock.now_ms())
         stamping = self._stamping()
@@ -211,7 +213,10 @@ class Verification:
         used = distinct(np.empty(0, np.uint64), *(head.packs for head in heads if stamping.wrote(head)))
         checked = await anyio.to_thread.run_sync(upkeep.checked_packs)
         views = side.packs.index.views()
-        whole = await anyio.to_thread.run_sync(plan, views, self._present, used, checked, today)
+        others = await checked_by_others(
+            setup.cache, setup.identity.keys, self._members, setup.identity.system, used, today
+        )
+        whole = await anyio.to_thread.run_sync(plan, views, self._present, used, checked, others, today)
         budget = round(whole.total_bytes * setup.read_share) - self._checkpoint.attempt.deep_bytes
         read: list[int] = []
 
@@ -236,7 +241,10 @@ class Verification:
         except Stopped:
             await anyio.lowlevel.checkpoint()  # where whoever noticed that somebody waits breaks this off
         finally:
-            upkeep.set_checked_packs(with_read(checked, np.array(read, np.uint64), today, self._present))
+            known = with_read(checked, np.array(read, np.uint64), today, self._present)
+            upkeep.set_checked_packs(known)
+        sound = without(known, upkeep.lost_packs().damaged)
+        await tell_checks(setup.cache, setup.identity, setup.state.incarnation, sound, today)
 
     def _seals(self) -> Seals:
         setup = self._setup

@@ -21,7 +21,7 @@ from blake3 import blake3
 from adapters.state.files import Disk
 from adapters.state.fragments import AckFile
 from engine.acks import decode_log
-from engine.names import FragmentName, PackName, ReportId, StampName
+from engine.names import CheckedName, FragmentName, PackName, ReportId, StampName
 from engine.pack import check_pack
 from tests.scenario.crash_driver import CRASHED, Answer, Fault, Request
 from tests.scenario.machine import BLOCK, Done, Machine, overwrite, random_volume
@@ -201,6 +201,8 @@ def check_whole(store: Path, found: Mapping[str, bytes]) -> None:
             assert FragmentName.parse(name) is not None, name
         elif name.startswith("stamp/"):
             assert StampName.parse(name) is not None, name
+        elif name.startswith("checked/"):
+            assert CheckedName.parse(name) is not None, name
         elif name.startswith("report/"):
             assert ReportId.parse(name) is not None, name
         else:

@@ -17,8 +17,9 @@ from adapters.state.directory import StateDirectory
 from engine.bits import rows_of
 from engine.block import LENGTH_MASK, ids_of
 from engine.cache.attempt import Attempt
+from engine.cache.checks import open_checks
 from engine.cache.stamps import StampDetails, open_head
-from engine.names import PackName, StampName
+from engine.names import CheckedName, PackName, StampName
 from engine.pack import check_pack
 from tests.scenario.crash_driver import Fault
 from tests.scenario.crash_machine import KILLED, Aftermath, CrashMachine, Forge, fill, in_memory, made, store_id
@@ -430,6 +431,15 @@ def test_packs_are_read_in_turn_and_a_damaged_one_is_set_aside_and_healed(machin
     Aftermath(machine).content("latest", "--only-cache")
     for _ in range(3):
         assert machine.run("verify", "--deep").document["damaged_packs"] == 0
+    # What was read is told to the others, in one object.
+    (told,) = (path for path in (cache_of(machine) / "checked").rglob("*") if path.is_file())
+    name = CheckedName.parse(told.relative_to(cache_of(machine)).as_posix())
+    assert name is not None
+    checked = open_checks(name, told.read_bytes(), None, None)
+    assert len(checked.keys) > 0
+    damaged = PackName.parse(victim.relative_to(cache_of(machine)).as_posix())
+    assert damaged is not None
+    assert damaged.key not in checked.keys.tolist()
 
 
 def test_without_a_cache_or_a_point_it_says_what_to_do(machine: CrashMachine) -> None:
