@@ -27,6 +27,7 @@ from engine.distinct import distinct
 from engine.errors import ObjectMissing, StoreRejected
 from engine.fragment import encode_fragment, open_fragment
 from engine.index import PackIndex
+from engine.indexmerge import FragmentMerge
 from engine.mirror import Mirror
 from engine.names import FragmentName, PackName
 from engine.opener import Opener
@@ -97,6 +98,7 @@ class PackStore:
         self._recalled = False
         self._sequence = 0
         self._name: FragmentName | None = None  # chosen for the next fragment
+        self._own_listed: dict[FragmentName, int] = {}  # and their sizes, by the last listing
 
     async def refresh(self, preferred: Collection[bytes] = ()) -> list[str]:
         """Bring the index up to what the store lists; return what is wrong there, a sentence each.
@@ -117,6 +119,7 @@ class PackStore:
                 if (name.writer, name.incarnation) == (self.writer, self.incarnation)
             ]
             self._sequence = max(mine, default=self._sequence)
+            self._own_listed = {name: size for name, size in refresh.listed.items() if name.writer == self.writer}
             if self._passing:
                 self._there = await self._listed_packs()
             if self.removals is not None:
@@ -150,6 +153,15 @@ class PackStore:
         async with self._busy:
             await self.removals.settle(self._may_be_listed)
             await anyio.to_thread.run_sync(self._install)
+
+    async def merge_fragments(self) -> int:
+        """Merge this system's own fragments if they are many; return how many went (indexmerge.py)."""
+        assert self.removals is not None
+        async with self._busy:
+            return await FragmentMerge(
+                self.objects, self._keys, self._verifier, self._signer, self._own_listed, self._mirror.superseded(),
+                self.removals.keys, self._next_name, self.flush,
+            ).run()  # fmt: skip
 
     async def rely_beside(self, beside: Beside) -> None:
         """Rely on the packs of another store besides."""

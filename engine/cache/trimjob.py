@@ -51,7 +51,7 @@ async def trim_side(
     aged: bool = False,
     watch: Callable[[Trimmer], None] = lambda trimmer: None,
 ) -> TrimReport:
-    """Trim the cache that is open as `side`, and note what came of it.
+    """Trim the cache that is open as `side`, merge its own fragments there if they are many, and note what came of it.
 
     `aged`: let go of what is older than `max_age` also if that was done today already; by itself that is done once a
     day, since for it every record is looked at. `watch` is given what trims, if anything has to go.
@@ -83,6 +83,7 @@ async def trim_side(
         grown=before.grown if before is not None else (),
         watch=watch,
     )
+    await side.packs.merge_fragments()
     record = noted(before, report, setup.clock.now_ms(), aged=due and policy.age_days_in_force is not None)
     await anyio.to_thread.run_sync(notes.put, record)
     return report
