@@ -66,7 +66,9 @@ class FragmentMerge(msgspec.Struct):
         pool: list[PackAck] = []
         covers: list[FragmentName] = []
         entries = 0
-        for name in sorted(self.listed):
+        # The newest of an incarnation stays: its number must not be given again, others may have mirrored it.
+        newest = {name.incarnation: name for name in sorted(self.listed)}
+        for name in sorted(self.listed.keys() - set(newest.values())):
             if (packs := await self._worth_merging(name)) is None:
                 continue
             left = sum(len(pack.ids) for pack in packs)
@@ -76,7 +78,7 @@ class FragmentMerge(msgspec.Struct):
             pool += packs
             covers.append(name)
             entries += left
-        if len(covers) > 1 or not pool:
+        if len(covers) > 1 or (covers and not pool):
             gone += await self._replace(pool, covers)
         log.info("fragments_merged", component="cache", before=before, after=len(self.listed))
         return gone

@@ -131,8 +131,8 @@ class Removals:
             if kept.size:
                 left[writer] = kept
         covers = [known.name for known in merged]
-        if left:
-            await self._put(left, covers, settled=True)
+        # Also if nothing is left: the greatest number of its lists must not be given again, others may have it still.
+        await self._put(left, covers, settled=True)
         await self._delete(covers)
         self._join()
 
