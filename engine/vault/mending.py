@@ -34,6 +34,7 @@ from engine.vault.kept import Kept, KeptPoint, KeptVolume, raise_if_away, tables
 
 LOST_MAX: Final = 1 << 20  # lost blocks that are held; they take some 60 bytes each
 WINDOW_BLOCKS: Final = 1 << 18
+KNOWN_MAX: Final = 16  # volumes whose holes are kept for the next point
 HOLES_MAX: Final = 1 << 17  # ranges a note lists of one volume; of more, the nearest are joined
 
 Pin = Callable[[Ids], Awaitable[None]]
@@ -271,6 +272,9 @@ class Mending:
                     self.problems.append(f"volume {volume.name!r}: {error}")
                     return [(0, volume.blocks)]
         ranges = joined(_below(ranges, volume.blocks), HOLES_MAX)
+        # Points that follow on one another often share a volume's runs; to keep all of it would be as much as all maps.
+        if len(self._known) >= KNOWN_MAX:
+            del self._known[next(iter(self._known))]
         self._known[volume.runs] = ranges
         return ranges
 

@@ -51,6 +51,7 @@ log = EventLog("verify")
 LOOK_S: Final = 0.1
 NAMED_MAX: Final = 20  # packs, or points, that are told by name
 CONFIRMED_AT_ONCE: Final = 1 << 16
+NAMES_AT_ONCE: Final = 1 << 14  # packs that are read
 
 
 class VaultVerifySetup(msgspec.Struct, frozen=True, kw_only=True):
@@ -241,7 +242,9 @@ class VaultVerification:
         states = [state.volume(name) for name in self._setup.volumes]
         seals = Seals(states, identity.keys.blocks, lambda: self._stopping)
         try:
-            await read_all(vault, needs.names(rows), seals, identity.keys, self._certificates, told)
+            for start in range(0, len(rows), NAMES_AT_ONCE):
+                names = needs.names(rows[start : start + NAMES_AT_ONCE])
+                await read_all(vault, names, seals, identity.keys, self._certificates, told)
         except Stopped:
             await anyio.sleep_forever()  # whoever noticed that somebody waits breaks this off
         finally:

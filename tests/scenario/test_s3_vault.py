@@ -25,6 +25,7 @@ pytestmark = pytest.mark.services
 
 BLOCKS = 120
 AGENT_BUCKET = "forebay-agents"
+VERIFIED_BUCKET = "forebay-verified"
 QUICK = 'retries_max = 0\nconnect_timeout = "2 s"\nreconnect_window = "0 s"\ncompression = "none"'
 
 
@@ -168,6 +169,32 @@ def test_agents_need_to_put_get_and_list_and_nothing_else(s3_server: S3Server, t
         "points", "--vault", first.urls["vault"], "--passphrase-file", str(first.passphrase_file), env=wrong, expect=1
     )
     assert "the secret key is wrong" in refused.stderr + refused.stdout
+
+
+def test_a_bucket_is_verified_and_mended_without_the_right_to_delete(s3_server: S3Server, tmp_path: Path) -> None:
+    agent = agent_bucket(s3_server, VERIFIED_BUCKET)
+    machine = machine_at(tmp_path / "a", agent, url=f"s3://{VERIFIED_BUCKET}/agents/{secrets.token_hex(4)}")
+    machine.init()
+    point = machine.backup()["point"]
+    done = machine.run("verify", "--vault", "--read", "100").document
+    assert (done["passed"], done["points"], done["read_packs"]) == (True, 1, done["packs"])
+
+    async def lose_a_pack() -> None:
+        prefix = machine.urls["vault"].partition("//")[2].partition("/")[2]
+        async with plain_client(s3_server) as client:
+            found = await client.list_objects_v2(Bucket=VERIFIED_BUCKET, Prefix=f"{prefix}/data/")
+            await client.delete_object(Bucket=VERIFIED_BUCKET, Key=found["Contents"][0]["Key"])
+
+    asyncio.run(lose_a_pack())
+    done = machine.run("verify", "--vault", expect=1).document
+    assert (done["missing_packs"], done["incomplete"]) == (1, 1)
+    assert [row["state"] for row in machine.points()] == ["incomplete"]
+    # What stands in several places is sent once.
+    assert 0 < machine.backup()["volumes"]["data"]["vault_blocks"] <= done["holes"]
+    assert machine.run("verify", "--vault").document["mended"] == 1
+    assert {row["state"] for row in machine.points()} == {"ok"}
+    machine.restore(point, "data", tmp_path / "restored")
+    assert tmp_path.joinpath("restored").read_bytes() == machine.volumes["data"].read_bytes()
 
 
 async def locks_below(server: S3Server, bucket: str, prefix: str) -> dict[str, float]:
