@@ -134,6 +134,7 @@ async def build_setup(
         cache=cache,
         spool=spool,
         lock=_lock(config, state),
+        stand_ins=state.history,
         volumes=[source_of(volume) for volume in volumes],
         version=VERSION,
         codec=Codec[config.vault.compression.upper()],

@@ -47,6 +47,10 @@ class StoreRejected(StoreError):
     """The store answered and refused (rights, quota, no such bucket, disk full): trying again does not help."""
 
 
+class ContentDiffers(StoreRejected):
+    """Something else of the same size lies under the name of what was to be put: it was damaged there, or forged."""
+
+
 class ObjectMissing(StoreError):
     """The named object does not exist in a store that is there. `name` is the object's name."""
 

@@ -8,7 +8,7 @@ exactly one is told to send it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, cast
 
 import numpy as np
@@ -41,6 +41,7 @@ class PackIndex:
         self._claimed: set[bytes] = set()
         self._barred_packs: set[int] = set()
         self._barred_writers: set[bytes] = set()
+        self._stand_ins: dict[int, int] = {}
 
     @property
     def own_only(self) -> bool:
@@ -164,6 +165,11 @@ class PackIndex:
             self._barred_writers.update(writers)
             self._bar_in(self._views.all())
 
+    def rely_instead(self, stand_ins: Mapping[int, int]) -> None:
+        """Rely on nothing in damaged packs, by key; what lies there lies at the same offsets in those given."""
+        self._stand_ins.update(stand_ins)
+        self.bar(stand_ins)
+
     def distrust_others(self) -> None:
         """Let look-ups see this system's own packs only from now on."""
         self._own_only = True
@@ -228,6 +234,8 @@ class PackIndex:
         knows at exactly this place, or knows without its sources. What is barred does not matter here.
         """
         answered: Mask = places["length"] & U32.type(DELTA_FLAG) == 0
+        if self._stand_ins:
+            places = self._standing(places)
         positions: list[Rows] = []
         keys: list[Column64] = []
         for view in self._views.mine():
@@ -244,6 +252,13 @@ class PackIndex:
         if not positions:
             return np.empty(0, np.intp), np.empty(0, np.uint64), answered
         return np.concatenate(positions), np.concatenate(keys), answered
+
+    def _standing(self, places: Places) -> Places:
+        """Return the places with the packs that stand in for damaged ones."""
+        standing = places.copy()
+        for damaged, key in self._stand_ins.items():
+            standing["pack"][places["pack"] == damaged] = key
+        return standing
 
     def _bar_in(self, views: Sequence[View]) -> None:
         if self._barred_packs or self._barred_writers:

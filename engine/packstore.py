@@ -11,7 +11,7 @@ may lie packs of another one that are relied on all the same: those of the vault
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import anyio
@@ -86,6 +86,7 @@ class PackStore:
         self._index_max, self._durable_puts, self._passing = index_max, durable_puts, passing
         self._there: set[int] | None = None  # keys of the packs in a passing store; None: they are not looked at
         self._beside: Beside | None = None
+        self._stand_ins: dict[PackName, PackName] = {}
         self._known_whole: set[bytes] = set()  # writers of whom all fragments in the store are in the mirror
         self._reads = PackReads(objects, index)
         self._opener = Opener(index, self._reads.read, keys)
@@ -177,6 +178,15 @@ class PackStore:
             self._beside = msgspec.structs.replace(before, keys=known)
             await anyio.to_thread.run_sync(self._install)
 
+    def rely_instead(self, stand_ins: Mapping[PackName, PackName]) -> None:
+        """Take, for packs damaged in this store, others with the same records at the same offsets (*sync*)."""
+        self._stand_ins.update(stand_ins)
+        self.index.rely_instead({damaged.key: name.key for damaged, name in stand_ins.items()})
+
+    def stand_in(self, name: PackName) -> PackName:
+        """Return the pack that stands in for one that is damaged; `name` itself: none does."""
+        return self._stand_ins.get(name, name)
+
     @property
     def members(self) -> Members:
         """The systems whose objects count in this store."""
@@ -244,15 +254,16 @@ class PackStore:
         Raises: ObjectMissing (the pack is gone, or has another size than its name says, which counts as gone),
         StoreCorrupt (a range lies outside the pack).
         """
-        return await self._reads.read(pack, ranges)
+        return await self._reads.read(self.stand_in(pack), ranges)
 
     async def record_by_id(self, ident: bytes) -> bytes | None:
         """Return a whole record with this id (16 bytes) from any place the index knows, or None; it is not opened."""
         return await self._opener.record_by_id(ident)
 
     async def present(self, names: Collection[PackName]) -> set[PackName]:
-        """Return those of `names` that are not there with the right size."""
-        return await self._reads.absent(names)
+        """Return those of `names` that are not there with the right size; of damaged ones, what stands in counts."""
+        absent = await self._reads.absent([*map(self.stand_in, names)])
+        return {name for name in names if self.stand_in(name) in absent}
 
     async def _publish(self) -> int:
         packs = list(self._unlisted)

@@ -29,8 +29,8 @@ class ObjectStore(Protocol):
         """Store `data` under `name`, atomically: readers see nothing or all of it.
 
         A name that exists with the same size and content is success; one of another size is replaced; one of
-        the same size with other content is StoreRejected. Durable once put has returned, or, for a store that
-        is also a `Barrier`, once `flush` has.
+        the same size with other content is ContentDiffers, which is StoreRejected. Durable once put has returned, or,
+        for a store that is also a `Barrier`, once `flush` has.
 
         Raises: StoreUnavailable, StoreRejected.
         """

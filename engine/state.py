@@ -16,6 +16,7 @@ import numpy.typing as npt
 from engine.block import BATCH_BLOCKS, PLACE
 from engine.cache.attempt import Attempt
 from engine.cache.trimrecord import TrimRecord
+from engine.names import PackName
 from engine.parts import Origins, PartEntries
 from engine.ports import AckLog, MirrorFiles
 from engine.staterecords import Checkpoint as Checkpoint
@@ -220,6 +221,18 @@ class History(Protocol):
 
     def add_bad_packs(self, store: bytes, keys: Sequence[int], healed: Sequence[str] = ()) -> None:
         """Remember packs as bad, and that the volumes `healed` lean on them no longer. Raises: StateCorrupt."""
+        ...
+
+
+class StandInNotes(Protocol):
+    """Packs that turned out damaged in a store, and those that hold the same records at the same offsets."""
+
+    def stand_ins(self, store: bytes) -> dict[PackName, PackName]:
+        """Return which pack of the store stands in for which damaged one. Raises: StateCorrupt."""
+        ...
+
+    def add_stand_in(self, store: bytes, damaged: PackName, name: PackName) -> None:
+        """Remember `name` as what stands in for `damaged`. Raises: StateCorrupt, SessionAborted."""
         ...
 
 

@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 
 from engine.block import Bytes
-from engine.errors import ObjectMissing, SourceError, StoreError, StoreRejected, StoreUnavailable
+from engine.errors import ContentDiffers, ObjectMissing, SourceError, StoreError, StoreUnavailable
 from engine.ports import ObjectInfo, ObjectStore
 
 Operation = Literal["put", "get", "stat", "list", "delete", "probe", "flush"]
@@ -46,7 +46,7 @@ class MemoryStore:
         await self._enter()
         content, existing = bytes(data), self._seen().get(name)
         if existing is not None and len(existing) == len(content) and existing != content:
-            raise StoreRejected(f"object {name} exists with other content")
+            raise ContentDiffers(f"object {name} exists with other content")
         if existing != content:
             (self.volatile if self._barrier else self.objects)[name] = content
 

@@ -27,6 +27,7 @@ import xxhash
 from adapters.state.files import StateFile, read_failed, write_failed
 from engine.cache.attempt import Attempt
 from engine.errors import ForebayError, SessionAborted, StateCorrupt
+from engine.names import PackName
 from engine.staterecords import SessionRow
 from engine.vault.check import VaultCheck
 
@@ -37,6 +38,7 @@ ATTEMPTS_MAX: Final = 1000  # over all caches; the newest are kept, and those he
 VAULT_CHECKS_MAX: Final = 1000  # over all vaults; the newest are kept
 CACHES_MAX: Final = 100  # whose first session is remembered; the newest are kept
 BAD_PACKS_MAX: Final = 100_000  # rows: a pack, and one for each volume healed of it; the newest are kept
+STAND_INS_MAX: Final = 100_000  # over all stores; the newest are kept
 _BUSY_S: Final = 10.0
 _ADVICE: Final = "remove it: only the list of past sessions is lost"
 _UNFINISHED: Final = ("SQLITE_READONLY_ROLLBACK", "SQLITE_READONLY_CANTINIT", "SQLITE_CANTOPEN")
@@ -46,6 +48,8 @@ _SCHEMA: Final = {
     # `volume`: healed of the pack; "" is the pack itself. `key`: the first 8 bytes of its hash.
     "bad_pack": "(number INTEGER PRIMARY KEY, store BLOB NOT NULL, key BLOB NOT NULL, volume TEXT NOT NULL, "
     "UNIQUE (store, key, volume))",
+    "stand_in": "(number INTEGER PRIMARY KEY, store BLOB NOT NULL, damaged TEXT NOT NULL, name TEXT NOT NULL, "
+    "UNIQUE (store, damaged))",
     # `keys`: of objects that are locked until this day, 8 bytes each; day 0 has the day of the last whole look instead.
     "lock_until": "(store BLOB NOT NULL, day INTEGER NOT NULL, keys BLOB NOT NULL, sum BLOB NOT NULL, "
     "PRIMARY KEY (store, day))",
@@ -58,7 +62,7 @@ _SCHEMA: Final = {
 
 
 class HistoryFile:
-    """The file `history.sqlite` (`History`, `CacheHistory`, `VaultHistory` and `LockNotes`).
+    """The file `history.sqlite` (`History`, `StandInNotes`, `CacheHistory`, `VaultHistory` and `LockNotes`).
 
     Safe to call from several threads.
     """
@@ -125,6 +129,24 @@ class HistoryFile:
             database.executemany("INSERT OR IGNORE INTO bad_pack (store, key, volume) VALUES (?, ?, ?)", rows)
             database.execute(
                 "DELETE FROM bad_pack WHERE number <= (SELECT max(number) FROM bad_pack) - ?", (BAD_PACKS_MAX,)
+            )
+
+    def stand_ins(self, store: bytes) -> dict[PackName, PackName]:
+        """See `StandInNotes.stand_ins`; a row that names no packs counts as none."""
+        with self._opened() as database:
+            rows = database.execute("SELECT damaged, name FROM stand_in WHERE store = ?", (store,)).fetchall()
+        parsed = [(PackName.parse(damaged), PackName.parse(name)) for damaged, name in rows]
+        return {damaged: name for damaged, name in parsed if damaged is not None and name is not None}
+
+    def add_stand_in(self, store: bytes, damaged: PackName, name: PackName) -> None:
+        """See `StandInNotes.add_stand_in`; of more than 100,000 the oldest are forgotten."""
+        with self._opened() as database, database:
+            database.execute(
+                "INSERT OR REPLACE INTO stand_in (store, damaged, name) VALUES (?, ?, ?)",
+                (store, str(damaged), str(name)),
+            )
+            database.execute(
+                "DELETE FROM stand_in WHERE number <= (SELECT max(number) FROM stand_in) - ?", (STAND_INS_MAX,)
             )
 
     def locks(self, store: bytes) -> tuple[int, dict[int, bytes]]:

@@ -26,7 +26,7 @@ from adapters.stores.openroot import SYNC, OpenRoot, opened, read_regular
 from adapters.stores.oserrors import renaming
 from adapters.stores.plainnames import TMP
 from engine.block import Bytes
-from engine.errors import ConfigError, ObjectMissing, StoreRejected, StoreUnavailable
+from engine.errors import ConfigError, ContentDiffers, ObjectMissing, StoreRejected, StoreUnavailable
 from engine.names import FORMAT
 from engine.ports import Room
 
@@ -136,7 +136,7 @@ class FolderFiles:
                     return "other size"
                 for offset in range(0, size, STEP_BYTES):
                     if os.read(fd, STEP_BYTES) != bytes(view[offset : offset + STEP_BYTES]):
-                        raise StoreRejected(f"folder {self.root}: object {name} exists with other content")
+                        raise ContentDiffers(f"folder {self.root}: object {name} exists with other content")
                     call.progress()
                 if self._durable_put:
                     os.fsync(fd)  # whoever wrote it may not have come to its fsync

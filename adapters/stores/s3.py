@@ -26,7 +26,15 @@ from adapters.stores.s3digests import md5_of, sha256_of
 from adapters.stores.s3errors import NO_S3, WRONG_DIGEST, code_of
 from adapters.stores.s3lock import S3Locks
 from engine.block import Bytes
-from engine.errors import ConfigError, ObjectMissing, StoreError, StoreRejected, StoreThrottled, StoreUnavailable
+from engine.errors import (
+    ConfigError,
+    ContentDiffers,
+    ObjectMissing,
+    StoreError,
+    StoreRejected,
+    StoreThrottled,
+    StoreUnavailable,
+)
 from engine.liveness import moved
 from engine.names import FORMAT, FragmentName, PackName
 from engine.ports import ObjectInfo
@@ -272,8 +280,8 @@ class S3Store:
         if str(answer.get("ContentType", "")).startswith("text/html"):
             raise self._no_s3(name)
 
-    def _other(self, name: str) -> StoreRejected:
-        return StoreRejected(f"{self._settings.where}: object {name} exists with other content")
+    def _other(self, name: str) -> ContentDiffers:
+        return ContentDiffers(f"{self._settings.where}: object {name} exists with other content")
 
     async def _conditional(self, name: str) -> bool:
         """Return whether puts may rely on `If-None-Match`, after asking the server once."""

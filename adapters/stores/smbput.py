@@ -23,7 +23,7 @@ from adapters.stores.smbhandles import closing, make_folder, opened
 from adapters.stores.smbmessages import CREATE, PLAIN_FILE, READ, SHARE_READ, WRITE, Handle
 from adapters.stores.smbplace import Place
 from adapters.stores.smbwire import Link
-from engine.errors import StoreRejected, StoreUnavailable
+from engine.errors import ContentDiffers, StoreRejected, StoreUnavailable
 
 T = TypeVar("T")
 Standing = Literal["absent", "no folder", "same", "other size"]
@@ -146,7 +146,7 @@ class Putter:
                 while offset < found.size:
                     piece = link.read(found, offset, found.size - offset)
                     if not piece or piece != bytes(view[offset : offset + len(piece)]):
-                        raise StoreRejected(f"{self._place.where}: object {name} exists with other content")
+                        raise ContentDiffers(f"{self._place.where}: object {name} exists with other content")
                     offset += len(piece)
                     call.progress()
                 return "same"

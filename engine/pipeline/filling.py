@@ -84,6 +84,7 @@ class Filling:
                 unread.add(volume.name)
         await self._settle(pending, left, holes)
         await self._refill.finish()
+        problems += self._refill.problems
         holes.update({volume.name: [(0, volume.blocks)] for volume in root.body.volumes if volume.name in unread})
         holes = {name: ranges for name, ranges in holes.items() if ranges}
         if holes and self._away is not None:

@@ -128,6 +128,7 @@ class Locking:
             rows, others = relied, []
             if whole := looked != today:
                 rows, others = await everything(), await self._others()
+            rows = await anyio.to_thread.run_sync(self._standing, rows)
             due = await anyio.to_thread.run_sync(self._due, rows, others, notes, done[0], now_s, whole)
             left, why = await self._extend(due, done)
             if left:
@@ -167,6 +168,13 @@ class Locking:
             if fragment is not None and fragment.writer == identity.system:
                 names.append(name)
         return names
+
+    def _standing(self, rows: PackRows) -> PackRows:
+        """Add to packs those that stand in for them (*sync*)."""
+        notes, keys = self._setup.stand_ins, {*keys_of(rows).tolist()}
+        known = notes.stand_ins(self._store) if notes is not None else {}
+        standing = rows_of(name for damaged, name in known.items() if damaged.key in keys)
+        return sorted_rows(np.concatenate((rows, standing))) if len(standing) else rows
 
     def _due(
         self, rows: PackRows, others: list[str], notes: dict[int, bytes], written: Column64, now_s: float, whole: bool

@@ -24,6 +24,7 @@ from engine.pipeline.parent import Parent, Stores, find_parent
 from engine.pipeline.report import SessionReport, UploadReport
 from engine.pipeline.route import Event, Means, RouteKeeper
 from engine.pipeline.setup import SessionSetup
+from engine.pipeline.standin import recall
 from engine.pipeline.stores import Side, open_side
 from engine.pipeline.upload import Upload
 from engine.ports import ObjectStore
@@ -230,6 +231,8 @@ class Opening:
             distrust=setup.full,
         )
         self._report.problems += problems
+        if found.kind == "vault" and (problem := await anyio.to_thread.run_sync(recall, setup, side.packs)):
+            self._report.problems.append(problem)
         return side
 
     async def spool_side(self, certificates: Certificates, sent: frozenset[int] = frozenset()) -> Side:

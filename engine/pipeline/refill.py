@@ -27,6 +27,7 @@ from engine.pipeline.kept import not_kept
 from engine.pipeline.lost import ASKED, RunCursor, Wanted
 from engine.pipeline.salvage import salvaged
 from engine.pipeline.setup import SessionSetup
+from engine.pipeline.standin import put_anyway
 from engine.pipeline.stores import Side
 from engine.vault.certificate import Certificates
 
@@ -38,7 +39,7 @@ class CacheAway(StoreUnavailable):
 class Refill:
     """Puts into `vault` what it lost. `beside`: stores besides the vault where damaged packs, and pages, may lie.
 
-    `cache` None: there is nothing to fill from. Methods raise StoreUnavailable and StoreRejected of the vault and of
+    `cache` None: there is nothing to fill from. `problems` takes what there is to tell of the vault. Methods raise StoreUnavailable and StoreRejected of the vault and of
     those beside it, CacheAway, StateCorrupt.
     """
 
@@ -54,6 +55,7 @@ class Refill:
         self.vault, self.beside, self.cache = vault, list(beside), cache
         self._session = secrets.token_bytes(16)
         self._put_there: set[PackName] = set()
+        self.problems: list[str] = []
 
     async def copy(self, name: PackName) -> bool:
         """Put a lost pack into the vault again, if the cache has the very same."""
@@ -61,8 +63,7 @@ class Refill:
         if found is None:
             return False
         data, entries = found
-        await self.vault.packs.put_pack(FinishedPack(name, data, entries.ids, entries.offsets, entries.lengths))
-        self._put_there.add(name)
+        await self._put_pack(FinishedPack(name, data, entries.ids, entries.offsets, entries.lengths))
         return True
 
     async def copy_records(self, name: PackName) -> bool:
@@ -204,7 +205,10 @@ class Refill:
 
     async def _put(self, builder: PackBuilder) -> None:
         finished = await anyio.to_thread.run_sync(builder.finish)
-        await self.vault.packs.put_pack(finished)
+        await self._put_pack(finished)
+
+    async def _put_pack(self, finished: FinishedPack) -> None:
+        self.problems += await put_anyway(self._setup, self.vault.packs, finished)
         self._put_there.add(finished.name)
 
     async def _cached(self, name: PackName) -> bytes | None:

@@ -11,7 +11,7 @@ from engine.pipeline.volume import VolumeSource
 from engine.policy import CacheErrorPolicy, LanePolicy, LockPolicy, QueuePolicy, ReconnectPolicy, SlowPolicy, TrimPolicy
 from engine.ports import Clock, Device, ObjectStore, Retention
 from engine.seal import Codec
-from engine.state import CacheHistory, History, LockNotes, StateStore
+from engine.state import CacheHistory, History, LockNotes, StandInNotes, StateStore
 from engine.vault.identity import Identity
 
 
@@ -69,6 +69,7 @@ class SessionSetup(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     spool: SpoolSetup | None = None
     lock: LockSetup | None = None
+    stand_ins: StandInNotes | None = None
     codec: Codec = Codec.ZSTD
     paranoid: bool = False
     delta: bool = True

@@ -11,14 +11,14 @@ store has is published as holes; what needs a cache that is away, or whose name 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import anyio.to_thread
 import msgspec
 
-from engine.block import Bytes
 from engine.errors import (
     ConfigError,
+    ContentDiffers,
     ObjectMissing,
     StateCorrupt,
     StoreCorrupt,
@@ -28,15 +28,16 @@ from engine.errors import (
 )
 from engine.events import EventLog
 from engine.names import PackName, PointId
-from engine.note import NoteBody, own_note
-from engine.pack import FinishedPack, check_pack
+from engine.note import NoteBody, open_note, own_note
 from engine.pipeline.beside import published
 from engine.pipeline.filling import Filling
 from engine.pipeline.kept import not_kept
 from engine.pipeline.locking import Locking
 from engine.pipeline.refill import CacheAway
 from engine.pipeline.report import Uploaded, UploadReport
+from engine.pipeline.sending import Sending
 from engine.pipeline.setup import SessionSetup
+from engine.pipeline.standin import recall
 from engine.pipeline.stores import Side, open_side
 from engine.root import Root, open_root
 from engine.signed import OBJECT_BYTES_MAX
@@ -44,12 +45,8 @@ from engine.spool import PointPacks, Spool
 from engine.vault.certificate import Certificates
 from engine.vault.enrolment import check_enrolment, find_cache
 from engine.vault.formatobject import FormatObject, read_format
-from engine.workers import run_workers
 
 log = EventLog("upload")
-
-IN_FLIGHT_BYTES: Final = 64 << 20  # of packs; a put may hold a copy of its own
-PUTS_MAX: Final = 8
 
 # Asked between packs; True: somebody else needs the state directory, or the user wants a pause.
 Stop: TypeAlias = Callable[[], bool]
@@ -78,17 +75,20 @@ class Upload:
         self._setup, self._stop = setup, stop
         self._objects = setup.spool.objects
         self.report = UploadReport()
-        self.sent_bytes = 0
         self._vault: Side | None = None
         self._spool_side: Side | None = None
         self._spool: Spool | None = None
         self._certificates: Certificates | None = None
         self._cache: Side | None = None
         self._cache_away: StoreUnavailable | None = None
-        self._damaged: set[PackName] = set()  # in the spool
+        self._sending: Sending | None = None
         self._waiting: set[PointId] = set()
         self._in_session = False
-        self._sent: set[int] = set()  # keys of the packs put for the point at hand
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of packs that were put."""
+        return self._sending.sent_bytes if self._sending is not None else 0
 
     async def anything(self) -> bool:
         """Tell whether points, or notes to points that were deleted, wait in the spool; the vault is not asked.
@@ -127,6 +127,9 @@ class Upload:
         assert setup.spool is not None
         where, known = setup.spool.where, published(setup)
         self._spool = await Spool.open(self._objects, setup.identity, where, also=also, published=known)
+        self._sending = Sending(
+            setup, self._vault, self._spool_side, self._known(), self._stopping, self.report.problems
+        )
         return self._spool
 
     async def all(self) -> None:
@@ -164,9 +167,9 @@ class Upload:
         return True
 
     async def _publish(self, point: PointId) -> None:
-        vault, _, spool = self._opened()
+        (vault, _, spool), sending = self._opened(), self._sends()
         began_ms = self._setup.clock.now_ms()
-        self._sent.clear()
+        sending.sent.clear()
         root, data = await self._root(spool, point)
         if root is None:
             return
@@ -175,7 +178,7 @@ class Upload:
         packs = await spool.packs_of(point, root)
         if packs.away is not None:
             raise packs.away
-        count, size = await self._send(packs)
+        count, size = await sending.send(spool, packs)
         if self.report.stopped:
             return
         await vault.packs.publish_index()
@@ -186,12 +189,13 @@ class Upload:
         await vault.objects.put(point.root(self._setup.identity.system), data)
         await vault.packs.flush()
         await anyio.to_thread.run_sync(self._in_vault, point)
+        await self._heal_later([name.key for name in packs.listed if vault.packs.stand_in(name) != name])
         # Whoever writes to the spool now finds there what is about to leave it: it lies in the vault from here on.
         await self._relied_on_in_vault(packs.listed)
         await spool.remove(point, root)
         if (lock := self._setup.lock) is not None:
             locking = Locking(self._setup, lock, began_ms, self.report.problems)
-            await locking.after_upload(packs.listed, self._sent)
+            await locking.after_upload(packs.listed, sending.sent)
         self.report.uploaded.append(Uploaded(str(point), count, size, holes))
         log.info("point_uploaded", point=str(point), packs=count, bytes=size, incomplete=bool(holes))
 
@@ -225,71 +229,21 @@ class Upload:
             return False
         return True
 
-    async def _send(self, packs: PointPacks) -> tuple[int, int]:
-        """Put the point's packs that the vault lacks; return how many, and their bytes."""
-        vault, _, spool = self._opened()
-        held = await spool.packs()
-        # Where not all that the point lists is known, nothing that may belong to it is left behind.
-        wanted = held.keys() if packs.unread else held.keys() & packs.listed
-        mine = sorted(wanted, key=lambda name: (name.kind, name.hash))
-        # An index that lists a pack was made after the pack was acknowledged; the listing tells if it is still there.
-        absent = await vault.packs.present(mine)
-        rest = iter([name for name in mine if name in absent or name not in vault.packs.index.packs_of_key(name.key)])
-        sent: list[int] = []
-
-        async def work() -> None:
-            for name in rest:
-                if self._stopping():
-                    return
-                finished = await self._read(name)
-                if finished is not None:
-                    await vault.packs.put_pack(finished)
-                    sent.append(name.size)
-                    self._sent.add(name.key)
-                    self.sent_bytes += name.size
-
-        largest = max((name.size for name in mine), default=1)
-        await run_workers(work, max(1, min(PUTS_MAX, IN_FLIGHT_BYTES // largest)))
-        return len(sent), sum(sent)
-
-    async def _read(self, name: PackName) -> FinishedPack | None:
-        """Return a pack of the spool, every byte of it checked; None, and a problem, if it is damaged."""
-        _, spooled, _ = self._opened()
-        try:
-            data = await self._objects.get(str(name), 0, name.size)
-            return await anyio.to_thread.run_sync(self._checked, name, data, spooled)
-        except (StoreCorrupt, ObjectMissing) as error:
-            self.report.problems.append(f"spool: {error}")
-            self._damaged.add(name)
-            return None
-
-    def _checked(self, name: PackName, data: Bytes, spooled: Side) -> FinishedPack:
-        entries = check_pack(name, data, self._setup.identity.keys, self._known())
-        bare = FinishedPack(name, data, entries.ids, entries.offsets, entries.lengths)
-        if not entries.sources:
-            return bare
-        index = spooled.packs.index
-        which, keys, _ = index.delta_sources(entries.ids, bare.places())
-        named = zip(which.tolist(), index.pack_names(keys), strict=True)
-        sources = tuple((entry, source) for entry, source in named if source is not None)
-        return FinishedPack(name, data, entries.ids, entries.offsets, entries.lengths, sources)
-
     async def _complete(self, point: PointId, root: Root, packs: PointPacks) -> dict[str, list[tuple[int, int]]]:
         """See that all the point lists is in the vault; fill in what is gone, and say in a note what cannot be."""
-        vault, spooled, _ = self._opened()
-        absent = await vault.packs.present(packs.listed)
-        whole = (await self._opened()[2].packs()).keys() - self._damaged if absent else ()
+        (vault, spooled, spool), sending = self._opened(), self._sends()
+        absent = await sending.absent(packs.listed)
+        whole = (await spool.packs()).keys() - sending.damaged if absent else ()
         if name := next((name for name in absent if name in whole), None):
             raise not_kept(str(name))  # it was sent a moment ago
         if not absent and not packs.unread:
             return {}
         filling = Filling(self._setup, vault, spooled, self._cache, self._known(), self._cache_away)
-        filled = await filling.fill(root, absent, self._damaged)
+        filled = await filling.fill(root, absent, sending.damaged)
         if filled.unread:
             await self._give_up_state("the block map of a restore point in the spool is lost")
         self.report.problems += [f"restore point {point}: {problem}" for problem in filled.problems]
-        if filled.left:
-            await anyio.to_thread.run_sync(self._remember_bad, [name.key for name in filled.left])
+        await self._heal_later([name.key for name in filled.left])
         if filled.holes:
             lost = sum(count for ranges in filled.holes.values() for _, count in ranges)
             text = f"{lost} blocks that are lost could not be filled in from the cache"
@@ -324,9 +278,30 @@ class Upload:
         vault = self._opened()[0]
         for name in names:
             try:
-                await vault.objects.put(name, bytes(await self._objects.get(name)))
+                data = bytes(await self._objects.get(name))
             except ObjectMissing:
                 continue
+            try:
+                await vault.objects.put(name, data)
+            except ContentDiffers as error:
+                await self._put_note_anew(name, data, error)
+
+    async def _put_note_anew(self, name: str, data: bytes, refused: ContentDiffers) -> None:
+        """Put a note whose name in the vault has rotted away: it is named after its bytes, so sealed anew."""
+        identity, vault = self._setup.identity, self._opened()[0]
+        try:
+            note = open_note(name, data, identity.listing_key, self._known().verify_number)
+        except StoreCorrupt:
+            there = bytes(await vault.objects.get(name, 0, OBJECT_BYTES_MAX + 1))
+            try:
+                open_note(name, there, identity.listing_key, self._known().verify_number)
+            except StoreCorrupt:
+                self.report.problems.append(
+                    f"{refused}; what the note says is lost: it is damaged in the spool, too"
+                )
+            return
+        await vault.objects.put(*own_note(note.body, note.point, identity))
+        self.report.problems.append(f"{refused}; the note was put under another name")
 
     def _in_vault(self, point: PointId) -> None:
         """Have local state look for a point in the vault from now on, also if its commit was cut off (*sync*)."""
@@ -341,9 +316,12 @@ class Upload:
         _, spooled, _ = self._opened()
         await spooled.packs.lies_beside_now([name.key for name in packs])
 
-    def _remember_bad(self, keys: Sequence[int]) -> None:
+    async def _heal_later(self, keys: Sequence[int]) -> None:
+        """Have the next sessions send again what they have in these packs, and rely on them no more."""
+        history, vault = self._setup.history, self._setup.identity.vault
         try:
-            self._setup.history.add_bad_packs(self._setup.identity.vault, keys)
+            if keys:
+                await anyio.to_thread.run_sync(history.add_bad_packs, vault, keys)
         except StateCorrupt as error:
             self.report.problems.append(f"{error}; run 'forebay backup --full' to send what the vault lost again")
 
@@ -380,6 +358,8 @@ class Upload:
             own_only=setup.own_only,
         )
         self.report.problems += problems
+        if found.kind == "vault" and (problem := await anyio.to_thread.run_sync(recall, setup, side.packs)):
+            self.report.problems.append(problem)
         return side
 
     def _known(self) -> Certificates:
@@ -390,6 +370,10 @@ class Upload:
         if not self.report.stopped and self._stop():
             self.report.stopped = True
         return self.report.stopped
+
+    def _sends(self) -> Sending:
+        assert self._sending is not None
+        return self._sending
 
     def _opened(self) -> tuple[Side, Side, Spool]:
         assert self._vault is not None

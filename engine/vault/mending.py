@@ -119,6 +119,7 @@ class Mending:
         await self._find_runs(lost, unpaged)
         await self._blocks(lost)
         await self._refill.finish()
+        self.problems += self._refill.problems
         for run in self._runs.values():
             run.close()
 

@@ -29,22 +29,25 @@ async def read_all(
 ) -> None:
     """Read packs, about in this order, a few side by side; `told` hears of each what is wrong with it.
 
+    Of damaged ones, what stands in for them is read.
+
     Raises: StoreUnavailable, StoreRejected, StateCorrupt, Stopped (by `seals`).
     """
     index, done = vault.packs.index, 0
-    groups = in_groups(index.views(), np.array([name.key for name in names], np.uint64))
+    standing = [vault.packs.stand_in(name) for name in names]
+    groups = in_groups(index.views(), np.array([name.key for name in standing], np.uint64))
     while (group := await anyio.to_thread.run_sync(next, groups, None)) is not None:
         packs, ids = group
         await anyio.to_thread.run_sync(seals.gather, ids)
-        part = names[done : done + len(packs)]
+        part = list(zip(names, standing, strict=True))[done : done + len(packs)]
         done += len(packs)
         rest = iter(part)
 
-        async def work(rest: Iterator[PackName] = rest) -> None:
-            for name in rest:
-                told(name, await _fault(vault, name, seals, keys, members))
+        async def work(rest: Iterator[tuple[PackName, PackName]] = rest) -> None:
+            for name, read in rest:
+                told(name, await _fault(vault, read, seals, keys, members))
 
-        largest = max(name.size for name in part)
+        largest = max(name.size for name, _ in part)
         await run_workers(work, max(1, min(READS_MAX, IN_FLIGHT_BYTES // largest)))
 
 

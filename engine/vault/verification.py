@@ -34,6 +34,7 @@ from engine.names import PackName
 from engine.packtable import rows_from_bytes
 from engine.pipeline.refill import Refill
 from engine.pipeline.setup import SessionSetup
+from engine.pipeline.standin import recall
 from engine.pipeline.stores import Side, open_side
 from engine.ports import ObjectStore
 from engine.state import LostPacks, VaultHistory
@@ -174,6 +175,8 @@ class VaultVerification:
             found, objects, session.identity, session.state, self._certificates, own_only=session.own_only
         )
         self.problems += problems
+        if found.kind == "vault" and (problem := await anyio.to_thread.run_sync(recall, session, side.packs)):
+            self.problems.append(problem)
         return side
 
     def _told(self, kept: Kept) -> None:
@@ -219,7 +222,8 @@ class VaultVerification:
         keys, sizes = needs.keys(), needs.rows["size"].astype(np.int64)
         known = await anyio.to_thread.run_sync(self._upkeep.lost_packs)
         doubted = needs.there & np.isin(keys, distinct(known.damaged, np.array(sorted(kept.damaged), np.uint64)))
-        lost.damaged.update(needs.names(doubted))
+        doubtful = needs.names(doubted)
+        lost.damaged.update(name for name in doubtful if vault.packs.stand_in(name) == name)
         if not self._setup.read_share:
             return
         checked = await anyio.to_thread.run_sync(self._upkeep.checked_packs)

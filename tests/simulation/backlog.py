@@ -77,8 +77,9 @@ def check_upload(model: Model, machine: Machine, plan: Plan, report: UploadRepor
             holes = {block for first, count in ranges for block in range(first, first + count)}
             noted = model.losses.holes_of(machine, root, volume)
             require(holes <= noted, "a point was uploaded incomplete, and no note says so", told)
-    # A pack that rotted under the name of one that waits: somebody has to look, and the sentence says where.
-    incomplete |= "exists with other content" in (report.error or "") and bool(model.stores["vault"].damaged())
+    # A root that rotted under the name of one that waits: somebody has to look, and the sentence says where.
+    rotten = {name for name in model.stores["vault"].damaged() if name.startswith("root/")}
+    incomplete |= any(f"{name} exists with other content" in (report.error or "") for name in rotten)
     stopped = machine.paused or not machine.settings.spool or model.spool_fails(machine)
     if not (model.in_the_way(machine, plan) or stopped or incomplete):
         require(report.exit_code == DONE, "an upload failed though nothing was in its way", told)

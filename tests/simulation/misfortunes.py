@@ -153,7 +153,7 @@ class Misfortunes:
         if (machine.home / "spool.aside").is_dir() and not machine.spool.there:
             self.lose_spool(machine)
         vault = self.stores["vault"]
-        for name in [name for name in vault.damaged() & {*machine.spool.names()} if name in vault.objects]:
+        for name in [name for name in vault.damaged() & {*machine.waiting()} if name in vault.objects]:
             del vault.objects[name]  # as the sentence says that names it: what waits cannot take its place
             self._tell(f"somebody removes {name} from the vault, which rotted")
         machine.settings.elsewhere = False

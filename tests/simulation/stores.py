@@ -12,7 +12,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from engine.block import Bytes
-from engine.errors import ObjectMissing, StoreRejected, StoreThrottled, StoreUnavailable
+from engine.errors import ContentDiffers, ObjectMissing, StoreRejected, StoreThrottled, StoreUnavailable
 from engine.ports import ObjectInfo
 from tests.fakes import flip_a_bit
 
@@ -55,7 +55,7 @@ class SimStore:
         existing = self.objects.get(name)
         if existing is not None and len(existing) == len(data):
             if existing != data:
-                raise StoreRejected(f"object {name} exists with other content")
+                raise ContentDiffers(f"object {name} exists with other content")
             return
         if existing is not None and self.written.get(name) == existing:
             raise Broken(f"{self.kind}: {name} was whole, and is put with another size")

@@ -1,0 +1,124 @@
+"""What rotted in the vault under the name of something that waits in the spool: others stand in for it."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.names import PackName
+from tests.scenario.crash_backlog import Backlog
+from tests.scenario.crash_machine import CrashMachine, change, check_whole, objects
+from tests.scenario.machine import BLOCK, PASSPHRASE
+
+Rot = Callable[[bytes], bytes]
+
+
+def a_bit(data: bytes) -> bytes:
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+
+
+def everything(data: bytes) -> bytes:
+    return bytes(len(data))
+
+
+def rot(backlog: Backlog, names: set[str], how: Rot) -> dict[str, bytes]:
+    """Put what rotted under the names of objects of the spool into the vault; return what lies there."""
+    vault, rotten = backlog.machine.vault, {name: how((backlog.spool / name).read_bytes()) for name in names}
+    for name, data in rotten.items():
+        (vault / name).parent.mkdir(parents=True, exist_ok=True)
+        (vault / name).write_bytes(data)
+    return rotten
+
+
+def in_spool(backlog: Backlog, kind: str, point: str | None = None) -> set[str]:
+    names = {name for name in objects(backlog.spool) if name.startswith(f"{kind}/")}
+    return names & backlog.packs[point] if point is not None else names
+
+
+def stands(backlog: Backlog, rotten: dict[str, bytes]) -> None:
+    """Check that what rotted still lies there, that all else is whole, and that every point comes back all the same."""
+    machine = backlog.machine
+    assert {name: (machine.vault / name).read_bytes() for name in rotten} == rotten
+    check_whole(machine.vault, {name: data for name, data in objects(machine.vault).items() if name not in rotten})
+    assert backlog.in_spool() == []
+    with backlog.without_cache():
+        backlog.restore_all()
+    backlog.restore_some(1)
+
+
+def elsewhere(backlog: Backlog, point: str) -> None:
+    """Restore a point on another machine: from the vault and the passphrase alone."""
+    machine = backlog.machine
+    for name, content in backlog.contents[point].items():
+        target = machine.root / "elsewhere"
+        target.unlink(missing_ok=True)
+        vault = ("--vault", f"file://{machine.vault}", "--system", machine.name)
+        assert machine.restore(point, name, target, *vault).document["holes"] == []
+        assert target.read_bytes() == content
+
+
+@pytest.mark.parametrize(("kind", "how"), [("data", a_bit), ("page", everything)])
+def test_a_pack_that_rotted_under_the_name_of_one_that_waits(
+    two: Backlog, fast_path: Path, kind: str, how: Rot
+) -> None:
+    backlog = two.copy_to(fast_path / "work")
+    machine = backlog.machine
+    first, second = sorted(backlog.spooled)
+    rotten = rot(backlog, in_spool(backlog, kind, first), how)
+    done = machine.run("upload")
+    assert [each["point"] for each in done.document["uploaded"]] == [first, second]
+    assert not any(each["holes"] for each in done.document["uploaded"])
+    for name in rotten:
+        (problem,) = (problem for problem in done.document["problems"] if name in problem)
+        assert "what belongs there was put as" in problem
+        assert done.stderr.count(f'"pack": "{name}"') + done.stderr.count(f"pack={name}") == 1, done.stderr
+    assert len(done.document["problems"]) == len(rotten)
+    stands(backlog, rotten)
+    elsewhere(backlog, first)
+    # The next session relies on nothing that rotted, and sends nothing for it.
+    for name, path in machine.volumes.items():
+        path.write_bytes(backlog.contents[second][name])
+    report = machine.backup()
+    assert report["problems"] == []
+    assert [volume["vault_blocks"] for volume in report["volumes"].values()] == [0, 0]
+    backlog.keep(report["point"])
+    assert machine.run("upload").document["problems"] == []
+    for name in rotten:
+        (machine.vault / name).unlink()  # somebody took it away to look at it
+    stands(backlog, {})
+    backlog.goes_on()
+
+
+@pytest.mark.parametrize("left", ["in the vault", "in the cache", "nowhere"])
+def test_a_pack_that_rotted_in_the_spool_counts_in_the_vault_once_it_was_read(
+    two: Backlog, fast_path: Path, left: str
+) -> None:
+    """An upload was cut off, and nobody knows any more what it had got acknowledged."""
+    backlog = two.copy_to(fast_path / "work")
+    machine = backlog.machine
+    assert machine.cache is not None
+    first, _ = sorted(backlog.spooled)
+    names = in_spool(backlog, "data", first)
+    rotten = rot(backlog, names, a_bit if left != "in the vault" else bytes)
+    for name in names:
+        if left == "in the cache":
+            (machine.cache / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(backlog.spool / name, machine.cache / name)
+        (backlog.spool / name).write_bytes(everything((backlog.spool / name).read_bytes()))
+    if left != "in the cache":
+        machine.extra["cache"] = "enabled = false"
+    done = machine.run("upload", expect=1 if left == "nowhere" else 0)
+    holes = {each["point"]: each["holes"] for each in done.document["uploaded"]}
+    assert bool(holes[first]) == (left == "nowhere")
+    assert sum("in the vault is not what was put there" in problem for problem in done.document["problems"]) == (
+        len(names) if left == "in the cache" else 0
+    )
+    machine.extra["cache"] = ""
+    if left != "nowhere":
+        stands(backlog, rotten if left == "in the cache" else {})
