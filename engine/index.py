@@ -166,9 +166,14 @@ class PackIndex:
             self._bar_in(self._views.all())
 
     def rely_instead(self, stand_ins: Mapping[int, int]) -> None:
-        """Rely on nothing in damaged packs, by key; what lies there lies at the same offsets in those given."""
+        """Rely on nothing in damaged packs, by key; what lies there lies at the same offsets in those given.
+
+        One that stands in for itself is relied on if it is listed again.
+        """
         self._stand_ins.update(stand_ins)
-        self.bar(stand_ins)
+        with self._lock:
+            self._barred_packs.difference_update(stand_ins)
+        self.bar(damaged for damaged, key in stand_ins.items() if damaged != key)
 
     def distrust_others(self) -> None:
         """Let look-ups see this system's own packs only from now on."""

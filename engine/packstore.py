@@ -179,7 +179,10 @@ class PackStore:
             await anyio.to_thread.run_sync(self._install)
 
     def rely_instead(self, stand_ins: Mapping[PackName, PackName]) -> None:
-        """Take, for packs damaged in this store, others with the same records at the same offsets (*sync*)."""
+        """Take, for packs damaged in this store, others with the same records at the same offsets (*sync*).
+
+        One that stands in for itself is whole again.
+        """
         self._stand_ins.update(stand_ins)
         self.index.rely_instead({damaged.key: name.key for damaged, name in stand_ins.items()})
 

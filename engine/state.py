@@ -228,11 +228,17 @@ class StandInNotes(Protocol):
     """Packs that turned out damaged in a store, and those that hold the same records at the same offsets."""
 
     def stand_ins(self, store: bytes) -> dict[PackName, PackName]:
-        """Return which pack of the store stands in for which damaged one. Raises: StateCorrupt."""
+        """Return which pack of the store stands in for which one; for itself: it is whole again.
+
+        Raises: StateCorrupt.
+        """
         ...
 
     def add_stand_in(self, store: bytes, damaged: PackName, name: PackName) -> None:
-        """Remember `name` as what stands in for `damaged`. Raises: StateCorrupt, SessionAborted."""
+        """Remember `name` as what stands in for `damaged`, in place of any other.
+
+        Raises: StateCorrupt, SessionAborted.
+        """
         ...
 
 

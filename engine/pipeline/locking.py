@@ -173,7 +173,7 @@ class Locking:
         """Add to packs those that stand in for them (*sync*)."""
         notes, keys = self._setup.stand_ins, {*keys_of(rows).tolist()}
         known = notes.stand_ins(self._store) if notes is not None else {}
-        standing = rows_of(name for damaged, name in known.items() if damaged.key in keys)
+        standing = rows_of(name for damaged, name in known.items() if damaged.key in keys and name != damaged)
         return sorted_rows(np.concatenate((rows, standing))) if len(standing) else rows
 
     def _due(

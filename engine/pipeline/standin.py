@@ -7,7 +7,7 @@ Here, what stands in is read, asked about and kept locked instead; the damaged p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Final
 
 import anyio.to_thread
@@ -43,6 +43,9 @@ async def put_anyway(setup: SessionSetup, packs: PackStore, finished: FinishedPa
     """
     damaged: list[PackName] = []
     standing = finished
+    stood_in = packs.stand_in(finished.name) != finished.name
+    # What is damaged may have been taken away, and what stood in for it as well.
+    packs.rely_instead({finished.name: finished.name})
     while True:
         try:
             await packs.put_pack(standing)
@@ -54,13 +57,14 @@ async def put_anyway(setup: SessionSetup, packs: PackStore, finished: FinishedPa
             standing = await anyio.to_thread.run_sync(
                 stand_in_for, standing, setup.identity.keys, setup.identity.signer
             )
-    if not damaged:
+    if not damaged and not stood_in:
         return []
     problems = [_sentence(packs, name, standing.name) for name in damaged]
     for name in damaged:
         log.warning("damaged_pack_replaced", component=packs.store_name, pack=str(name), by=str(standing.name))
-    packs.rely_instead(dict.fromkeys(damaged, standing.name))
-    if problem := await anyio.to_thread.run_sync(_note, setup, packs, damaged, standing.name):
+    stand_ins = dict.fromkeys(damaged or [finished.name], standing.name)
+    packs.rely_instead(stand_ins)
+    if problem := await anyio.to_thread.run_sync(_note, setup, packs, stand_ins):
         problems.append(problem)
     return problems
 
@@ -76,12 +80,12 @@ def _sentence(packs: PackStore, damaged: PackName, name: PackName) -> str:
     )
 
 
-def _note(setup: SessionSetup, packs: PackStore, damaged: Iterable[PackName], name: PackName) -> str | None:
+def _note(setup: SessionSetup, packs: PackStore, stand_ins: Mapping[PackName, PackName]) -> str | None:
     if setup.stand_ins is None:
         return None
     try:
-        for each in damaged:
-            setup.stand_ins.add_stand_in(packs.store_id, each, name)
+        for damaged, name in stand_ins.items():
+            setup.stand_ins.add_stand_in(packs.store_id, damaged, name)
     except (StateCorrupt, SessionAborted) as error:
-        return f"{error}; that {name} stands in for a damaged pack is known to this upload only"
+        return f"{error}; what stands in for damaged packs of the {packs.store_name} is known to this upload only"
     return None

@@ -296,9 +296,7 @@ class Upload:
             try:
                 open_note(name, there, identity.listing_key, self._known().verify_number)
             except StoreCorrupt:
-                self.report.problems.append(
-                    f"{refused}; what the note says is lost: it is damaged in the spool, too"
-                )
+                self.report.problems.append(f"{refused}; what the note says is lost: it is damaged in the spool, too")
             return
         await vault.objects.put(*own_note(note.body, note.point, identity))
         self.report.problems.append(f"{refused}; the note was put under another name")

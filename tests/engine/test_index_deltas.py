@@ -197,3 +197,18 @@ def test_deltas_are_known_as_in_a_dict_from_fresh_packs_to_merges(data: st.DataO
         elif world.packs:
             world.bar([data.draw(st.sampled_from([stranger, *(pack.name for pack in world.packs)])).key], [])
         world.check()
+
+
+def test_the_sources_of_deltas_in_a_damaged_pack_are_those_of_what_stands_in_for_it() -> None:
+    source, damaged = ack(ALICE, 7, np.array(IDENTS[:1], np.uint64)).name, ack(ALICE, 8, np.array(IDENTS[:1])).name
+    standing = pack_of(ALICE, 9, IDENTS[:2], [None, [source]])
+    index = PackIndex()
+    index.add_pack(standing)
+    places = np.zeros(2, PLACE)
+    places["pack"], places["offset"], places["length"] = damaged.key, standing.offsets, standing.lengths
+    ids: Ids = np.array(IDENTS[:2], np.uint64)
+    assert index.delta_sources(ids, places)[2].tolist() == [True, False]
+    index.rely_instead({damaged.key: standing.name.key})
+    which, keys, answered = index.delta_sources(ids, places)
+    assert (which.tolist(), keys.tolist(), answered.tolist()) == ([1], [source.key], [True, True])
+    assert set(places["pack"].tolist()) == {damaged.key}

@@ -23,6 +23,7 @@ from engine.pack import (
     footer_start,
     read_footer,
     scan_records,
+    stand_in_for,
 )
 from engine.subkeys import DomainKeys
 from engine.trailer import make_trailer
@@ -100,6 +101,20 @@ def test_deltas_name_the_packs_of_their_sources() -> None:
     assert set(entries.sources) == {name for _, name in pack.sources}
     assert [entry for entry, _ in pack.sources] == [1, 1]
     assert entries.days.tolist() == [7, 0]
+
+
+def test_what_stands_in_for_a_pack_holds_the_same_records_at_the_same_offsets() -> None:
+    pack = pack_with_delta()
+    other = stand_in_for(pack, TEAM.keys, TEAM.signer(pack.name.writer))
+    entries, same = check_pack(pack.name, pack.data, None, None), check_pack(other.name, other.data, TEAM.keys, TEAM)
+    assert (other.name.kind, other.name.writer, other.name.size) == (pack.name.kind, pack.name.writer, pack.name.size)
+    assert other.name != pack.name
+    assert (other.sources, same.sources) == (pack.sources, entries.sources)
+    for column in ("ids", "offsets", "lengths", "days"):
+        assert np.array_equal(getattr(same, column), getattr(entries, column))
+    start = footer_start(pack.name, bytes(pack.data[-12:]))
+    assert bytes(other.data[64:start]) == bytes(pack.data[64:start])
+    assert stand_in_for(pack, TEAM.keys, TEAM.signer(pack.name.writer)).data == other.data
 
 
 def test_a_full_pack_takes_no_more_but_an_empty_one_takes_anything() -> None:

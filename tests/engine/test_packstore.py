@@ -16,7 +16,7 @@ from engine.block import PLACE
 from engine.errors import ObjectMissing, StoreCorrupt, StoreRejected, StoreUnavailable
 from engine.fragment import encode_fragment
 from engine.names import FragmentName, PackName
-from engine.pack import FinishedPack
+from engine.pack import FinishedPack, stand_in_for
 from engine.subkeys import DomainKeys
 from tests.engine.fakes_packs import ALICE, BOB, Machine, Team, ack, ids, random_ids
 from tests.fakes import FaultPlan, FaultyStore, MemoryStore
@@ -565,6 +565,32 @@ def test_a_pack_of_the_wrong_size_is_absent_or_read_from_where_it_was_written_ag
             assert await alice.open_block(TEAM.ref(BLOCKS[1])) == BLOCKS[1]
         if wrong is not None:
             assert await alice.store.present([pack.name, other.name]) == set()
+
+    run(main)
+
+
+def test_of_a_damaged_pack_what_stands_in_for_it_is_read_and_asked_about() -> None:
+    async def main() -> None:
+        objects = MemoryStore()
+        alice = Machine(objects, TEAM)
+        pack, other = await put_blocks(alice, BLOCKS[:3]), await put_blocks(alice, BLOCKS[3:4])
+        place = alice.index.lookup(ids(BLOCKS[1:2], TEAM))[0]
+        where = [(int(place["offset"]), int(place["length"]))]
+        (record,) = await alice.store.read_records(pack.name, where)
+        standing = stand_in_for(pack, TEAM.keys, TEAM.signer(pack.name.writer))
+        objects.objects[str(pack.name)] = bytes(pack.name.size)
+        alice.store.rely_instead({pack.name: standing.name})
+        assert await alice.store.present([pack.name, other.name]) == {pack.name}
+        assert finds(alice, BLOCKS[:2]) == [False, False]
+        await alice.store.put_pack(standing)
+        assert await alice.store.present([pack.name, other.name]) == set()
+        assert await alice.store.read_records(pack.name, where) == [record]
+        assert alice.index.lookup(ids(BLOCKS[1:2], TEAM))["pack"] == [standing.name.key]
+        # It was taken away, and put again as it was.
+        objects.objects[str(pack.name)] = bytes(pack.data)
+        alice.store.rely_instead({pack.name: pack.name})
+        del objects.objects[str(standing.name)]
+        assert await alice.store.present([pack.name]) == set()
 
     run(main)
 

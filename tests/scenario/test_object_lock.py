@@ -216,6 +216,23 @@ def test_a_pack_that_is_gone_is_noticed_when_its_lock_is_extended(locked: Locked
     assert "is gone from the vault" in problem
 
 
+def test_what_stands_in_for_a_damaged_pack_is_locked_in_its_stead(locked: Locked) -> None:
+    locked.on_day(0)
+    name = PackName.parse(max(name for name in locked.check() if name.startswith("data/")))
+    assert name is not None
+    standing = msgspec.structs.replace(name, hash=bytes(32))
+    path = locked.machine.vault / str(standing)
+    path.write_bytes(b"as good as any")
+
+    async def note(setup: SessionSetup) -> None:
+        assert setup.stand_ins is not None
+        setup.stand_ins.add_stand_in(setup.identity.vault, name, standing)
+
+    locked.run(note)
+    assert locked.on_day(40).problems == []
+    assert str(standing) in locked.store.extended
+
+
 def test_a_vault_that_does_not_lock_is_refused_and_the_backlog_is_locked_once_it_does(locked: Locked) -> None:
     locked.on_day(0)
     locked.store.refusal = StoreRejected("the bucket has no Object Lock")

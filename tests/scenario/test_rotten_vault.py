@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import random
+import asyncio
+import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from engine.names import PackName
+from tests.s3stores import plain_client, write_keys
+from tests.samba import free_port
 from tests.scenario.crash_backlog import Backlog
-from tests.scenario.crash_machine import CrashMachine, change, check_whole, objects
-from tests.scenario.machine import BLOCK, PASSPHRASE
+from tests.scenario.crash_machine import check_whole, objects
+from tests.scenario.machine import random_volume
+from tests.scenario.smbmachine import NearMachine
+from tests.servers import BUCKET, S3Server
 
 Rot = Callable[[bytes], bytes]
 
@@ -63,14 +67,12 @@ def elsewhere(backlog: Backlog, point: str) -> None:
         assert target.read_bytes() == content
 
 
-@pytest.mark.parametrize(("kind", "how"), [("data", a_bit), ("page", everything)])
-def test_a_pack_that_rotted_under_the_name_of_one_that_waits(
-    two: Backlog, fast_path: Path, kind: str, how: Rot
-) -> None:
+def test_packs_that_rotted_under_the_names_of_some_that_wait(two: Backlog, fast_path: Path) -> None:
     backlog = two.copy_to(fast_path / "work")
     machine = backlog.machine
     first, second = sorted(backlog.spooled)
-    rotten = rot(backlog, in_spool(backlog, kind, first), how)
+    rotten = rot(backlog, in_spool(backlog, "data", first), a_bit)
+    rotten |= rot(backlog, in_spool(backlog, "page", first), everything)
     done = machine.run("upload")
     assert [each["point"] for each in done.document["uploaded"]] == [first, second]
     assert not any(each["holes"] for each in done.document["uploaded"])
@@ -122,3 +124,46 @@ def test_a_pack_that_rotted_in_the_spool_counts_in_the_vault_once_it_was_read(
     machine.extra["cache"] = ""
     if left != "nowhere":
         stands(backlog, rotten if left == "in the cache" else {})
+
+
+@pytest.mark.services
+def test_a_pack_that_rotted_in_a_bucket(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is overwritten, and the server says what it holds."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    prefix = secrets.token_hex(4)
+    keys = write_keys(tmp_path / "keys", s3_server.access_key, s3_server.secret_key)
+    machine = NearMachine(
+        tmp_path / "m", tmp_path, volumes={"data": random_volume(tmp_path / "data.img", 40)},
+        spool=tmp_path / "spool", urls={"vault": f"s3://{BUCKET}/{prefix}"},
+    )  # fmt: skip
+    reached = f'credentials_file = "{keys}"\nretries_max = 0\nreconnect_window = "0 s"\n'
+    machine.extra["vault"] = f'{reached}endpoint_url = "{s3_server.endpoint}"'
+    machine.init()
+    machine.extra["vault"] = f'{reached}endpoint_url = "http://127.0.0.1:{free_port()}"'
+    point = machine.backup(expect=3)["point"]
+    machine.extra["vault"] = f'{reached}endpoint_url = "{s3_server.endpoint}"'
+    rotten = {
+        path.relative_to(tmp_path / "spool").as_posix(): a_bit(path.read_bytes())
+        for kind in ("data", "page")
+        for path in (tmp_path / "spool" / kind).rglob("*-*")
+    }
+    assert len(rotten) >= 2
+
+    async def put() -> None:
+        async with plain_client(s3_server) as client:
+            for name, data in rotten.items():
+                await client.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}", Body=data)
+
+    async def held(name: str) -> bytes:
+        async with plain_client(s3_server) as client:
+            answer = await client.get_object(Bucket=BUCKET, Key=f"{prefix}/{name}")
+            return bytes(await answer["Body"].read())
+
+    asyncio.run(put())
+    done = machine.run("upload").document
+    assert [(each["point"], each["holes"]) for each in done["uploaded"]] == [(point, {})]
+    assert sorted(name for name in rotten for problem in done["problems"] if name in problem) == sorted(rotten)
+    assert {name: asyncio.run(held(name)) for name in rotten} == rotten
+    machine.restore(point, "data", tmp_path / "restored")
+    assert (tmp_path / "restored").read_bytes() == machine.volumes["data"].read_bytes()

@@ -86,6 +86,8 @@ class Losses:
                 # What rots keeps its size: only reading tells, until it vanishes.
                 if len(store.objects.get(name, b"")) != len(store.written[name]):
                     self.lost_at.setdefault((store.kind, name), self.now())
+        rotten = [pack for name in self.stores["vault"].garbage() if (pack := PackName.parse(name)) is not None]
+        self.harmed |= any(pack.size == len(self.stores["vault"].objects[str(pack)]) for pack in rotten)
         for machine in machines:
             for name in machine.spool.ruined:
                 self.harmed = True

@@ -14,6 +14,7 @@ from tests.simulation.machines import Machine
 from tests.simulation.spools import OWN
 from tests.simulation.stores import Kind, SimStore
 
+WAITING: Final = ("data/", "page/", "note/")  # of what waits, what somebody else may have rotted
 DAY_MS: Final = 86_400_000
 STATE_PARTS: Final = ("volumes", "index", "newest", "journal", "sessions", "incarnation", "")
 
@@ -28,7 +29,9 @@ class Misfortunes:
         folder: Path,
         tell: Callable[[str], None],
         look: Callable[[], None],
+        rots: random.Random,
     ) -> None:
+        self._rots = rots
         self.chance, self.stores, self._folder, self._tell, self._look = chance, stores, folder, tell, look
         # Where pages are never lost, every block that is missing must have a reason of its own.
         self._fragile = chance.choice((("data/",), ("data/", "page/", "index/", "root/")))
@@ -103,6 +106,20 @@ class Misfortunes:
             machine.spool.ruin(name, damaged)
             self._tell(f"spool of {machine.name}: {name} {how}")
         machine.disk.settle()
+
+    def rot_ahead(self, machine: Machine, share: float) -> None:
+        """Let something rotten lie in the vault under names of the spool: put there once, and nobody heard of it."""
+        vault, kinds = self.stores["vault"], ("note/", *self._fragile)
+        names = [name for name in machine.spool.names() if name.startswith(kinds) and name.startswith(WAITING)]
+        names = [name for name in names if name not in vault.objects and name not in vault.written]
+        if not names or machine.identity.vault_pending or self._rots.random() >= share:
+            return
+        for name in self._rots.sample(names, min(len(names), self._rots.choice((1, 2, 5)))):
+            data = machine.spool.tried[name]
+            at = self._rots.choice((0, self._rots.randrange(len(data))))
+            stop = self._rots.choice((at + 1, len(data)))
+            vault.objects[name] = data[:at] + bytes(byte ^ 0xA5 for byte in data[at:stop]) + data[stop:]
+            self._tell(f"vault: {name} lies there, rotten from {at} to {stop}")
 
     def _damaged(self, data: bytes) -> tuple[bytes | None, str]:
         how = self.chance.choice(("vanished", "rotted", "is short", "is short"))

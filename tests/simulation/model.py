@@ -171,8 +171,10 @@ class Model:
         """Check that a point in the spool relies on what earlier points list, on the spool, and its own session."""
         made = machine.roots[root]
         allowed = made.kept | (made.sent if made.resumed else set())
+        # One whose deletion was cut off before it began stays a point.
+        stays = {*self.stores["vault"].written, *machine.waiting()}
         for older in self.committed & machine.roots.keys():
-            if older < root and (older not in machine.to_delete or older in self.stores["vault"].written):
+            if older < root and (older not in machine.to_delete or older in stays):
                 allowed |= await self.losses.packs_of(machine, older)
         beyond = await self.losses.packs_of(machine, root) - allowed
         require(not beyond, f"a point in the spool relies on what no point lists: {sorted(beyond)}", told)

@@ -66,7 +66,8 @@ class World:
         ]
         losses = Losses(self.stores, start.identities[names[0]].keys, self._now)
         self.model = Model(self.stores, self.machines, start.access, losses, self._now)
-        self.bad = Misfortunes(chance, self.stores, folder, self._tell, self.model.look)
+        rots = random.Random(f"rots {seed}")
+        self.bad = Misfortunes(chance, self.stores, folder, self._tell, self.model.look, rots)
         for machine in self.machines:
             machine.vanish = self.bad.vanish
             machine.contents = {"data": some_volume(chance)}
@@ -135,6 +136,7 @@ class World:
         for share, what in doings:
             if self.chance.random() < share:
                 what(machine)
+        bad.rot_ahead(machine, likely.damage)
         self.model.look()
         await self._act(machine)
         await check_moves(self.model, machine, Plan(disk_full=True))

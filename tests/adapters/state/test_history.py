@@ -13,6 +13,7 @@ import pytest
 from adapters.state import history
 from adapters.state.history import SESSIONS_MAX, HistoryFile
 from engine.errors import SessionAborted, StateCorrupt
+from engine.names import PackName
 from engine.state import SessionRow
 
 A, B = b"a" * 16, b"b" * 16
@@ -59,6 +60,19 @@ def test_checked_packs_are_kept_by_store(tmp_path: Path) -> None:
     file.add_checked_packs(A, [])
     assert file.checked_packs(A) == {b"1" * 32, b"2" * 32}
     assert file.checked_packs(B) == {b"3" * 32}
+    file.close()
+
+
+def test_what_stands_in_for_damaged_packs_is_kept_by_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packs = [PackName("data", A, bytes([number]) * 32, 900 + number) for number in range(4)]
+    file = HistoryFile(tmp_path / "h", writable=True)
+    file.add_stand_in(A, packs[0], packs[1])
+    file.add_stand_in(B, packs[0], packs[3])
+    file.add_stand_in(A, packs[0], packs[2])
+    assert (file.stand_ins(A), file.stand_ins(B)) == ({packs[0]: packs[2]}, {packs[0]: packs[3]})
+    monkeypatch.setattr(history, "STAND_INS_MAX", 1)
+    file.add_stand_in(A, packs[1], packs[1])
+    assert (file.stand_ins(A), file.stand_ins(B)) == ({packs[1]: packs[1]}, {})
     file.close()
 
 
