@@ -39,8 +39,8 @@ class CacheAway(StoreUnavailable):
 class Refill:
     """Puts into `vault` what it lost. `beside`: stores besides the vault where damaged packs, and pages, may lie.
 
-    `cache` None: there is nothing to fill from. `problems` takes what there is to tell of the vault. Methods raise StoreUnavailable and StoreRejected of the vault and of
-    those beside it, CacheAway, StateCorrupt.
+    `cache` None: there is nothing to fill from. `problems` takes what there is to tell of the vault.
+    Methods raise StoreUnavailable and StoreRejected of the vault and of those beside it, CacheAway, StateCorrupt.
     """
 
     def __init__(

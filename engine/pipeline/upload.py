@@ -189,7 +189,9 @@ class Upload:
         await vault.objects.put(point.root(self._setup.identity.system), data)
         await vault.packs.flush()
         await anyio.to_thread.run_sync(self._in_vault, point)
-        await self._heal_later([name.key for name in packs.listed if vault.packs.stand_in(name) != name])
+        damaged = [name for name in packs.listed if vault.packs.stand_in(name) != name]
+        # Blocks come to lie elsewhere with the next session; pages, where runs that need them are merged.
+        await self._heal_later([name.key for name in damaged if name.kind == "data"])
         # Whoever writes to the spool now finds there what is about to leave it: it lies in the vault from here on.
         await self._relied_on_in_vault(packs.listed)
         await spool.remove(point, root)

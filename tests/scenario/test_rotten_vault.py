@@ -91,8 +91,12 @@ def test_packs_that_rotted_under_the_names_of_some_that_wait(two: Backlog, fast_
     assert [volume["vault_blocks"] for volume in report["volumes"].values()] == [0, 0]
     backlog.keep(report["point"])
     assert machine.run("upload").document["problems"] == []
-    for name in rotten:
-        (machine.vault / name).unlink()  # somebody took it away to look at it
+    with backlog.without_cache():
+        checked = machine.run("verify", "--vault", "--read", "100").document
+        assert (checked["damaged_packs"], checked["missing_packs"], checked["incomplete"]) == (0, 0, 0)
+        for name in rotten:
+            (machine.vault / name).unlink()  # somebody took it away to look at it
+        assert machine.run("verify", "--vault").document["missing_packs"] == 0
     stands(backlog, {})
     backlog.goes_on()
 
