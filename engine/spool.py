@@ -148,6 +148,10 @@ class Spool:
         """Return this system's packs that lie in the spool with the right size, each with its object's name."""
         return {pack: info.name for pack, info in (await self._objects_of_packs()).items() if pack.size == info.size}
 
+    async def held(self) -> set[PackName]:
+        """Return this system's packs of which something lies in the spool, whatever its size."""
+        return {*await self._objects_of_packs()}
+
     async def _objects_of_packs(self) -> dict[PackName, ObjectInfo]:
         """Return what lies there under the names of this system's packs, whatever its size."""
         found: dict[PackName, ObjectInfo] = {}

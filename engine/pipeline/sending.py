@@ -1,7 +1,7 @@
 """Packs on their way from the spool to the vault: every byte checked, none sent that got there.
 
-A pack that is damaged in the spool may lie in the vault, from an upload that was cut off: there it counts once it was
-read back, since nobody has its acknowledgement. What is damaged in both is `lost`.
+A pack that is damaged in the spool, or gone from there, may lie in the vault, from an upload that was cut off: there it
+counts once it was read back, since nobody has its acknowledgement. What is damaged in both is `lost`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PUTS_MAX: Final = 8
 class Sending:
     """Sends the packs of one backlog, a point's at a time.
 
-    `stopping` is asked between packs. `damaged`: packs that are damaged in the spool; `lost`: in the vault, too;
+    `stopping` is asked between packs. `damaged`: packs found to be damaged, which was told; `lost`: in the vault, too;
     `sent`: keys of the packs that were put, until they are forgotten; `sent_bytes` counts them.
     """
 
@@ -55,9 +55,11 @@ class Sending:
 
         Raises: StoreUnavailable, StoreRejected.
         """
-        held = await spool.packs()
+        held = await spool.held()
         # Where not all that the point lists is known, nothing that may belong to it is left behind.
-        wanted = held.keys() if packs.unread else held.keys() & packs.listed
+        wanted = held if packs.unread else held & packs.listed
+        own = {name for name in packs.listed if name.writer == self._setup.identity.system}
+        wanted |= {name for name in own if not self._acknowledged(name)}
         mine = sorted(wanted, key=lambda name: (name.kind, name.hash))
         # An index that lists a pack was made after the pack was acknowledged; the listing tells if it is still there.
         absent = await self._vault.packs.present(mine)
@@ -69,7 +71,7 @@ class Sending:
             for name in rest:
                 if self._stopping():
                     return
-                if await self._put(name, there=name not in absent):
+                if await self._put(name, held=name in held, there=name not in absent):
                     sent.append(name.size)
 
         largest = max((name.size for name in mine), default=1)
@@ -89,14 +91,17 @@ class Sending:
         standing = packs.stand_in(name)
         return standing != name or standing in packs.index.packs_of_key(standing.key)
 
-    async def _put(self, name: PackName, *, there: bool) -> bool:
-        """Put a pack into the vault; False: it is damaged."""
-        finished = await self._read(self._spooled.objects, name)
-        if isinstance(finished, str):
-            self._problems.append(f"spool: {finished}")
+    async def _put(self, name: PackName, *, held: bool, there: bool) -> bool:
+        """Put a pack into the vault; False: nobody has it whole. `held`: something lies in the spool; `there`: here."""
+        sides = [side for side, has in ((self._spooled, held), (self._vault, there)) if has]
+        for side in sides:
+            finished = await self._read(side.objects, name)
+            if not isinstance(finished, str):
+                break
+            if name not in self.damaged:
+                self._problems.append(f"{side.kind}: {finished}")
             self.damaged.add(name)
-            finished = await self._read(self._vault.objects, name) if there else finished
-        if isinstance(finished, str):
+        else:
             self.lost.add(name)
             return False
         self._problems += await put_anyway(self._setup, self._vault.packs, finished)
