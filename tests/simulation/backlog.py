@@ -22,7 +22,9 @@ async def check_moves(model: Model, machine: Machine, plan: Plan) -> None:
             for name in sorted(listed - put.packs)
             if ("vault", name) not in model.losses.ever and ("spool", name) not in model.losses.ever
         ]
-        early = [name for name in early if _standing_in(machine, name) not in put.packs]
+        standing = [_standing_in(machine, name) for name in early]
+        stood = [name in put.packs or ("vault", name) in model.losses.ever for name in standing]
+        early = [name for name, each in zip(early, stood, strict=True) if not each]
         require(not early, f"root {put.root} went into the vault before its packs", f"{machine.name}: {early}")
         if put.waited:
             older = put.spooled[: put.spooled.index(put.root)] if put.root in put.spooled else put.spooled
