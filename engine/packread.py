@@ -19,6 +19,7 @@ from engine.block import Bytes, Mask
 from engine.errors import ObjectMissing, StoreCorrupt
 from engine.index import PackIndex
 from engine.names import PackName
+from engine.packtable import KINDS
 from engine.ports import ObjectStore
 from engine.seal import HEADER_BYTES
 from engine.workers import run_workers
@@ -191,6 +192,17 @@ class PackReads:
             if len(self._alternates) > ALTERNATES_MAX:
                 self._alternates.popitem(last=False)
         return name
+
+
+async def listed_keys(objects: ObjectStore) -> set[int]:
+    """Return the keys of the packs that lie in a store with the right size. Raises: StoreUnavailable, StoreRejected."""
+    there: set[int] = set()
+    for kind in KINDS:
+        async for info in objects.list(f"{kind}/"):
+            name = PackName.parse(info.name)
+            if name is not None and name.size == info.size:
+                there.add(name.key)
+    return there
 
 
 def _requests(ranges: Sequence[Range], gap_bytes: int) -> list[tuple[int, int]]:

@@ -32,8 +32,7 @@ from engine.mirror import Mirror
 from engine.names import FragmentName, PackName
 from engine.opener import Opener
 from engine.pack import FinishedPack, Signer
-from engine.packread import PackReads
-from engine.packtable import KINDS
+from engine.packread import PackReads, listed_keys
 from engine.ports import AckLog, MirrorFiles, ObjectStore
 from engine.refresh import INDEX_BYTES_MAX, Members, Refresh
 from engine.removal import RemovalList
@@ -122,7 +121,7 @@ class PackStore:
             self._sequence = max(mine, default=self._sequence)
             self._own_listed = {name: size for name, size in refresh.listed.items() if name.writer == self.writer}
             if self._passing:
-                self._there = await self._listed_packs()
+                self._there = await listed_keys(self.objects)
             if self.removals is not None:
                 # After the fragments: whoever knows what took the place of packs must not believe in those still.
                 refresh.problems += await self.removals.refresh()
@@ -179,10 +178,7 @@ class PackStore:
             await anyio.to_thread.run_sync(self._install)
 
     def rely_instead(self, stand_ins: Mapping[PackName, PackName]) -> None:
-        """Take, for packs damaged in this store, others with the same records at the same offsets (*sync*).
-
-        One that stands in for itself is whole again.
-        """
+        """Take others for packs damaged in this store; one that stands in for itself is whole again (*sync*)."""
         self._stand_ins.update(stand_ins)
         self.index.rely_instead({damaged.key: name.key for damaged, name in stand_ins.items()})
 
@@ -357,15 +353,6 @@ class PackStore:
             for view in (*own, *foreign):
                 view.bar_packs(self.removals.keys)
         self.index.install([*own, *beside.own], [*foreign, *beside.foreign])
-
-    async def _listed_packs(self) -> set[int]:
-        there: set[int] = set()
-        for kind in KINDS:
-            async for info in self.objects.list(f"{kind}/"):
-                name = PackName.parse(info.name)
-                if name is not None and name.size == info.size:
-                    there.add(name.key)
-        return there
 
     def _may_be_listed(self, writer: bytes, keys: Column64) -> Mask:
         """Tell which of these packs of `writer` a fragment in the store may list."""

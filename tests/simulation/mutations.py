@@ -326,7 +326,7 @@ MUTATIONS: Final[dict[str, tuple[str | None, int, Callable[[], None]]]] = {
         (None, 10, acknowledged_before_put),
         (None, 1, order_by_the_clock),
         ("losses", 2, sources_not_checked),
-        ("losses", 14, packs_not_checked_after_the_root),
+        ("losses", 45, packs_not_checked_after_the_root),
         ("losses", 1, holes_not_told),
         (None, 3, pages_not_copied),
         ("fallback", 2, returned_to_the_vault),
