@@ -85,6 +85,10 @@ def test_a_whole_life_with_a_server_that_stops_and_comes_back(server: S3Server, 
     assert machine.run("upload").document["left"] == 0
     points = {row["id"]: row["where"] for row in machine.points()}
     assert points == {point: ["vault"] for point in contents}
+    secret = ("--passphrase-file", str(machine.passphrase_file))
+    (system,) = machine.run("status", "--all", *secret).document["systems"]
+    assert (system["where"], system["newest_point"], system["spool"]["points"]) == (["vault"], max(contents), 0)
+    assert [session["exit_code"] for session in system["sessions"]] == [3, 0, 0]
     machine.restore("latest", "data", tmp_path / "restored")
     assert tmp_path.joinpath("restored").read_bytes() == content
 
