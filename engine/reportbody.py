@@ -63,7 +63,7 @@ class RoomLine(msgspec.Struct, frozen=True, kw_only=True):
 
     `size`: of the cache's packs; `device`, `free`: of the device it lies on; `lacking`: what would have to go for the
     thresholds and cannot, `protected` what must not go; `refused`: why nothing was to go; `oldest`: the least day on
-    which a block was seen last; `full`: the day the device is full if the cache goes on growing.
+    which the system saw a block last that is there still; `full`: when the device is full if the cache goes on growing.
     """
 
     day: Count

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from adapters.cli.cacheroom import room_line, room_lines, room_warnings
 from adapters.cli.moments import iso, local
 from adapters.localzone import LocalZone
 from engine.cache.attempt import ratios
@@ -14,7 +15,9 @@ from engine.cache.health import CONCERN_MS, Health, health_of, turns_ms
 
 if TYPE_CHECKING:
     from adapters.config import Cache, Config
+    from adapters.state.directory import StateDirectory
     from engine.cache.attempt import Attempt
+    from engine.reportbody import RoomLine
     from engine.state import CacheHistory
 
 _COLOURS: Final = {"gray": "bright_black", "red": "red", "yellow": "yellow", "green": "green"}
@@ -70,6 +73,14 @@ def standing_of(config: Config, cache: Cache, store: bytes | None, history: Cach
     )
 
 
+def room_of(state: StateDirectory, store: bytes | None, standing: Standing) -> RoomLine | None:
+    """Return what room the cache `store` takes, None: nobody knows. Raises: StateCorrupt."""
+    if store is None:
+        return None
+    last = standing.last_completed
+    return room_line(state.trim_notes(store).last(), last.oldest_day if last is not None else 0)
+
+
 def standing_document(standing: Standing, *, enabled: bool) -> dict[str, Any]:
     """Return what `--json` says of a cache's health; `next` None: it is not verified while it is switched off."""
     health, chance, last = standing.health, standing.chance, standing.last_completed
@@ -121,11 +132,13 @@ def _attempt(attempt: Attempt | None) -> dict[str, Any] | None:
 
 def standing_warnings(document: dict[str, Any]) -> list[str]:
     """Return what is to be warned of in what `standing_document` returned."""
+    room = room_warnings(document)
     if not document["health"]["concern"]:
-        return []
+        return room
     return [
         f"cache: it was never verified, {CONCERN_MS // 3_600_000} hours and more after the first session with it: run "
-        "'forebay verify'"
+        "'forebay verify'",
+        *room,
     ]
 
 
@@ -136,7 +149,7 @@ def standing_lines(document: dict[str, Any], *, colours: bool) -> list[str]:
     health = document["health"]
     name = health["colour"]
     shown = style(name, fg=_COLOURS[name], bold=True) if colours else name
-    lines = [f"    health: {shown}, {_why(document)}{_score(health)}", *_room_lines(document)]
+    lines = [f"    health: {shown}, {_why(document)}{_score(health)}", *room_lines(document)]
     if (last := document["last_attempt"]) is not None:
         passed = document["last_passed"]
         good = "none has passed yet" if passed is None else f"last passed {_moment(passed['ended'])}"
@@ -172,27 +185,6 @@ def _score(health: dict[str, Any]) -> str:
         return ""
     missing = f"{health['missing']:,} missing" if health["missing"] else "none missing"
     return f"; {health['score']:g} % present ({health['blocks']:,} blocks, {missing})"
-
-
-def _room_lines(document: dict[str, Any]) -> list[str]:
-    """Return what room the cache takes, and until when there is some."""
-    from adapters.cli.progress import bytes_text
-
-    ratios = {"deduplicated": document["deduplication"], "compressed": document["compression"]}
-    said = [f"{word} {ratio:.2f} : 1" for word, ratio in ratios.items() if ratio is not None]
-    room = document["room"]
-    if room is None:
-        return [f"    {', '.join(said)}"] if said else []
-    said.insert(0, f"size {bytes_text(room['size_bytes'])}")
-    if room["free_bytes"] is not None:
-        device = f" of {bytes_text(room['device_bytes'])}" if room["device_bytes"] is not None else ""
-        said.insert(1, f"{bytes_text(room['free_bytes'])}{device} free")
-    lines = [f"    {', '.join(said)}"]
-    if room["oldest"] is not None:
-        lines.append(f"    oldest block last seen {room['oldest']}")
-    if room["full"] is not None:
-        lines.append(f"    its device is full on {room['full']} if it goes on growing")
-    return lines
 
 
 def _outcome(attempt: dict[str, Any]) -> str:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from adapters.cli.cachehealth import ratios_said
+from adapters.cli.cacheroom import room_document
 from adapters.cli.moments import iso
 from engine.recovery.reports import colour_of, score_reported
 from engine.reportbody import AttemptLine
 
 if TYPE_CHECKING:
-    from engine.reportbody import BacklogLine, ReportBody, RoomLine, SessionLine, VaultLine
-
-_DAY_0 = datetime(2020, 1, 1, tzinfo=UTC)
+    from engine.reportbody import BacklogLine, ReportBody, SessionLine, VaultLine
 
 
 def reported_cache(body: ReportBody, now_ms: int) -> dict[str, Any] | None:
@@ -41,7 +39,7 @@ def reported_cache(body: ReportBody, now_ms: int) -> dict[str, Any] | None:
         "last_passed": _attempt(cache.last_passed),
         "next": following if cache.enabled else None,
         **ratios_said(last.blocks, last.missing, cache.unique or 0, cache.sealed or 0),
-        "room": _room(cache.room),
+        "room": room_document(cache.room),
     }
 
 
@@ -101,27 +99,3 @@ def _attempt(line: AttemptLine | None) -> dict[str, Any] | None:
         "damaged_bytes": line.damaged_bytes,
         "error": line.error,
     }
-
-
-def _room(room: RoomLine | None) -> dict[str, Any] | None:
-    if room is None:
-        return None
-    return {
-        "day": _day(room.day),
-        "size_bytes": room.size,
-        "device_bytes": room.device,
-        "free_bytes": room.free,
-        "lacking_bytes": room.lacking,
-        "protected_bytes": room.protected,
-        "refused": room.refused,
-        "oldest": _day(room.oldest),
-        "full": _day(room.full),
-    }
-
-
-def _day(day: int | None) -> str | None:
-    """Return a day since 2020-01-01 as a date; None for None, and for a day no calendar has."""
-    try:
-        return None if day is None else f"{_DAY_0 + timedelta(days=day):%Y-%m-%d}"
-    except OverflowError:
-        return None

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 
 from adapters.cli.backlog import spool_said
-from adapters.cli.cachehealth import standing_document, standing_of, standing_warnings
+from adapters.cli.cachehealth import room_of, standing_document, standing_of, standing_warnings
+from adapters.cli.cacheroom import room_document
 from adapters.cli.lastsessions import session_said
 from adapters.clock import SystemClock
 from adapters.state import owed
@@ -25,6 +26,7 @@ from engine.reportbody import (
     BacklogLine,
     CacheLine,
     ReportBody,
+    RoomLine,
     SessionLine,
     VaultLine,
     clipped,
@@ -97,8 +99,10 @@ def report_body(config: Config, identity: Identity, state: StateDirectory, now_m
     cache = None
     if (settings := config.cache) is not None:
         standing = standing_of(config, settings, identity.cache, history, now_ms)
-        warnings += standing_warnings(standing_document(standing, enabled=settings.enabled))
-        cache = _cache_line(standing, enabled=settings.enabled)
+        room = room_of(state, identity.cache, standing)
+        said = {**standing_document(standing, enabled=settings.enabled), "room": room_document(room)}
+        warnings += standing_warnings(said)
+        cache = _cache_line(standing, room, enabled=settings.enabled)
     return ReportBody(
         time=now_ms,
         version=VERSION,
@@ -131,7 +135,7 @@ def _session_line(row: SessionRow) -> SessionLine:
     )
 
 
-def _cache_line(standing: Standing, *, enabled: bool) -> CacheLine:
+def _cache_line(standing: Standing, room: RoomLine | None, *, enabled: bool) -> CacheLine:
     health, chance, completed = standing.health, standing.chance, standing.last_completed
     yellow, red = standing.turns_ms or (None, None)
     return CacheLine(
@@ -145,6 +149,7 @@ def _cache_line(standing: Standing, *, enabled: bool) -> CacheLine:
         missing=health.missing,
         unique=completed.unique if completed is not None and completed.unique else None,
         sealed=completed.sealed_bytes if completed is not None and completed.sealed_bytes else None,
+        room=room,
         last_attempt=_attempt_line(standing.last_attempt),
         last_completed=_attempt_line(standing.last_completed),
         last_passed=_attempt_line(standing.last_passed),

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapters.config import Config
-    from engine.state import CacheHistory, SessionRow
+    from adapters.state.directory import StateDirectory
+    from engine.state import SessionRow
     from engine.vault.identity import Identity
 
 
@@ -84,7 +85,7 @@ def _own(context: frame.Context, last: int) -> int:
         # Only where sessions may have been cut off is it asked for each whether it ended.
         rows = list(state.history.last(SESSIONS_MAX if begun else last))
         newest = state.newest()
-        cache = _cache(config, identity, state.history)
+        cache = _cache(config, identity, state)
         checked = check_document(state.history, identity.vault)
         ended = {row.session for row in rows}
         cut_off = [session for session in begun if session not in ended]
@@ -115,15 +116,17 @@ def _own(context: frame.Context, last: int) -> int:
     return frame.FAILED if failed else frame.DONE
 
 
-def _cache(config: Config, identity: Identity, history: CacheHistory) -> dict[str, Any] | None:
-    from adapters.cli.cachehealth import standing_document, standing_of
+def _cache(config: Config, identity: Identity, state: StateDirectory) -> dict[str, Any] | None:
+    from adapters.cli.cachehealth import room_of, standing_document, standing_of
+    from adapters.cli.cacheroom import room_document
 
     cache = config.cache
     if cache is None:
         return None
-    standing = standing_of(config, cache, identity.cache, history, time.time_ns() // 1_000_000)
+    standing = standing_of(config, cache, identity.cache, state.history, time.time_ns() // 1_000_000)
     said = standing_document(standing, enabled=cache.enabled)
-    return {"path": str(cache.place), "enabled": cache.enabled, **said, "room": None}
+    room = room_document(room_of(state, identity.cache, standing))
+    return {"path": str(cache.place), "enabled": cache.enabled, **said, "room": room}
 
 
 def _fallback(rows: Sequence[SessionRow]) -> str | None:

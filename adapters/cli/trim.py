@@ -43,6 +43,7 @@ async def _trim(context: frame.Context, config: Config) -> int:
     import anyio
 
     from adapters.allocator import keep_freed_memory
+    from adapters.cli.reporting import tell_alone
     from adapters.clock import SystemClock
     from adapters.state import identity as files
 
@@ -56,6 +57,7 @@ async def _trim(context: frame.Context, config: Config) -> int:
         async with anyio.create_task_group() as group:
             group.start_soon(progress.watch, partial(_snapshot, watched))
             error = await _to_the_end(config, identity, watched)
+            await tell_alone(config, identity)
             group.cancel_scope.cancel()
     return _tell(context, config, watched, error, round(clock.monotonic() - began, 3))
 

@@ -19,7 +19,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     cache's packs; `damaged_packs`, `damaged_bytes` of that was damaged. `healed_since`: of `missing`, what re-checks
     after it found again. `unique`: of the blocks that were found, how many different ones; they take about
     `sealed_bytes` in the cache (what was found before a kill or a reboot counts with the average of the rest); 0: not
-    known. `error`: why it ended without being completed.
+    known. `oldest_day`: the least day (since 2020-01-01) on which this system saw any record last that is there still;
+    0: not known. `error`: why it ended without being completed.
     """
 
     attempt: str
@@ -36,6 +37,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     healed_since: int = 0
     unique: int = 0
     sealed_bytes: int = 0
+    oldest_day: int = 0
     error: str | None = None
 
     @property

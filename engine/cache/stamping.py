@@ -8,7 +8,7 @@ objects to read. Cut off anywhere, older and newer stamps lie beside each other,
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import anyio.to_thread
@@ -110,11 +110,18 @@ class Stamping(msgspec.Struct, frozen=True):
             data = await self.objects.get(str(head.name), head.details_at, head.details_bytes)
         return await anyio.to_thread.run_sync(StampDetails, head, data)
 
-    async def renew(self, seen: PackBits, present: Column64 | None = None, told: Sequence[Seen] = ()) -> list[str]:
+    async def renew(
+        self,
+        seen: PackBits,
+        present: Column64 | None = None,
+        told: Sequence[Seen] = (),
+        oldest: Callable[[int], None] = lambda _: None,
+    ) -> list[str]:
         """Stamp what was seen, and say again what own older stamps said, which then go; return problems.
 
         `present`: keys of all packs that are there, ascending; nothing is said of others. `told` (ascending): what is
-        known of earlier days besides. Raises: StoreError.
+        known of earlier days besides. `oldest` hears the least day anything was seen last, 0: nothing was.
+        Raises: StoreError.
         """
         listed = await self.listed()
         mine = listed.get(self.identity.system, [])
@@ -134,10 +141,8 @@ class Stamping(msgspec.Struct, frozen=True):
         problems += [f"cache: {problem}"] if problem is not None else []
         since = clocks.unbroken_since(day, [(head.name.day, head.since) for head, _ in parts])
         sources = [_said(head, details, believed, present) for head, details in parts]
-        objects = encode_stamps(
-            merged([*sources, seen_on(seen, day), _until(told, day)]), self._names(mine, day), since,
-            self.identity.keys, self.identity.signer,
-        )  # fmt: skip
+        said = _oldest_of(merged([*sources, seen_on(seen, day), _until(told, day)]), oldest)
+        objects = encode_stamps(said, self._names(mine, day), since, self.identity.keys, self.identity.signer)
         count = await self._put(objects)
         for name in mine:
             await self.objects.delete(str(name))
@@ -223,6 +228,16 @@ def seen_on(bits: PackBits, day: int) -> Iterator[Seen]:
             yield Seen(pack, np.array([day], np.uint16))
         elif there.any():
             yield Seen(pack, there * np.uint16(day))
+
+
+def _oldest_of(said: Iterator[Seen], hear: Callable[[int], None]) -> Iterator[Seen]:
+    """Yield what is said, and tell at its end the least day in it."""
+    oldest = 0
+    for each in said:
+        least = int(each.days.min(where=each.days > 0, initial=np.uint16(0xFFFF)))
+        oldest = min(oldest or least, least)
+        yield each
+    hear(oldest)
 
 
 def _until(told: Sequence[Seen], day: int) -> Iterator[Seen]:

@@ -349,15 +349,16 @@ class Verification:
         """Say in the cache what was seen today. Raises: StoreError."""
         self.phase = "writing what was seen"
         seen = await anyio.to_thread.run_sync(self._seen_so_far)
-        self._tell_sizes(seen.records)
-        stamping = self._stamping()
-        self.problems += await stamping.renew(seen, self._present)
-
-    def _tell_sizes(self, unique: int) -> None:
-        assert self._checkpoint is not None
+        days: list[int] = []
+        self.problems += await self._stamping().renew(seen, self._present, oldest=days.append)
         count, size = self._measured
+        unique = seen.records
+        assert self._checkpoint is not None
         attempt = msgspec.structs.replace(
-            self._checkpoint.attempt, unique=unique, sealed_bytes=size * unique // count if count else 0
+            self._checkpoint.attempt,
+            unique=unique,
+            sealed_bytes=size * unique // count if count else 0,
+            oldest_day=days[-1] if days else 0,
         )
         self._checkpoint = msgspec.structs.replace(self._checkpoint, attempt=attempt)
 

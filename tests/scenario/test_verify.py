@@ -18,7 +18,7 @@ from engine.bits import rows_of
 from engine.block import LENGTH_MASK, ids_of
 from engine.cache.attempt import Attempt
 from engine.cache.checks import open_checks
-from engine.cache.stamps import StampDetails, open_head
+from engine.cache.stamps import StampDetails, day_of, open_head
 from engine.names import CheckedName, PackName, StampName
 from engine.pack import check_pack
 from tests.scenario.crash_driver import Fault
@@ -138,6 +138,7 @@ def test_a_whole_cache_passes_and_nothing_is_written_but_the_record_of_it(machin
     assert attempt.passed
     assert attempt.ended_ms is not None
     assert (attempt.unique, attempt.sealed_bytes) == sizes(machine)
+    assert attempt.oldest_day == day_of(attempt.started_ms)
     assert sum(volume["cache_blocks"] for volume in machine.backup()["volumes"].values()) == 0
 
 

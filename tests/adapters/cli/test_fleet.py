@@ -66,6 +66,9 @@ def machines(joined: Path, tmp_path: Path, nothing_from_outside: None, capsys: p
     web = taken_up(joined, tmp_path)
     db = Machine(tmp_path, "db-02")
     shutil.copytree(joined / "db-02" / "state", db.state)
+    for machine in (web, db):
+        with machine.config.open("a") as file:  # [cache] is its last table
+            file.write("trim = { min_free = '1%' }\n")
     return Fleet(web, db, capsys)
 
 
@@ -116,6 +119,17 @@ def test_every_verification_leaves_a_report(machines: Fleet) -> None:
     assert "    health: green, verified; 100 % present" in shown
     assert "  reported " in shown
     assert "Last sessions, newest first:\n" in shown
+
+
+def test_every_trimming_leaves_a_report_with_what_room_the_cache_takes(machines: Fleet) -> None:
+    (machines.web.folder / "volume.img").write_bytes(os.urandom(4096))
+    machines.run(machines.web, "backup")
+    machines.run(machines.web, "trim")
+    assert len(machines.reports(machines.web)) == 2
+    room = machines.status("--all")[1]["web-01"]["cache"]["room"]
+    assert room["size_bytes"] > 0
+    assert 0 < room["free_bytes"] < room["device_bytes"]
+    assert room == machines.run(machines.web, "status", "--json").document["cache"]["room"]
 
 
 def test_no_more_reports_are_kept_than_the_newest(machines: Fleet) -> None:

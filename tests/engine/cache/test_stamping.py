@@ -108,8 +108,12 @@ async def test_there_are_never_many_stamps_of_one_system() -> None:
 async def test_what_was_said_of_packs_that_are_gone_is_forgotten() -> None:
     store = MemoryStore()
     await stamping(store, ALICE, 100).add(bits({(1, 0), (2, 0)}))
-    await stamping(store, ALICE, 101).renew(bits({(3, 0)}), np.array([2, 3], np.uint64))
+    oldest: list[int] = []
+    await stamping(store, ALICE, 101).renew(bits({(3, 0)}), np.array([2, 3], np.uint64), oldest=oldest.append)
     assert await said(store, ALICE) == {(2, 0): 100, (3, 0): 101}
+    await stamping(store, ALICE, 102).renew(bits({(3, 0)}), np.array([3], np.uint64), oldest=oldest.append)
+    await stamping(store, ALICE, 103).renew(bits(set()), np.array([9], np.uint64), oldest=oldest.append)
+    assert oldest == [100, 102, 0]
 
 
 async def test_others_stamps_are_left_alone_and_read_together() -> None:
