@@ -184,6 +184,11 @@ def objects(store: Path) -> dict[str, bytes]:
     return found
 
 
+def lasting(store: Path) -> dict[str, bytes]:
+    """Return what `objects` does without the reports, of which commands add some and remove the oldest."""
+    return {name: digest for name, digest in objects(store).items() if not name.startswith("report/")}
+
+
 def leftovers(store: Path) -> list[str]:
     """Return the temporary files of a folder store."""
     folder = store / "tmp"

@@ -18,6 +18,7 @@ from tests.scenario.crash_machine import (
     change,
     fill,
     in_memory,
+    lasting,
     objects,
     records,
 )
@@ -67,11 +68,11 @@ def test_killed_after_the_switch_the_next_session_goes_on(
     machine = backlog.machine
     operation, place, later = instant
     in_spool = Aftermath(machine, machine.spool)
-    before = objects(machine.vault)
+    before = lasting(machine.vault)
     kill = Fault(operation, f"{machine.spool}/{place}", after=later)
     assert machine.attempt("backup", faults=[loss(machine), kill]).code == KILLED
     assert machine.aside.exists()
-    lost = {name: digest for name, digest in objects(machine.aside).items() if name != "tmp"}
+    lost = {name: digest for name, digest in lasting(machine.aside).items() if name != "tmp"}
     assert before.items() <= lost.items()
     assert len({name for name in lost.keys() - before.keys() if name.startswith("data/")}) == 1
     backlog.restore_all("--only-cache")

@@ -21,7 +21,7 @@ from tests.fakes import FakeClock, FaultPlan, FaultyStore
 from tests.scenario import inprocess
 from tests.scenario.crash_backlog import Backlog, waiting
 from tests.scenario.crash_driver import Fault
-from tests.scenario.crash_machine import Forge, check_whole, in_memory, made, objects
+from tests.scenario.crash_machine import Forge, check_whole, in_memory, lasting, made, objects
 from tests.scenario.machine import BLOCK, random_volume
 from tests.scenario.test_fallback import watch
 from tests.scenario.test_reconnect import Weather
@@ -183,7 +183,7 @@ def test_acknowledgements_lost_during_an_upload_make_no_second_object(
         backlog.upload_all()
     else:
         assert inprocess.upload(backlog.machine, around=inprocess.by_plan(plan, 1)).left == 0
-    vault, expected = objects(backlog.machine.vault), objects(plain.machine.vault)
+    vault, expected = lasting(backlog.machine.vault), lasting(plain.machine.vault)
     kinds = ("data/", "page/", "root/", "note/")
     assert [each for each in vault.items() if each[0].startswith(kinds)] == [
         each for each in expected.items() if each[0].startswith(kinds)

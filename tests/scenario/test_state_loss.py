@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.scenario.crash_driver import Fault
-from tests.scenario.crash_machine import KILLED, CrashMachine, Forge, in_memory, made, objects, records
+from tests.scenario.crash_machine import KILLED, CrashMachine, Forge, in_memory, lasting, made, records
 from tests.scenario.machine import BLOCK, overwrite
 
 DAMAGES = ("deleted", "flipped", "cut")
@@ -87,9 +87,9 @@ def files_of(machine: CrashMachine, pattern: str) -> list[Path]:
 
 def check_next(machine: CrashMachine, path: Path, *, sends_again: bool = False) -> list[str]:
     """Run a session, restore what it made, and look for what was sent twice; return its problems."""
-    before = objects(machine.vault)
+    before = lasting(machine.vault)
     report = machine.backup()
-    after = objects(machine.vault)
+    after = lasting(machine.vault)
     assert before.items() <= after.items()
     old, new = (records(machine.vault, {*names}) for names in (before, after.keys() - before.keys()))
     if not sends_again:
