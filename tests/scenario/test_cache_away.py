@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -109,6 +110,47 @@ def test_a_cache_that_is_unmounted_in_mid_session(machine: CrashMachine, when: s
             assert (report["problems"], report["cache"], sent(report, "vault")) == ([], "ok", 0)
             Aftermath(machine).content("latest", "--only-cache")
             assert sent(machine.backup(), "cache") == 0
+    finally:
+        with suppress(RuntimeError):
+            tool("umount", cache)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("what", ["an empty disk", "another cache", "an old copy of it"])
+def test_another_disk_that_comes_in_the_place_of_the_cache_gets_nothing(machine: CrashMachine, what: str) -> None:
+    cache = cache_of(machine)
+    disk = cache.rename(cache.with_name("disk"))
+    other = cache.with_name("other")
+    if what == "another cache":
+        cache.mkdir()
+        machine.init("--cache")
+        cache.rename(other)
+    elif what == "an old copy of it":
+        shutil.copytree(disk, other)
+    else:
+        other.mkdir()
+    cache.mkdir(exist_ok=True)
+    if what == "another cache":
+        # Adopted last, it is the one this system knows: the first one is "the other one" now.
+        disk, other = other, disk
+    before = objects(other)
+    overwrite(machine.volumes["data"], 3, b"o" * BLOCK)
+    try:
+        tool("mount", "--bind", disk, cache)
+        swap = f"umount -l {shlex.quote(str(cache))} && mount --bind {shlex.quote(str(other))} {shlex.quote(str(cache))}"
+        fault = Fault("link", f"{cache}/data/", ["sh", "-c", swap])
+        done = machine.attempt("backup", fault=fault).document
+        if what != "an old copy of it":
+            assert objects(other) == before
+            assert done["cache"] == "given up"
+            assert any(str(cache) in problem for problem in done["problems"])
+        Aftermath(machine).content("latest")
+        tool("umount", cache)
+        tool("mount", "--bind", disk, cache)
+        report = machine.backup()
+        assert (report["problems"], report["cache"], sent(report, "vault")) == ([], "ok", 0)
+        Aftermath(machine).content("latest", "--only-cache")
+        assert sent(machine.backup(), "cache") == 0
     finally:
         with suppress(RuntimeError):
             tool("umount", cache)

@@ -172,3 +172,21 @@ def test_a_password_that_was_changed_leads_to_the_spool_until_it_is_told(machine
     assert right not in str(report)
     secret.write_text(right)
     assert machine.run("upload").document["left"] == 0
+
+
+def test_a_cache_whose_password_was_changed_is_done_without_and_healed_later(machine: Machine, server: Samba) -> None:
+    machine.backup()
+    right = (machine.root / "share-password").read_text()
+    secret = machine.root / "cache-password"
+    machine.extra["cache"] = machine.extra["cache"].replace("share-password", "cache-password")
+    secret.touch(0o600)
+    secret.write_text("an old one")
+    overwrite(machine.volumes["data"], 5, b"w" * 65536)
+    report = machine.backup()
+    assert report["cache"] in ("away", "given up")
+    assert any("correct user and password" in problem for problem in report["problems"])
+    assert right not in str(report)
+    secret.write_text(right)
+    report = machine.backup()
+    assert (report["problems"], report["cache"]) == ([], "ok")
+    restores(machine, machine.volumes["data"].read_bytes(), "--only-cache")
