@@ -241,3 +241,13 @@ def time_text(seconds: float) -> str:
 def blocks_text(count: int) -> str:
     """Return a number of blocks for people."""
     return "1 block" if count == 1 else f"{count} blocks"
+
+
+def packs_text(count: int) -> str:
+    """Return a number of packs for people."""
+    return "1 pack" if count == 1 else f"{count} packs"
+
+
+def points_text(count: int) -> str:
+    """Return a number of restore points for people."""
+    return "1 restore point" if count == 1 else f"{count} restore points"

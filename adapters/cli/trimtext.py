@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapters.cli.progress import bytes_text
+from adapters.cli.progress import bytes_text, packs_text
 
 
 def trim_lines(told: dict[str, Any]) -> list[str]:
@@ -12,7 +12,7 @@ def trim_lines(told: dict[str, Any]) -> list[str]:
     lines = []
     if told["deleted"] or told["rewritten"]:
         lines.append(
-            f"Trimmed: {bytes_text(max(told['freed_bytes'], 0))} freed, {told['deleted']} pack(s) deleted, "
+            f"Trimmed: {bytes_text(max(told['freed_bytes'], 0))} freed, {packs_text(told['deleted'])} deleted, "
             f"{told['rewritten']} written anew without what was old"
         )
     if told["refused"] is not None:

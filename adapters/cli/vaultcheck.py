@@ -40,5 +40,7 @@ def check_line(check: dict[str, Any] | None) -> str:
     if not check["completed"]:
         return f"    last verification {when}, not finished: {check['error']}"
     lost = check["missing_packs"] + check["damaged_packs"]
-    found = "all is there" if check["passed"] else f"{lost} packs lost, {check['incomplete']} restore points incomplete"
+    hurt = check["incomplete"]
+    lacks = f"{lost} pack{'s' * (lost != 1)} lost, {hurt} restore point{'s' * (hurt != 1)} incomplete"
+    found = "all is there" if check["passed"] else lacks
     return f"    last verification {when}: {found}"

@@ -67,10 +67,8 @@ def command(context: frame.Context, deep: bool, if_due: bool, vault: bool, read:
         raise click.UsageError("--read goes with --vault; for the cache: --deep, and [cache] verify read")
     context.stopped = STOPPED
     config = context.config
-    if config.cache is None:
-        raise ConfigError(f"{config.source} has no [cache] table: there is nothing to verify")
-    if not config.cache.enabled:
-        raise ConfigError(f"the cache is switched off in {config.source} ([cache] enabled = false)")
+    if config.cache is None or not config.cache.enabled:
+        return _without_cache(context, config, if_due)
     from adapters.logfile import VERIFICATIONS, ComponentFile
 
     context.log_file = ComponentFile(config.system.state_dir / VERIFICATIONS, "cache")
@@ -79,6 +77,19 @@ def command(context: frame.Context, deep: bool, if_due: bool, vault: bool, read:
         if not chance.may_start and not cut_off:
             return _skip(context, chance, chance.reason)
     return context.run_async(partial(_verify, context, config, if_due, config.cache.verify.read_share if deep else 0.0))
+
+
+def _without_cache(context: frame.Context, config: Config, if_due: bool) -> int:
+    """Say that there is nothing to verify: to a timer, which asks for what is due, that is no error."""
+    if config.cache is None:
+        skipped, why = "no_cache", f"{config.source} has no [cache] table: there is nothing to verify"
+    else:
+        skipped, why = "disabled", f"the cache is switched off in {config.source} ([cache] enabled = false)"
+    if not if_due:
+        raise ConfigError(why)
+    document = {"completed": False, "skipped": skipped, "next": None, "problems": [], "exit_code": frame.DONE}
+    context.emit(document, f"No verification: {why}.")
+    return frame.DONE
 
 
 def _chance(config: Config, cache: Cache) -> tuple[Chance, bool]:

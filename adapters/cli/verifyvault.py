@@ -125,14 +125,15 @@ _COUNTS: Final = (
 
 
 def _text(document: dict[str, Any]) -> str:
-    from adapters.cli.progress import blocks_text, bytes_text, time_text
+    from adapters.cli.progress import blocks_text, bytes_text, packs_text, points_text, time_text
     from adapters.cli.recovering import problem_lines
 
     if document["error"] is not None:
         lines = [f"Not finished: {document['error']}"]
     else:
+        points = points_text(document["points"])
         lines = [
-            f"{document['points']} restore points need {document['packs']} packs of the vault, "
+            f"{points} need{'s' * (document['points'] == 1)} {packs_text(document['packs'])} of the vault, "
             f"{bytes_text(document['bytes'])}; looked for in {time_text(document['seconds'])}"
         ]
         lost = document["missing_packs"] + document["damaged_packs"]
@@ -140,20 +141,22 @@ def _text(document: dict[str, Any]) -> str:
             lines.append("All of them are there.")
         if lost:
             lines.append(
-                f"Gone: {document['missing_packs']} packs, {bytes_text(document['missing_bytes'])}; damaged: "
+                f"Gone: {packs_text(document['missing_packs'])}, {bytes_text(document['missing_bytes'])}; damaged: "
                 f"{document['damaged_packs']}, {bytes_text(document['damaged_bytes'])}"
             )
         if document["passed"] and lost:
             lines.append("All that is needed of them lies elsewhere in the vault.")
     if document["read_packs"]:
-        lines.append(f"Read: {document['read_packs']} packs, {bytes_text(document['read_bytes'])}")
+        lines.append(f"Read: {packs_text(document['read_packs'])}, {bytes_text(document['read_bytes'])}")
     if document["copied_packs"] or document["filled_blocks"]:
-        lines.append(f"Put there again: {document['copied_packs']} packs and {blocks_text(document['filled_blocks'])}")
+        lines.append(
+            f"Put there again: {packs_text(document['copied_packs'])} and {blocks_text(document['filled_blocks'])}"
+        )
     if document["mended"]:
-        lines.append(f"Whole again: {document['mended']} restore points")
+        lines.append(f"Whole again: {points_text(document['mended'])}")
     if document["incomplete"]:
         lines.append(
-            f"INCOMPLETE: {document['incomplete']} restore points; the next backup sends what is on the volumes still, "
-            "then 'forebay verify --vault' marks those whole that are"
+            f"INCOMPLETE: {points_text(document['incomplete'])}; the next backup sends what is on the volumes still, "
+            "then 'forebay verify --vault' marks as whole what is"
         )
     return "\n".join([*lines, *problem_lines(document["problems"])])
