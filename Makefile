@@ -6,6 +6,8 @@ READY := .venv/.ready
 CODE := engine adapters deploy tests
 # Two workers: the tests are many and small; the real filesystems among them want the disk, not more cores.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
+# The tests start processes by the thousand: what they import is compiled once, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
 
 setup: $(READY)
 
