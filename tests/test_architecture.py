@@ -35,6 +35,7 @@ ONE_SYSTEM_FILES = (
     "adapters/allocator.py",
     "adapters/config/places.py",
     "adapters/state/files.py",
+    "adapters/state/locks.py",
     "adapters/directio.py",
     "adapters/priority.py",
     "adapters/volumes/",

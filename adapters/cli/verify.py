@@ -14,6 +14,7 @@ from engine.errors import ConfigError, ForebayError, SessionAborted, SessionRunn
 if TYPE_CHECKING:
     from adapters.cli.progress import Snapshot
     from adapters.config import Cache, Config
+    from adapters.state.locks import FileLock
     from engine.cache.due import Chance
     from engine.cache.verification import Verification
     from engine.vault.identity import Identity
@@ -202,21 +203,18 @@ async def _to_the_end(
         await anyio.sleep(AGAIN_S)
 
 
-def only_one(state_dir: Path) -> Any:
+def only_one(state_dir: Path) -> FileLock:
     """Return what is held while a verification runs, or waits. Raises: SessionAborted (one does)."""
-    import filelock
-
     from adapters.state.files import write_failed
+    from adapters.state.locks import FileLock
 
-    lock = filelock.FileLock(state_dir / "verify.lock", mode=0o600, thread_local=False, fallback_to_soft=False)
+    lock = FileLock(state_dir / "verify.lock")
     try:
-        return lock.acquire(blocking=False)
-    except filelock.Timeout as error:
-        raise SessionAborted(
-            f"another verification runs on the state directory {state_dir}: wait for its end, or stop it"
-        ) from error
+        if lock.acquire():
+            return lock
     except OSError as error:
         raise write_failed(state_dir / "verify.lock", error) from error
+    raise SessionAborted(f"another verification runs on the state directory {state_dir}: wait for its end, or stop it")
 
 
 def _snapshot(watched: list[Verification]) -> Snapshot:

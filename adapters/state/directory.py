@@ -36,13 +36,12 @@ from adapters.state import turns
 from adapters.state.atomic import read_struct, write_struct
 from adapters.state.files import Disk, write_failed
 from adapters.state.history import HistoryFile
+from adapters.state.locks import FileLock
 from engine.errors import SessionRunning, StateCorrupt
 from engine.staterecords import Intent, Newest
 
-# Imported where they are used: whoever only looks at newest point and history needs neither numpy nor a lock.
+# Imported where they are used: whoever only looks at newest point and history needs no numpy.
 if TYPE_CHECKING:
-    import filelock
-
     from adapters.state.fragments import AckFile, MirrorFolder
     from adapters.state.maps import VolumeMap
     from adapters.state.trimnotes import TrimFile
@@ -70,7 +69,7 @@ class StateDirectory:
     Get one by `open`; close it, or use it in a `with` statement.
     """
 
-    def __init__(self, path: Path, disk: Disk, lock: filelock.BaseFileLock | None) -> None:
+    def __init__(self, path: Path, disk: Disk, lock: FileLock | None) -> None:
         self.path, self._disk, self._lock = path, disk, lock
         self._guard = threading.Lock()
         self._volumes: dict[str, VolumeMap] = {}
@@ -278,21 +277,16 @@ def write_pid(path: Path) -> None:
         raise write_failed(path / "lock.pid", error) from error
 
 
-def _acquire(path: Path, yields: bool) -> filelock.BaseFileLock:
-    import filelock
-
-    # No soft lock where the file system has none: it would outlive a killed process.
-    lock = filelock.FileLock(path / "lock", mode=0o600, thread_local=False, fallback_to_soft=False)
+def _acquire(path: Path, yields: bool) -> FileLock:
+    lock = FileLock(path / "lock")
     try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout as error:
-        if yields or not turns.wait_for(lock, path):
-            raise SessionRunning(
-                f"another session{_holder(path)} runs on the state directory {path}: wait for its end, or stop it"
-            ) from error
+        if lock.acquire() or (not yields and turns.wait_for(lock, path)):
+            return lock
     except OSError as error:
         raise write_failed(path / "lock", error) from error
-    return lock
+    raise SessionRunning(
+        f"another session{_holder(path)} runs on the state directory {path}: wait for its end, or stop it"
+    )
 
 
 def running_process(path: Path) -> int | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from adapters.state.files import write_failed
 
 if TYPE_CHECKING:
-    import filelock
+    from adapters.state.locks import FileLock
 
 OFFERED: Final = "lock.offered"
 WANTED: Final = "lock.wanted"
@@ -46,13 +46,11 @@ def begin(state_dir: Path) -> None:
             continue  # then it stays a hint that costs somebody a short wait
 
 
-def wait_for(lock: filelock.BaseFileLock, state_dir: Path) -> bool:
+def wait_for(lock: FileLock, state_dir: Path) -> bool:
     """Wait for a lock whose holder gives way; False: it is held by one that does not, or did not in time.
 
     Raises: SessionAborted, OSError of the lock.
     """
-    import filelock
-
     began_s = time.monotonic()
     until_s = began_s + GIVEN_WITHIN_S
     while time.monotonic() < until_s:
@@ -61,11 +59,9 @@ def wait_for(lock: filelock.BaseFileLock, state_dir: Path) -> bool:
             _touch(state_dir / WANTED)
         elif time.monotonic() > began_s + _OFFERED_WITHIN_S:
             break
-        try:
-            lock.acquire(timeout=_LOOK_S * 4, poll_interval=_LOOK_S)
-        except filelock.Timeout:
-            continue
-        return True
+        if lock.acquire():
+            return True
+        time.sleep(_LOOK_S)
     return False
 
 

@@ -26,7 +26,6 @@ from engine.pipeline.route import Event, Means, RouteKeeper
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.standin import recall
 from engine.pipeline.stores import Side, open_side
-from engine.pipeline.upload import Upload
 from engine.ports import ObjectStore
 from engine.spool import Spool
 from engine.vault.certificate import Certificates
@@ -162,6 +161,8 @@ class Opening:
                 f"what waits in it cannot make room: {paused}"
             )
         log.info("backlog_first", component="spool", left_bytes=left, needed_bytes=needed, points=len(self.backlog))
+        from engine.pipeline.upload import Upload  # imported where it is used: a session without a spool begins earlier
+
         upload = Upload(self._setup)
         try:
             await upload.open()

@@ -12,12 +12,11 @@ from __future__ import annotations
 import random
 import secrets
 from functools import partial
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 import msgspec
 
-from engine.cache.trimjob import TrimSetup, trim_side
-from engine.cache.trimrecord import document_of
 from engine.errors import (
     ConfigError,
     ForebayError,
@@ -40,11 +39,14 @@ from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side
 from engine.pipeline.target import Target
 from engine.pipeline.transmit import Transmitter, first_cause
-from engine.pipeline.upload import Upload, Within
 from engine.pipeline.volume import Manner, VolumeRun, VolumeSource, open_run
 from engine.ports import VolumeReader
 from engine.state import SessionRow
 from engine.vault.certificate import Certificates
+
+# Imported where they are used: a session without a spool or a cache begins earlier.
+if TYPE_CHECKING:
+    from engine.pipeline.upload import Upload
 
 log = EventLog("session")
 
@@ -119,6 +121,9 @@ class Session:
         setup, cache, side = self.setup, self.setup.cache, self._cache.side
         if cache is None or cache.trim is None or side is None or isinstance(self._cache.gave_up, StoreUnavailable):
             return
+        from engine.cache.trimjob import TrimSetup, trim_side
+        from engine.cache.trimrecord import document_of
+
         assert self._certificates is not None
         self.phase = "trimming the cache"
         trimming = TrimSetup(
@@ -150,6 +155,8 @@ class Session:
         spool, settings = self._opening.spool, self.setup.spool
         if spool is None or settings is None:
             return
+        from engine.pipeline.upload import Upload
+
         self.phase = "uploading the backlog"
         report, left = self.report, -1
         waiting = {report.point}
@@ -189,6 +196,8 @@ class Session:
             self.report.problems.append(f"the spool is full, and nothing in it can be uploaded: {why}")
             return False
         if self._making_room is None:
+            from engine.pipeline.upload import Upload, Within
+
             upload = Upload(self.setup)
             try:
                 await upload.open(Within(spool, opened.vault, self._cache.side))

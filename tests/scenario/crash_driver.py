@@ -71,7 +71,6 @@ WARM: Final = (
     "engine.vault.mending",
     "engine.vault.reading",
     "engine.vault.verification",
-    "filelock",
     "numpy.ma",
 )
 TIMEOUT_S: Final = 120

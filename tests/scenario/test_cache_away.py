@@ -137,7 +137,9 @@ def test_another_disk_that_comes_in_the_place_of_the_cache_gets_nothing(machine:
     overwrite(machine.volumes["data"], 3, b"o" * BLOCK)
     try:
         tool("mount", "--bind", disk, cache)
-        swap = f"umount -l {shlex.quote(str(cache))} && mount --bind {shlex.quote(str(other))} {shlex.quote(str(cache))}"
+        swap = (
+            f"umount -l {shlex.quote(str(cache))} && mount --bind {shlex.quote(str(other))} {shlex.quote(str(cache))}"
+        )
         fault = Fault("link", f"{cache}/data/", ["sh", "-c", swap])
         done = machine.attempt("backup", fault=fault).document
         if what != "an old copy of it":

@@ -39,7 +39,7 @@ class Machine:
             f"[vault]\nurl = '{(vault or self.vault).as_uri()}'\n"
         )
         if cache:
-            text += f"[cache]\npath = '{self.cache if cache is True else cache}'\n"
+            text += f"[cache]\npath = '{self.cache if cache is True else cache}'\ntrim.min_free = '1%'\n"
         self.config.write_text(text)
 
     def give(self, passphrase: str) -> None:

@@ -38,7 +38,7 @@ class Place:
     def configure(self, old: str = "", new: str = "") -> None:
         text = (
             "[system]\nname = 'web-01'\nstate_dir = 'state'\n[[volume]]\nname = 'data'\npath = 'data.img'\n"
-            f"[vault]\nurl = '{(self.folder / 'vault').as_uri()}'\n[cache]\npath = 'cache'\n"
+            f"[vault]\nurl = '{(self.folder / 'vault').as_uri()}'\n[cache]\npath = 'cache'\ntrim.min_free = '1%'\n"
         )
         assert old in text
         self.config.write_text(text.replace(old, new) if old else text)

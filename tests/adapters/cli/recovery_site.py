@@ -72,7 +72,7 @@ class Site:
     def write_config(self) -> None:
         self.config.write_text(
             "[system]\nname = 'web-01'\nstate_dir = 'state'\n[[volume]]\nname = 'data'\npath = 'data.img'\n"
-            f"[vault]\nurl = '{self.vault.as_uri()}'\n[cache]\npath = 'cache'\n"
+            f"[vault]\nurl = '{self.vault.as_uri()}'\n[cache]\npath = 'cache'\ntrim.min_free = '1%'\n"
             + ("[spool]\npath = 'spool'\n" if self.spool.exists() else "")
         )
 

@@ -181,7 +181,7 @@ def test_a_cache_that_is_switched_off_is_gray_and_not_verified(
 
 
 def test_no_cache_has_no_health(place: hostile.Place, capsys: pytest.CaptureFixture[str]) -> None:
-    place.configure("[cache]\npath = 'cache'\n")
+    place.configure("[cache]\npath = 'cache'\ntrim.min_free = '1%'\n")
     cache, _, text = status(place, capsys)
     assert cache is None
     assert "  cache: none\n" in text

@@ -66,9 +66,6 @@ def machines(joined: Path, tmp_path: Path, nothing_from_outside: None, capsys: p
     web = taken_up(joined, tmp_path)
     db = Machine(tmp_path, "db-02")
     shutil.copytree(joined / "db-02" / "state", db.state)
-    for machine in (web, db):
-        with machine.config.open("a") as file:  # [cache] is its last table
-            file.write("trim = { min_free = '1%' }\n")
     return Fleet(web, db, capsys)
 
 

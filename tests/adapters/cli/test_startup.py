@@ -28,7 +28,7 @@ with open(to, "w") as file:
     file.write("\\n".join(name for name, module in sys.modules.items() if module is not None))
 sys.exit(code)
 """
-LOOKED_AT = ("filelock", "lz4", "numpy", "zstandard")  # what only those need that change state or read blocks
+LOOKED_AT = ("lz4", "numpy", "zstandard")  # what only those need that change state or read blocks
 WORKING = ("adapters.compose", "aiofiles", "anyio._backends", "asyncio", "cryptography", "engine.vault", "structlog")
 ROWS = 100_000
 
