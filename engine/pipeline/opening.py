@@ -59,6 +59,7 @@ class Opening:
         self.backlog: list[PointId] = []
         self.fell_back = False  # from a vault that was away, lost, or refused
         self._away_s: float | None = None
+        self._order_min = 0  # of the point, after all that stores have shown
 
     async def open_spool(self) -> None:
         """Find out whether there is a spool to fall back to, and what waits in it."""
@@ -135,9 +136,12 @@ class Opening:
         spool = setup.spool.objects if setup.spool is not None and self.spool is not None else None
         cache = await self._cache_there()
         # Before the index is opened: a cloned state gets its new incarnation here, and fragments carry it.
-        parent = await find_parent(
-            setup.state, names, identity, certificates, Stores(identity.vault, vault, identity.spool, spool, cache)
-        )
+        stores = Stores(identity.vault, vault, identity.spool, spool, cache)
+        parent = Parent(order_min=self._order_min)
+        try:
+            await find_parent(setup.state, names, identity, certificates, stores, parent)
+        finally:  # what a vault showed before it was lost, or refused, still counts
+            self._order_min = parent.next_order(0)
         side = None
         if found is not None and vault is not None:
             side = await self.side(found, vault, certificates)

@@ -9,12 +9,16 @@ Rules (DESIGN.md §4 Commit, §5 Domains and identity, Rollback):
 - Only a root that opens, with this system's signature on it, counts as the newest; whoever may write to the vault
   may write any name. One that does not open is reported; the next root still comes after it, so that it is not
   taken for the latest for ever, unless no clock can have counted that far.
+- The next root comes after every name that was seen, also after those that only notes name: a point that was deleted,
+  by a state that was rolled back since, must not lend its name, and its notes, to another one. That holds for what a
+  store showed before it was lost.
 - A root the vault has lost or damaged is reported, and what relied on the lost one is compared again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from heapq import nlargest
 from typing import Final
 
@@ -29,6 +33,7 @@ from engine.signed import OBJECT_BYTES_MAX
 from engine.state import Newest, StateStore, VolumeState
 from engine.vault.certificate import Certificates
 from engine.vault.identity import Identity
+from engine.workers import together
 
 ROOTS_TRIED_MAX: Final = 64
 ORDER_OF_CLOCKS_MAX: Final = 1 << 62  # milliseconds
@@ -47,6 +52,11 @@ class Parent(msgspec.Struct):
     previous: PreviousRoot | None = None
     lost: bool = False
     problems: list[str] = []
+
+    def comes_after(self, point: PointId) -> None:
+        """Have the next root come after a point whose name is used, unless no clock can have counted that far."""
+        if point.order < ORDER_OF_CLOCKS_MAX:
+            self.order_min = max(self.order_min, point.order + 1)
 
     def next_order(self, clock_ms: int) -> int:
         """Return the order of the next root: after everything seen, and not before the clock."""
@@ -141,12 +151,14 @@ async def find_parent(
     identity: Identity,
     certificates: Certificates,
     stores: Stores,
-) -> Parent:
-    """Settle what is open, compare local state with the stores, and return what the session starts from.
+    parent: Parent,
+) -> None:
+    """Settle what is open, compare local state with the stores, and say in `parent` what the session starts from.
+
+    However this ends, `parent` knows after which names the next root must come.
 
     Raises: StoreUnavailable, StoreRejected, StoreCorrupt (too many roots that do not open).
     """
-    parent = Parent()
     await settle_intent(state, identity.system, stores, parent)
     volumes = {name: state.volume(name) for name in names}
     for volume in volumes.values():
@@ -174,7 +186,8 @@ async def find_parent(
     await _compare(parent, ours, roots)
     if stores.vault is not None and stores.cache is not None:
         # A spool that is configured no more may hold the point; by one name, its copy and the new one would meet.
-        parent.order_min = max(parent.order_min, await _after_all(stores.cache, identity.system))
+        with suppress(StoreError):  # its own opening tells what is wrong with it
+            await _seen(stores.cache, identity.system, parent)
     if not parent.lost:
         await _forget_lost(volumes, parent, ours, stores, identity.system)
     if parent.lost:
@@ -184,7 +197,6 @@ async def find_parent(
         # session ran.
         if volume.head is not None and volume.head.incarnation != state.incarnation:
             volume.forget()
-    return parent
 
 
 def _newest(state: StateStore, system: bytes, parent: Parent, stores: Stores) -> Newest | None:
@@ -213,7 +225,7 @@ class _Roots(msgspec.Struct, frozen=True):
 
         The root of `mine` counts whatever its content: its hash is known. Raises: StoreCorrupt.
         """
-        tried = await self._greatest()
+        tried = await self._greatest(parent)
         for point in tried[:ROOTS_TRIED_MAX]:
             name = point.root(self.identity.system)
             data = await self._read(name)
@@ -221,8 +233,6 @@ class _Roots(msgspec.Struct, frozen=True):
                 continue
             if point == mine or self._counts(name, point, data, parent):
                 return point, blake3(data).digest()
-            if point.order < ORDER_OF_CLOCKS_MAX:
-                parent.order_min = max(parent.order_min, point.order + 1)
         if len(tried) > ROOTS_TRIED_MAX:
             raise StoreCorrupt(
                 tried[0].root(self.identity.system),
@@ -239,16 +249,11 @@ class _Roots(msgspec.Struct, frozen=True):
                 continue
         return None
 
-    async def _greatest(self) -> list[PointId]:
+    async def _greatest(self, parent: Parent) -> list[PointId]:
         """Return the greatest points, one more than are tried if there are so many, the greatest first."""
         points: set[PointId] = set()
         for store in self.stores.searched():
-            async for info in store.list(f"root/{self.identity.system.hex()}/"):
-                found = PointId.parse_root(info.name)
-                if found is not None:
-                    points.add(found[1])
-                if len(points) > 16 * ROOTS_TRIED_MAX:
-                    points = set(nlargest(ROOTS_TRIED_MAX + 1, points))
+            points |= await _seen(store, self.identity.system, parent)
         return nlargest(ROOTS_TRIED_MAX + 1, points)
 
     def _counts(self, name: str, point: PointId, data: bytes, parent: Parent) -> bool:
@@ -309,17 +314,29 @@ async def _compare(parent: Parent, ours: Newest | None, roots: _Roots) -> None:
         )
 
 
-async def _after_all(cache: ObjectStore, system: bytes) -> int:
-    """Return the order after all points the cache has copies of; 0: there are none, or it does not tell."""
-    after = 0
-    try:
-        async for info in cache.list(f"root/{system.hex()}/"):
-            found = PointId.parse_root(info.name)
-            if found is not None and found[1].order < ORDER_OF_CLOCKS_MAX:
-                after = max(after, found[1].order + 1)
-    except StoreError:
-        return 0  # its own opening tells what is wrong with it
-    return after
+async def _seen(store: ObjectStore, system: bytes, parent: Parent) -> set[PointId]:
+    """Return the greatest of the points a store has roots of; the next one comes after all it has, and after its notes.
+
+    Raises: StoreUnavailable, StoreRejected; what was listed before counts all the same.
+    """
+    points: set[PointId] = set()
+
+    async def roots() -> None:
+        nonlocal points
+        async for info in store.list(f"root/{system.hex()}/"):
+            if (found := PointId.parse_root(info.name)) is not None:
+                parent.comes_after(found[1])
+                points.add(found[1])
+                if len(points) > 16 * ROOTS_TRIED_MAX:
+                    points = set(nlargest(ROOTS_TRIED_MAX + 1, points))
+
+    async def notes() -> None:
+        async for info in store.list(f"note/{system.hex()}/"):
+            if (found := PointId.parse_note(info.name)) is not None:
+                parent.comes_after(found[1])
+
+    await together(roots, notes)
+    return points
 
 
 async def _forget_lost(

@@ -257,7 +257,7 @@ class Session:
         self.phase = "opening the stores"
         opened = await self._opening.open()
         if self._parent is not None:
-            # The vault is asked no more, and what it showed before still counts.
+            # It may have put roots meanwhile, after which the next one must come.
             opened.parent.order_min = max(opened.parent.order_min, self._parent.next_order(0))
         self._parent, self._certificates = opened.parent, opened.certificates
         await self._open_cache(opened.certificates)

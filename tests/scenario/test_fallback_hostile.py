@@ -19,7 +19,9 @@ from engine.pipeline.report import SessionReport
 from engine.pipeline.session import Session
 from engine.ports import Clock
 from tests.fakes import FakeClock, FaultPlan, FaultyStore
+from tests.scenario.inprocess import backup
 from tests.scenario.machine import Machine
+from tests.scenario.past import DaysAgo
 from tests.scenario.test_fallback import Spooled
 
 
@@ -207,4 +209,40 @@ def test_an_upload_that_fails_costs_neither_point_nor_report(
     assert report.point > point
     content = spooled.change(4)
     assert len(spooled.machine.backup()["uploaded"]) == 3
+    spooled.restores("latest", content)
+
+
+@pytest.mark.parametrize(("op", "prefix"), [("get", "root/"), ("list", "index/")])
+def test_a_point_comes_after_all_the_vault_showed_before_it_refused(spooled: Spooled, op: str, prefix: str) -> None:
+    newest = backup(spooled.machine, clock=DaysAgo(-1)).point
+    assert newest is not None
+    (spooled.machine.state / "newest").unlink()
+    content = spooled.change(1)
+    plan = FaultPlan().fail(op, 1, 1000, prefix=prefix, error=lambda: StoreRejected("no right by plan"))
+    report = session(spooled.machine, plan)
+    assert (report.exit_code, report.error) == (3, None)
+    assert str(report.point) > newest
+    spooled.restores("latest", content)
+
+
+def test_a_deleted_point_does_not_lend_its_name_to_a_state_that_was_rolled_back(spooled: Spooled) -> None:
+    machine = spooled.machine
+    backup(machine)
+    copy = spooled.root / "copy"
+    shutil.copytree(machine.state, copy)
+    spooled.away()
+    deleted = backup(machine, clock=DaysAgo(-1)).point
+    assert deleted is not None
+    machine.run("points", "--delete", deleted, "--yes")
+    spooled.back()
+    for seed in range(2):  # the note lies in the spool at first, and in the vault from the end of the first session on
+        shutil.rmtree(machine.state)
+        shutil.copytree(copy, machine.state)
+        content = spooled.change(seed)
+        report = backup(machine)
+        assert (report.exit_code, report.backlog) == (0, 0)
+        assert str(report.point) > deleted
+        assert not list(spooled.spool.glob("note/*/*"))
+        if seed == 0:
+            next(machine.vault.glob(f"root/*/{report.point}")).unlink()
     spooled.restores("latest", content)
