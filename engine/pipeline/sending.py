@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 import anyio.to_thread
+import numpy as np
 
 from engine.block import Bytes
 from engine.errors import ObjectMissing, StoreCorrupt
@@ -61,7 +62,7 @@ class Sending:
         own = {name for name in packs.listed if name.writer == self._setup.identity.system}
         wanted |= {name for name in own if not self._acknowledged(name)}
         mine = sorted(wanted, key=lambda name: (name.kind, name.hash))
-        # An index that lists a pack was made after the pack was acknowledged; the listing tells if it is still there.
+        # An index that lists a pack's records was made after the pack was acknowledged; the listing tells if it is still there.
         absent = await self._vault.packs.present(mine)
         missing = [name for name in mine if name in absent or not self._acknowledged(name)]
         rest = iter([name for name in missing if name not in self.lost])
@@ -88,8 +89,10 @@ class Sending:
 
     def _acknowledged(self, name: PackName) -> bool:
         packs = self._vault.packs
-        standing = packs.stand_in(name)
-        return standing != name or standing in packs.index.packs_of_key(standing.key)
+        if (standing := packs.stand_in(name)) != name:
+            return True
+        # An index also names packs that hold sources of deltas in it, acknowledged or not: it lists none of theirs.
+        return packs.index.own_packs(np.array([name.key], dtype=np.uint64), name.writer) == [standing]
 
     async def _put(self, name: PackName, *, held: bool, there: bool) -> bool:
         """Put a pack into the vault; False: nobody has it whole. `held`: something lies in the spool; `there`: here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import secrets
 import shutil
 from collections.abc import Callable
@@ -11,12 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import StoreUnavailable
+from tests.fakes import FaultPlan
 from tests.s3stores import plain_client, write_keys
 from tests.samba import free_port
 from tests.scenario.crash_backlog import Backlog
 from tests.scenario.crash_machine import check_whole, objects
-from tests.scenario.machine import random_volume
+from tests.scenario.inprocess import backup, by_plan, upload
+from tests.scenario.machine import BLOCK, overwrite, random_volume
 from tests.scenario.smbmachine import NearMachine
+from tests.scenario.test_fallback import Spooled
 from tests.servers import BUCKET, S3Server
 
 Rot = Callable[[bytes], bytes]
@@ -128,6 +133,28 @@ def test_a_pack_that_rotted_in_the_spool_counts_in_the_vault_once_it_was_read(
     machine.extra["cache"] = ""
     if left != "nowhere":
         stands(backlog, rotten if left == "in the cache" else {})
+
+
+def test_a_pack_that_only_deltas_name_was_not_acknowledged(tmp_path: Path) -> None:
+    """It rotted in the spool; what lies in the vault under its name counts once it was read, index or not."""
+    spooled = Spooled(tmp_path, cache=False)
+    machine = spooled.machine
+    backup(machine)
+    spooled.away()
+    for name in ("whole", "in part"):
+        overwrite(spooled.volume, 10, b"".join(random.Random(block).randbytes(BLOCK) for block in range(8)))
+        if name == "in part":
+            overwrite(spooled.volume, 12, b"changed")
+        assert backup(machine).exit_code == 3
+        if name == "whole":
+            (pack,) = (path.relative_to(spooled.spool) for path in (spooled.spool / "data").rglob("*-*"))
+    spooled.back()
+    good = (spooled.spool / pack).read_bytes()
+    (spooled.spool / pack).write_bytes(everything(good))
+    with pytest.raises(StoreUnavailable):
+        upload(machine, around=by_plan(FaultPlan().fail("put", 2, prefix="root/")))
+    (machine.vault / pack).write_bytes(a_bit(good))
+    assert [bool(each.holes) for each in upload(machine).uploaded] == [True]
 
 
 @pytest.mark.services
