@@ -62,7 +62,7 @@ class Sending:
         own = {name for name in packs.listed if name.writer == self._setup.identity.system}
         wanted |= {name for name in own if not self._acknowledged(name)}
         mine = sorted(wanted, key=lambda name: (name.kind, name.hash))
-        # An index that lists a pack's records was made after the pack was acknowledged; the listing tells if it is still there.
+        # An index that lists a pack's records was made after its acknowledgement; the listing tells if it is there yet.
         absent = await self._vault.packs.present(mine)
         missing = [name for name in mine if name in absent or not self._acknowledged(name)]
         rest = iter([name for name in missing if name not in self.lost])

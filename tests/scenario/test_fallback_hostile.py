@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import anyio
 import msgspec
@@ -213,7 +214,9 @@ def test_an_upload_that_fails_costs_neither_point_nor_report(
 
 
 @pytest.mark.parametrize(("op", "prefix"), [("get", "root/"), ("list", "index/")])
-def test_a_point_comes_after_all_the_vault_showed_before_it_refused(spooled: Spooled, op: str, prefix: str) -> None:
+def test_a_point_comes_after_all_the_vault_showed_before_it_refused(
+    spooled: Spooled, op: Literal["get", "list"], prefix: str
+) -> None:
     newest = backup(spooled.machine, clock=DaysAgo(-1)).point
     assert newest is not None
     (spooled.machine.state / "newest").unlink()
@@ -235,6 +238,7 @@ def test_a_deleted_point_does_not_lend_its_name_to_a_state_that_was_rolled_back(
     assert deleted is not None
     machine.run("points", "--delete", deleted, "--yes")
     spooled.back()
+    content = b""
     for seed in range(2):  # the note lies in the spool at first, and in the vault from the end of the first session on
         shutil.rmtree(machine.state)
         shutil.copytree(copy, machine.state)
