@@ -8,10 +8,14 @@ A wrong clock makes what everybody needs look old. So trimming is refused
 - while it is more than 14 days ahead of every stamp: those of its own sessions since then confirm it once two of them
   have a whole day between them.
 
-A system whose newest stamp lies more than a day ahead of that median, and of this clock, is ignored and reported: what
-it says it saw would be protected for as long as its clock was wrong. The median is the lower one, so that of two others
-one alone stops nobody, and is taken of those whose stamps protect anything still: systems that left the cache long ago
-know nothing of the time.
+A system whose newest stamp lies more than a day ahead of that median, and of this clock, is reported, and what it says
+of days to come does not count: it would be protected for as long as its clock was wrong. The median is the lower one,
+so that of two others one alone stops nobody, and is taken of those whose stamps protect anything still: systems that
+left the cache long ago know nothing of the time.
+
+A clock that runs ahead by less than 14 days is not refused, but does no harm: what is old is counted from the day that
+half of the live others have reached with their stamps, if that is earlier than today. It costs those who stamp rarely
+that what is old goes later, by 14 days at most.
 """
 
 from __future__ import annotations
@@ -27,10 +31,15 @@ CONFIRMED_DAYS: Final = 2  # between the days of two stamps: so much that a whol
 
 
 class ClockVerdict(msgspec.Struct, frozen=True):
-    """`refused`: why nothing may be trimmed, a sentence, or None. `ignored`: writers (16 bytes) not to be believed."""
+    """`refused`: why nothing may be trimmed, a sentence, or None. `day`: from which what is old is counted.
 
+    `believed`: the last day of which stamps may speak; `ahead`: writers (16 bytes) of stamps of later days.
+    """
+
+    day: int
+    believed: int
     refused: str | None = None
-    ignored: frozenset[bytes] = frozenset()
+    ahead: frozenset[bytes] = frozenset()
 
 
 def median(days: Sequence[int]) -> int:
@@ -39,30 +48,34 @@ def median(days: Sequence[int]) -> int:
 
 
 def judge_clock(today: int, own_days: Collection[int], others: Mapping[bytes, int]) -> ClockVerdict:
-    """Return whether trimming may trust that it is day `today`, and whose stamps it must not.
+    """Return whether trimming may trust that it is day `today`, from which day it counts, and what stamps may say.
 
     Days count from 2020-01-01. `own_days`: those on which this system made stamps, as far as it knows; `others`: the
     day of the newest stamp of each other writer.
     """
-    live = [day for day in others.values() if day >= today - AHEAD_DAYS_MAX]
+    live = sorted(day for day in others.values() if day >= today - AHEAD_DAYS_MAX)
     usual = median(live) if live else None
-    limit = max(today, usual or 0) + BEHIND_DAYS_MAX
-    ignored = frozenset(writer for writer, day in others.items() if day > limit)
+    believed = max(today, usual or 0) + BEHIND_DAYS_MAX
+    live = [day for day in live if day <= believed]
+    # Of two the later one: one that sleeps holds nobody up.
+    reached = min(today, live[len(live) // 2]) if live else today
+    ahead = frozenset(writer for writer, day in others.items() if day > believed)
+    return ClockVerdict(reached, believed, _refusal(today, own_days, usual, confirmed=bool(live)), ahead)
+
+
+def _refusal(today: int, own_days: Collection[int], usual: int | None, *, confirmed: bool) -> str | None:
     own = max(own_days, default=None)
     if own is not None and today < own - BEHIND_DAYS_MAX:
-        return ClockVerdict(_behind(own - today, "this system's own newest stamp in the cache"), ignored)
+        return _behind(own - today, "this system's own newest stamp in the cache")
     if usual is not None and today < usual - BEHIND_DAYS_MAX:
-        return ClockVerdict(_behind(usual - today, "the stamps of the other systems in the cache"), ignored)
-    if any(writer not in ignored for writer, day in others.items() if day >= today - AHEAD_DAYS_MAX):
-        return ClockVerdict(None, ignored)
+        return _behind(usual - today, "the stamps of the other systems in the cache")
     recent = [day for day in own_days if day >= today - AHEAD_DAYS_MAX]
-    if recent and max(recent) - min(recent) >= CONFIRMED_DAYS:
-        return ClockVerdict(None, ignored)
-    return ClockVerdict(
+    if confirmed or (recent and max(recent) - min(recent) >= CONFIRMED_DAYS):
+        return None
+    return (
         f"this machine's clock is more than {AHEAD_DAYS_MAX} days ahead of every stamp in the cache, but for those of "
         "the last sessions here; nothing is trimmed until sessions with a whole day between them confirm it: check "
-        "the clock",
-        ignored,
+        "the clock"
     )
 
 
@@ -91,17 +104,31 @@ def _behind(days: int, what: str) -> str:
     return f"this machine's clock is {days} days behind {what}; nothing is trimmed until it is set right"
 
 
-def ignored(newest: Mapping[bytes, int], today: int) -> set[bytes]:
-    """Return the other systems whose stamps do not count when this one stamps: more than a day ahead of the median.
+def voices(newest: Mapping[bytes, int], today: int, own: Sequence[int]) -> list[int]:
+    """Return the days of the other systems that tell a system that stamps what day it is.
 
-    `newest`: of each other system the day of its newest stamp; `today`: by this system's clock, which counts as one.
-    `judge_clock`, which lets packs go, asks for more: it is not ahead of this clock either, and those who left have no
-    voice.
+    `newest`: of each other system the day of its newest stamp; `today`: by this system's clock; `own`: the days of its
+    own stamps. Who left long ago knows nothing of the time: heard are those who stamped within 14 days of this system's
+    newest stamp or, if that lies too far ahead of everybody, of its clock; of them, who runs ahead is not.
+    """
+    for at in sorted({max([today, *own]), today}, reverse=True):
+        live = {writer: day for writer, day in newest.items() if day >= at - AHEAD_DAYS_MAX}
+        ahead = ignored(live, today)
+        if heard := [day for writer, day in live.items() if writer not in ahead]:
+            return heard
+    return []
+
+
+def ignored(newest: Mapping[bytes, int], today: int) -> set[bytes]:
+    """Return the other systems whose stamps do not count when this one stamps.
+
+    Those more than a day ahead of the median, and of this clock. `newest`: of each other system the day of its newest
+    stamp; `today`: by this system's clock, which counts as one.
     """
     if not newest:
         return set()
-    middle = median([*newest.values(), today])
-    return {writer for writer, day in newest.items() if day > middle + BEHIND_DAYS_MAX}
+    limit = max(today, median([*newest.values(), today])) + BEHIND_DAYS_MAX
+    return {writer for writer, day in newest.items() if day > limit}
 
 
 def stamped_day(today: int, own: Sequence[int], others: Sequence[int]) -> tuple[int, int, str | None]:

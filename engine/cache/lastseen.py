@@ -7,11 +7,12 @@ each of those a stamp says more of, however many systems there are.
 
 Nothing is taken for older than it may be. What a stamp says that cannot be read whole counts as seen on its newest day.
 Where a stamp of the protected days cannot be read at all, nobody knows what its system needs: then nothing is trimmed.
+What a stamp says of days to come says nothing, for its writer's clock ran ahead; what it says of others counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import anyio.to_thread
@@ -47,15 +48,15 @@ class _Part(msgspec.Struct, eq=False):
 
 
 class StampedDays:
-    """`LastSeen` from what the systems of one cache stamped, but for `ignored` ones, whose clocks are wrong.
+    """`LastSeen` from what the systems of one cache stamped of days up to `believed`.
 
     What was last seen after the day `last` is protected; how much later it was makes no difference, and is not found
     out. `problems`: sentences.
     """
 
-    def __init__(self, stamping: Stamping, ignored: Collection[bytes], last: int) -> None:
+    def __init__(self, stamping: Stamping, believed: int, last: int) -> None:
         self.problems: list[str] = []
-        self._stamping, self._ignored, self._last = stamping, ignored, last
+        self._stamping, self._believed, self._last = stamping, min(believed, DAY_MAX), last
         self._keys: Column64 = np.empty(0, np.uint64)
         self._newest: Days = np.empty(0, np.uint16)
         self._oldest: Days = np.empty(0, np.uint16)
@@ -75,6 +76,7 @@ class StampedDays:
         self._parts = []
         self._again = np.empty(0, np.uint64)
         self._read_before.clear()
+        self._forget_details()
         await self._read_heads(self._take_up)
         await anyio.to_thread.run_sync(self._forget_what_is_known)
         protected = self._oldest.astype(np.int64) > self._last
@@ -112,7 +114,7 @@ class StampedDays:
         """Read the heads of all stamps that were not read before."""
         for _ in range(LISTINGS_MAX):
             listed = await self._stamping.listed()
-            names = {name for writer, each in listed.items() if writer not in self._ignored for name in each}
+            names = {name for each in listed.values() for name in each}
             new = sorted(names - self._read_before)
             self._read_before.update(new)
             if not await self._read(new, take_up):
@@ -132,9 +134,11 @@ class StampedDays:
                 except ObjectMissing:
                     gone = True
                 except StoreCorrupt as error:
-                    if name.day > self._last:
+                    if self._last < name.day <= self._believed:
                         raise
-                    self.problems.append(f"{error}; it is older than what is protected")
+                    old = name.day <= self._last
+                    why = "it is older than what is protected" if old else "its system's clock ran ahead"
+                    self.problems.append(f"{error}; {why}")
                 else:
                     take_up(head)
 
@@ -146,9 +150,12 @@ class StampedDays:
             return
         at = self._keys.searchsorted(head.packs).clip(max=len(self._keys) - 1)
         (known,) = (self._keys[at] == head.packs).nonzero()
-        rows = at[known]
-        self._newest[rows] = np.maximum(self._newest[rows], head.newest[known])
-        self._oldest[rows] = np.maximum(self._oldest[rows], head.oldest[known])
+        known = known[head.oldest[known] <= self._believed]
+        rows, newest, oldest = at[known], head.newest[known], head.oldest[known]
+        # Of some records it speaks of days to come: so of those it says nothing, and of others an earlier day.
+        oldest[newest > self._believed] = 0
+        self._newest[rows] = np.maximum(self._newest[rows], np.minimum(newest, np.uint16(self._believed)))
+        self._oldest[rows] = np.maximum(self._oldest[rows], oldest)
         (more,) = (head.details[known] > 0).nonzero()
         if more.size:
             self._parts.append(_Part(_of_head(head, known[more]), rows[more]))
@@ -168,8 +175,7 @@ class StampedDays:
         if head.name in self._details:
             return self._details[head.name]
         if self._bytes + head.details_bytes > DETAILS_BYTES_MAX:
-            self._details.clear()
-            self._bytes = 0
+            self._forget_details()
         found: StampDetails | None = None
         try:
             found = await self._stamping.details(head)
@@ -181,8 +187,13 @@ class StampedDays:
         self._details[head.name] = found
         return found
 
-    @staticmethod
-    def _say(head: StampHead, details: StampDetails | None, said: Iterable[tuple[int, int, int]], days: Days) -> None:
+    def _forget_details(self) -> None:
+        self._details.clear()
+        self._bytes = 0
+
+    def _say(
+        self, head: StampHead, details: StampDetails | None, said: Iterable[tuple[int, int, int]], days: Days
+    ) -> None:
         """Put what a stamp says (its row, first record, number of records) into `days`."""
         for row, start, count in said:
             try:
@@ -192,7 +203,7 @@ class StampedDays:
             into = days[start : start + count]
             if seen is None or len(seen) != count:
                 seen = head.newest[row : row + 1]
-            np.maximum(into, seen, out=into)
+            np.maximum(into, np.where(seen > self._believed, np.uint16(0), seen), out=into)
 
 
 def _of_head(head: StampHead, rows: Rows) -> StampHead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import anyio.to_thread
@@ -28,7 +29,7 @@ async def listed_as_known(packs: PackStore, gone: Column64) -> Column64:
     present: Column64 = np.empty(0, np.uint64)
     unexplained: list[int] = []
     for _ in range(LISTINGS_MAX):
-        present = await _listed(packs.objects)
+        present = await listed_keys(packs.objects)
         absent = await anyio.to_thread.run_sync(packs.index.absent, present)
         told = distinct(gone, packs.removals.keys) if packs.removals is not None else gone
         before, unexplained = unexplained, absent[~np.isin(absent, told)].tolist()
@@ -38,10 +39,14 @@ async def listed_as_known(packs: PackStore, gone: Column64) -> Column64:
     return present
 
 
-async def _listed(objects: ObjectStore) -> Column64:
+async def listed_keys(objects: ObjectStore, kinds: Iterable[str] = KINDS) -> Column64:
+    """Return the keys of all packs of some kinds that are there with the right size, ascending.
+
+    Raises: StoreUnavailable, StoreRejected.
+    """
     chunks: list[Column64] = [np.empty(0, np.uint64)]
     keys: list[int] = []
-    for kind in KINDS:
+    for kind in kinds:
         async for info in objects.list(f"{kind}/"):
             name = PackName.parse(info.name)
             if name is None or name.size != info.size:

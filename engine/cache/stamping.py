@@ -135,9 +135,8 @@ class Stamping(msgspec.Struct, frozen=True):
                 problems.append(f"{error}; what it said of blocks that are in use is lost")
             except ObjectMissing:
                 continue
-        day, believed, problem = clocks.stamped_day(
-            day_of(self.now_ms), [head.name.day for head, _ in parts], self._others(listed)
-        )
+        own = [head.name.day for head, _ in parts]
+        day, believed, problem = clocks.stamped_day(day_of(self.now_ms), own, self._others(listed, own))
         problems += [f"cache: {problem}"] if problem is not None else []
         since = clocks.unbroken_since(day, [(head.name.day, head.since) for head, _ in parts])
         sources = [_said(head, details, believed, present) for head, details in parts]
@@ -156,7 +155,7 @@ class Stamping(msgspec.Struct, frozen=True):
             return await self.renew(seen, told=told)
         # Once a day the clock is compared with those of the others: their stamps may be many.
         days, today = [name.day for name in mine], day_of(self.now_ms)
-        others = [] if max(days, default=0) == today else self._others(await self.listed())
+        others = [] if max(days, default=0) == today else self._others(await self.listed(), days)
         day, _, problem = clocks.stamped_day(today, days, others)
         since = clocks.unbroken_since(day, [await self.days(name) for name in mine[-1:]])
         said = merged([seen_on(seen, day), _until(told, day)])
@@ -192,10 +191,9 @@ class Stamping(msgspec.Struct, frozen=True):
         await flush(self.objects)
         return count
 
-    def _others(self, listed: Mapping[bytes, list[StampName]]) -> list[int]:
+    def _others(self, listed: Mapping[bytes, list[StampName]], own: Sequence[int]) -> list[int]:
         newest = {writer: names[-1].day for writer, names in listed.items() if writer != self.identity.system}
-        ahead = clocks.ignored(newest, day_of(self.now_ms))
-        return [day for writer, day in newest.items() if writer not in ahead]
+        return clocks.voices(newest, day_of(self.now_ms), own)
 
     def _names(self, mine: list[StampName], day: int) -> Iterator[StampName]:
         sequence = max((name.sequence for name in mine), default=0)

@@ -6,13 +6,15 @@ new packs of this system, made durable and listed in an index fragment; then the
 next one to trim deletes it, or there twice, and the copy nobody sees goes one day. No copy of a record goes because
 there is another one: two who trim at once cannot each remove what the other one kept.
 
+A pack that is not there gives no room, and one that turns out to be damaged cannot be rewritten: it goes as a whole,
+once all of it is old. Where anything came otherwise than planned, it is planned again what goes instead.
+
 Packs of pages stay: the points' roots in the cache name them, and all of them are a thousandth of the blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import Final, Protocol
 
 import anyio.to_thread
@@ -21,7 +23,9 @@ import numpy as np
 
 from engine.block import DELTA_FLAG, LENGTH_MASK, Ids, Mask
 from engine.cache.finishing import finish_removals
+from engine.cache.footers import Footers
 from engine.cache.inventory import Inventory, Records
+from engine.cache.listing import listed_keys
 from engine.cache.stamps import Seen
 from engine.cache.trimplan import (
     DAY_MAX,
@@ -38,23 +42,15 @@ from engine.columns import U32, Column32, Column64, Rows
 from engine.errors import ObjectMissing, StoreCorrupt, StoreRejected
 from engine.events import EventLog
 from engine.names import PackName
-from engine.pack import (
-    PACK_TAIL_BYTES,
-    FinishedPack,
-    PackBuilder,
-    PackEntries,
-    check_pack,
-    footer_start,
-    read_footer,
-)
+from engine.pack import FinishedPack, PackBuilder, check_pack
 from engine.packstore import PackStore
 from engine.policy import TrimPolicy
 from engine.ports import Room
 from engine.subkeys import DomainKeys
 from engine.trailer import Verifier
 
-MIXED: Final = 0xFFFF  # instead of a day: the records of a pack were last seen on different days
-FOOTERS_MAX: Final = 1024  # read in one trimming of packs that nobody has stamped whole
+MIXED: Final = 0xFFFF  # instead of a day: the records of a pack may have been last seen on different days
+ROUNDS_MAX: Final = 8
 
 log = EventLog("cache")
 
@@ -67,7 +63,7 @@ class LastSeen(Protocol):
     """
 
     async def packs(self, keys: Column64) -> Days:
-        """Return for each pack (ascending keys) the day all its records were last seen on; MIXED: not all on the same.
+        """Return for each pack (ascending keys) the day all its records were last seen on; MIXED: ask for each of them.
 
         Raises: StoreUnavailable, StoreRejected, StoreCorrupt (what was seen lately cannot be known).
         """
@@ -94,6 +90,7 @@ class Trimmed(msgspec.Struct, frozen=True, eq=False):
     `unseen`: of packs with records nobody is known to have seen these, as seen today: whoever trims stamps that, once,
     for they are protected until they are known to be old. `heirs`: the packs written, with the days they inherited (0:
     nobody is known to have seen it): for the next stamp of this system to carry on, as days of the past.
+    `absent_bytes`: of packs the index lists and the cache does not.
     """
 
     plan: TrimPlan
@@ -103,6 +100,7 @@ class Trimmed(msgspec.Struct, frozen=True, eq=False):
     unseen: tuple[Seen, ...]
     heirs: tuple[tuple[PackName, Days], ...]
     problems: tuple[str, ...]
+    absent_bytes: int
 
 
 class _Changed(Exception):
@@ -112,9 +110,9 @@ class _Changed(Exception):
 class Trimmer:
     """Trims one cache, whose index was refreshed. `new_pack` opens an own pack of blocks.
 
-    `room` tells what is known of the device now; `pinned`: ids that must not go. While it runs `phase` says what it
-    does, `needed_bytes` what has to go for the thresholds, `freed_bytes` what has gone. Methods raise StoreUnavailable
-    and StoreRejected where they ask the cache.
+    `room` tells what is known of the device now; `pinned`: ids that must not go; `damaged`: keys of packs known to be
+    that. While it runs `phase` says what it does, `needed_bytes` what has to go for the thresholds, `freed_bytes` what
+    has gone. Methods raise StoreUnavailable and StoreRejected where they ask the cache.
     """
 
     def __init__(
@@ -126,6 +124,7 @@ class Trimmer:
         new_pack: Callable[[], PackBuilder],
         room: Callable[[], Awaitable[Room]],
         pinned: Ids | None = None,
+        damaged: Iterable[int] = (),
     ) -> None:
         assert cache.removals is not None
         self._cache, self._removals, self._seen = cache, cache.removals, seen
@@ -133,41 +132,37 @@ class Trimmer:
         self._pinned = np.empty(0, np.uint64) if pinned is None else np.sort(pinned[:, 0])
         self._problems: list[str] = []
         self._heirs: list[tuple[PackName, Days]] = []
-        self._inherited: dict[int, Days] = {}
-        self._footers_left = FOOTERS_MAX
+        self._footers = Footers(cache.objects)
         self._gone: set[int] = set()
+        self._absent: dict[int, int] | None = None  # bytes of packs that were not there, by key; None: not yet listed
+        self._damaged = set(damaged)
+        self._otherwise = False  # something did not go that was to
         self._unseen: list[Seen] = []
         self._deleted = self._rewritten = self.freed_bytes = self.needed_bytes = 0
         self.phase = "looking what has to go"
 
-    async def run(self, policy: TrimPolicy, today: int) -> Trimmed:
+    async def run(self, policy: TrimPolicy, today: int, counted: int | None = None) -> Trimmed:
         """Finish what an earlier trimming left, plan, and carry it out, step by step.
 
+        What is old is counted from day `counted`, if that is not `today`.
         Raises: StateCorrupt, StoreCorrupt (what was seen lately cannot be known).
         """
         await finish_removals(self._cache)
-        held = await anyio.to_thread.run_sync(lambda: Inventory(self._cache.index.views(), self._removals.keys))
-        classes = await self._last_seen(held, today)
-        packs = CachePacks(held.sizes, held.deltas)
-        room = await self._room()
-        plan = await anyio.to_thread.run_sync(plan_trim, packs, classes, policy, room, today)
-        self.phase, self.needed_bytes = "trimming", plan.needed_bytes
-        for step in plan.steps:
-            # Others' sessions may have ended since the plan was made.
-            deleted, rewritten = await self._still_old(held, step.deleted), await self._still_old(held, step.rewritten)
-            if deleted.size:
-                await self._remove(held.names(deleted))
-            if rewritten.size and not await self._rewrite(held, rewritten, step.new_bytes, plan.cutoffs, today):
-                break
+        plans: list[TrimPlan] = []
+        while not plans or (self._otherwise and plans[-1].steps and len(plans) < ROUNDS_MAX):
+            plans.append(await self._round(policy, today, today if counted is None else counted))
         await self._cache.settle_removals()
+        heirs = tuple(heir for heir in self._heirs if heir[0].key not in self._gone)
+        told = self._gone | {name.key for name, _ in heirs}
         done = Trimmed(
-            plan=plan,
-            deleted=self._deleted - self._rewritten,
+            plan=msgspec.structs.replace(plans[-1], needed_bytes=plans[0].needed_bytes),
+            deleted=self._deleted,
             rewritten=self._rewritten,
             freed_bytes=self.freed_bytes,
-            unseen=tuple(seen for seen in self._unseen if seen.pack not in self._gone),
-            heirs=tuple(self._heirs),
-            problems=tuple(self._problems),
+            unseen=tuple(seen for seen in self._unseen if seen.pack not in told),
+            heirs=heirs,
+            problems=tuple(dict.fromkeys(self._problems)),
+            absent_bytes=sum(size for key, size in (self._absent or {}).items() if key not in self._gone),
         )
         log.info(
             "cache_trimmed",
@@ -175,14 +170,46 @@ class Trimmer:
             deleted=done.deleted,
             rewritten=done.rewritten,
             freed_bytes=done.freed_bytes,
-            needed_bytes=plan.needed_bytes,
-            protected_bytes=plan.protected_bytes,
+            needed_bytes=done.plan.needed_bytes,
+            protected_bytes=done.plan.protected_bytes,
         )
         return done
 
+    async def _round(self, policy: TrimPolicy, today: int, counted: int) -> TrimPlan:
+        """Plan, and carry that out; `_otherwise` tells whether something came in between."""
+        self.phase, self._otherwise, self._unseen = "looking what has to go", False, []
+        held = await anyio.to_thread.run_sync(lambda: Inventory(self._cache.index.views(), self._removals.keys))
+        absent, whole = await self._not_there(held), held.deltas | np.isin(held.keys, _keys(self._damaged))
+        classes = await self._last_seen(held, today)
+        classes.bytes_[absent[classes.pack]] = 0
+        packs = CachePacks(np.where(absent, 0, held.sizes), whole | absent)
+        room = await self._room()
+        plan = await anyio.to_thread.run_sync(plan_trim, packs, classes, policy, room, counted)
+        self.phase, self.needed_bytes = "trimming", max(self.needed_bytes, plan.needed_bytes)
+        for step in plan.steps:
+            # Others' sessions may have ended since the plan was made.
+            deleted, rewritten = await self._still_old(held, step.deleted), await self._still_old(held, step.rewritten)
+            if deleted.size:
+                await self._remove(held.names(deleted))
+            if rewritten.size and not await self._rewrite(held, rewritten, step.new_bytes, plan.cutoffs, today):
+                self._otherwise = False  # for lack of room, which planning does not make
+                break
+        return plan
+
+    async def _not_there(self, held: Inventory) -> Mask:
+        """Tell which packs were not there, or not in their size, when the first plan was made."""
+        if self._absent is None:
+            there = await listed_keys(self._cache.objects, ["data"])
+            rows = np.flatnonzero(held.data & ~np.isin(held.keys, there))
+            self._absent = dict(zip(held.keys[rows].tolist(), held.sizes[rows].tolist(), strict=True))
+        found: Mask = np.isin(held.keys, _keys(self._absent))
+        return found
+
     async def _still_old(self, held: Inventory, rows: Ints) -> Ints:
         rows = np.sort(rows)
-        return rows[~await self._seen.since(held.keys[rows])] if rows.size else rows
+        old = rows[~await self._seen.since(held.keys[rows])] if rows.size else rows
+        self._otherwise |= len(old) < len(rows)
+        return old
 
     async def _last_seen(self, held: Inventory, today: int) -> Classes:
         """Return the classes of all that may go; notes what nobody has seen."""
@@ -218,19 +245,9 @@ class Trimmer:
         for at in np.flatnonzero(np.minimum.reduceat(days, starts) == 0).tolist() if len(starts) else []:
             part = days[starts[at] : starts[at] + records.counts[at]]
             (name,) = held.names(records.packs[at : at + 1])
-            inherited = np.minimum(await self._inherited_by(name, len(part)), np.uint16(today))
+            inherited = np.minimum(await self._footers.inherited(name, len(part)), np.uint16(today))
             np.copyto(part, inherited, where=part == 0)
         return days
-
-    async def _inherited_by(self, name: PackName, count: int) -> Days:
-        """Return the days in the footer of a pack no stamp says enough of; 0: none, or too many were read already."""
-        if name.key not in self._inherited and self._footers_left:
-            self._footers_left -= 1
-            self._inherited[name.key] = np.zeros(0, np.uint16)
-            with suppress(ObjectMissing, StoreCorrupt):
-                self._inherited[name.key] = (await self._footer(name)).days
-        found = self._inherited.get(name.key)
-        return found if found is not None and len(found) == count else np.zeros(count, np.uint16)
 
     async def _floors(self, held: Inventory, rows: Rows, days: Days) -> tuple[Days, Mask]:
         """Return for each pack the newest day of a delta elsewhere with a source in it, and which must stay.
@@ -242,7 +259,7 @@ class Trimmer:
         bound: Mask = np.zeros(len(held), np.bool_)
         for row, name in zip(rows.tolist(), held.names(rows), strict=True):
             try:
-                entries = await self._footer(name)
+                entries = await self._footers.read(name)
             except ObjectMissing:
                 continue
             except StoreCorrupt as error:
@@ -256,12 +273,6 @@ class Trimmer:
             at = np.flatnonzero(np.isin(held.keys, keys))
             floors[at] = np.maximum(floors[at], day or DAY_MAX)
         return floors, bound
-
-    async def _footer(self, name: PackName) -> PackEntries:
-        objects = self._cache.objects
-        tail = await objects.get(str(name), name.size - PACK_TAIL_BYTES, PACK_TAIL_BYTES)
-        start = footer_start(name, tail)
-        return read_footer(name, await objects.get(str(name), start, name.size - start), start)
 
     async def _remove(self, names: Sequence[PackName]) -> None:
         """List packs as removed, and delete them."""
@@ -280,8 +291,9 @@ class Trimmer:
     async def _delete(self, pack: PackName) -> None:
         await self._cache.objects.delete(str(pack))
         self._gone.add(pack.key)
-        self._deleted += 1
-        self.freed_bytes += pack.size
+        if self._absent is None or pack.key not in self._absent:
+            self._deleted += 1
+            self.freed_bytes += pack.size
 
     async def _rewrite(self, held: Inventory, rows: Ints, new_bytes: int, cutoffs: Days, today: int) -> bool:
         """Rewrite some packs, whose new ones need `new_bytes`; False: there is no room for that any more."""
@@ -292,7 +304,7 @@ class Trimmer:
                 "filled it meanwhile; the next trimming goes on"
             )
             return False
-        builder, done = self._new_pack(), list[PackName]()
+        builder, done, gone = self._new_pack(), list[PackName](), list[PackName]()
         for records in held.records(rows):
             stops = np.cumsum(records.counts)
             names = held.names(records.packs)
@@ -306,11 +318,13 @@ class Trimmer:
                         name, records.offsets[part], days[part], records.lo[part], int(cutoffs[row])
                     )
                 except ObjectMissing:
-                    done.append(name)
-                    self.freed_bytes -= name.size
+                    assert self._absent is not None
+                    self._absent[name.key] = name.size
+                    gone.append(name)
                     continue
                 except (StoreCorrupt, _Changed) as error:
                     self._problems.append(f"{error}; it is not trimmed")
+                    self._damaged.add(name.key)
                     continue
                 for record, day in kept:
                     if not builder.room(len(record)):
@@ -322,8 +336,10 @@ class Trimmer:
             await self._put(builder)
         await self._cache.publish_index()
         self._rewritten += len(done)
-        if done:
-            await self._remove(done)
+        self._deleted -= len(done)  # they are not only that
+        self._otherwise |= len(done) < len(rows)
+        if done or gone:
+            await self._remove([*done, *gone])
         return True
 
     async def _kept(
@@ -371,3 +387,7 @@ def classes_of_packs(packs: Ints | Rows, days: Days, bytes_: Ints, records: Ints
     lengths = np.zeros(len(packs), np.uint32)
     found = classes_of(np.ones(len(packs), np.int64), days, lengths, np.zeros(len(packs), np.bool_), floors)
     return Classes(np.asarray(packs, np.int64), found.day, bytes_, records)
+
+
+def _keys(packs: Iterable[int]) -> Column64:
+    return np.array(sorted(packs), np.uint64)

@@ -81,6 +81,7 @@ async def trim_side(
         new_pack,
         members=members,
         grown=before.grown if before is not None else (),
+        damaged=(await anyio.to_thread.run_sync(setup.state.upkeep(side.store_id).lost_packs)).damaged.tolist(),
         watch=watch,
     )
     await side.packs.merge_fragments()

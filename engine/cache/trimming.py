@@ -7,13 +7,14 @@ by a clock that is not believed (clocks.py), nor while a stamp of the protected 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 import anyio.to_thread
 import msgspec
 import numpy as np
 
+from engine.block import Ids
 from engine.cache import clocks
 from engine.cache.clocks import ClockVerdict
 from engine.cache.finishing import finish_removals
@@ -24,7 +25,7 @@ from engine.cache.seen import PackBits
 from engine.cache.stamping import Stamping
 from engine.cache.stamps import Seen, day_of
 from engine.cache.trim import Trimmer
-from engine.cache.trimplan import PROTECTED_DAYS, forecast_full, needed_bytes
+from engine.cache.trimplan import forecast_full, last_unprotected, needed_bytes
 from engine.cache.trimrecord import TrimReport
 from engine.errors import StoreCorrupt
 from engine.events import EventLog
@@ -43,7 +44,7 @@ NO_ROOM: Final = (
 
 
 async def judge(stamping: Stamping) -> ClockVerdict:
-    """Return whether this machine's clock may say what is old, and whose stamps do not count.
+    """Return whether this machine's clock may say what is old, from which day on, and what stamps may say.
 
     Raises: StoreUnavailable, StoreRejected.
     """
@@ -63,16 +64,24 @@ async def trim_cache(
     *,
     members: Callable[[], Awaitable[Members]] | None = None,
     grown: Sequence[tuple[int, int]] = (),
+    damaged: Iterable[int] = (),
     watch: Callable[[Trimmer], None] = lambda trimmer: None,
 ) -> TrimReport:
     """Trim a cache whose index was refreshed once, until the thresholds are met or only protected records are left.
 
     `room` tells what is known of the device now; `new_pack` opens an own pack of blocks; `members`, asked if anything
     has to go: whose stamps and pins count, if not those `stamping` knows; `grown`: (day, bytes) of this cache on former
-    days, for the forecast. `watch` is given what trims.
+    days, for the forecast; `damaged`: keys of packs known to be that. `watch` is given what trims.
     Raises: StoreUnavailable, StoreRejected, StateCorrupt, SessionAborted.
     """
     assert cache.removals is not None
+    keys = stamping.identity.keys
+
+    def make(seen: StampedDays, pinned: Ids) -> Trimmer:
+        trimmer = Trimmer(cache, seen, keys, cache.members, new_pack, room, pinned, damaged)
+        watch(trimmer)
+        return trimmer
+
     await finish_removals(cache)
     size, device = await _size(cache), await room()
     report = TrimReport(
@@ -91,12 +100,13 @@ async def trim_cache(
             stamping = msgspec.structs.replace(stamping, members=await members())
         verdict = await judge(stamping)
         if verdict.refused is None:
-            report = await _unless_pins_are_unknown(cache, stamping, policy, room, new_pack, verdict, watch, report)
+            report = await _unless_pins_are_unknown(cache, stamping, policy, room, make, verdict, report)
         else:
             report = msgspec.structs.replace(report, refused=verdict.refused, lacking_bytes=report.needed_bytes)
         ahead = (
-            f"the clock of system {writer.hex()} runs more than a day ahead of the others': its stamps do not count"
-            for writer in sorted(verdict.ignored)
+            f"the clock of system {writer.hex()} runs more than a day ahead of the others': what it stamps of days to "
+            "come does not count"
+            for writer in sorted(verdict.ahead)
         )
         report = msgspec.structs.replace(report, problems=(*report.problems, *ahead))
     if report.free_bytes is not None:
@@ -112,9 +122,8 @@ async def _unless_pins_are_unknown(
     stamping: Stamping,
     policy: TrimPolicy,
     room: Callable[[], Awaitable[Room]],
-    new_pack: Callable[[], PackBuilder],
+    make: Callable[[StampedDays, Ids], Trimmer],
     verdict: ClockVerdict,
-    watch: Callable[[Trimmer], None],
     before: TrimReport,
 ) -> TrimReport:
     """Trim, if all that is known to be the last copy of something is known to be that."""
@@ -129,11 +138,10 @@ async def _unless_pins_are_unknown(
             "'forebay verify --vault' has run there; if it is gone for good, remove the object"
         )
         return msgspec.structs.replace(before, refused=refused, lacking_bytes=before.needed_bytes)
-    seen = StampedDays(stamping, verdict.ignored, before.day - PROTECTED_DAYS)
-    trimmer = Trimmer(cache, seen, identity.keys, cache.members, new_pack, room, pinned)
-    watch(trimmer)
+    seen = StampedDays(stamping, verdict.believed, last_unprotected(verdict.day))
+    trimmer = make(seen, pinned)
     before = msgspec.structs.replace(before, problems=(*before.problems, *problems))
-    return await _trim(cache, stamping, policy, room, trimmer, seen, before)
+    return await _trim(cache, stamping, policy, room, trimmer, seen, verdict, before)
 
 
 async def _trim(
@@ -143,11 +151,12 @@ async def _trim(
     room: Callable[[], Awaitable[Room]],
     trimmer: Trimmer,
     seen: StampedDays,
+    verdict: ClockVerdict,
     before: TrimReport,
 ) -> TrimReport:
     """Trim, and stamp what nobody had seen and what the packs written anew inherited."""
     try:
-        done = await trimmer.run(policy, before.day)
+        done = await trimmer.run(policy, before.day, verdict.day)
     except StoreCorrupt as error:
         refused = (
             f"{error}; what its system has seen lately is not known, so nothing is trimmed until that system stamps "
@@ -159,7 +168,7 @@ async def _trim(
     problems = [*done.problems, *seen.problems]
     if told:
         problems += await stamping.add(PackBits.none(), told)
-    size, device = await _size(cache), await room()
+    size, device = await _size(cache) - done.absent_bytes, await room()
     return msgspec.structs.replace(
         before,
         size_bytes=size,

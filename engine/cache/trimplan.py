@@ -1,8 +1,9 @@
 """What to trim off a cache (DESIGN.md §3.4, Trimming): pure, over columns, from when each record was last seen.
 
 The rules. The oldest go first: days are gone through upwards, from the first on which anything was last seen, until
-enough is freed or 14 days before today are reached; what was seen since is protected, and so is what is pinned and what
-nobody is known to have seen ever (whoever trims stamps that, so that it is old one day). Up to such a day
+enough is freed or all that is left may have been seen less than 14 days ago; that is protected, and so is what is
+pinned and what nobody is known to have seen ever (whoever trims stamps that, so that it is old one day). Up to such a
+day
 
 - a pack of which every record goes is deleted whole;
 - one of which half or more goes, by the bytes of its records, is rewritten without them;
@@ -138,10 +139,15 @@ def needed_bytes(policy: TrimPolicy, cache_bytes: int, room: Room) -> int:
     return needed
 
 
+def last_unprotected(today: int) -> int:
+    """Return the last day all of which was 14 days ago or longer at any hour of day `today`."""
+    return today - PROTECTED_DAYS - 1
+
+
 def plan_trim(packs: CachePacks, classes: Classes, policy: TrimPolicy, room: Room, today: int) -> TrimPlan:
     """Return what to trim on day `today`; nothing of it was done yet."""
     needed = needed_bytes(policy, int(packs.sizes.sum()), room)
-    planner = _Planner(packs, classes, last=today - PROTECTED_DAYS)
+    planner = _Planner(packs, classes, last=last_unprotected(today))
     aged = 0 if policy.age_days_in_force is None else today - policy.age_days_in_force - 1
     cutoffs = planner.cutoffs(needed, aged)
     steps, no_room = planner.steps(cutoffs, room.free_bytes)

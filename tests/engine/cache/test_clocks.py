@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.cache.clocks import ignored, median, stamped_day
+from engine.cache.clocks import ignored, median, stamped_day, voices
 
 
 @pytest.mark.parametrize(("days", "middle"), [([5], 5), ([5, 9], 5), ([9, 1, 5], 5), ([1, 2, 3, 100], 2)])
@@ -25,10 +25,37 @@ def test_the_median_is_the_earlier_of_two(days: list[int], middle: int) -> None:
         # A clock that is behind does not silence the many.
         ({b"a": 100, b"b": 100, b"c": 100}, 10, ""),
         ({b"a": 100, b"b": 100, b"c": 102}, 10, "c"),
+        # Who stamps every day is not ahead of those who do once a week.
+        ({b"a": 100, b"b": 94, b"c": 90, b"d": 87}, 100, ""),
     ],
 )
 def test_who_runs_ahead_of_the_median_is_ignored(newest: dict[bytes, int], today: int, out: str) -> None:
     assert ignored(newest, today) == {each.encode() for each in out}
+
+
+@pytest.mark.parametrize(
+    ("newest", "today", "own", "heard"),
+    [
+        ([], 100, [100], []),
+        ([100, 99], 100, [99], [99, 100]),
+        # Those who left, or sleep, know nothing of the time.
+        ([100, 60, 50, 40], 100, [99], [100]),
+        ([60, 50, 40], 100, [99], []),
+        ([86], 100, [], [86]),
+        ([85], 100, [], []),
+        # Its own clock fell back: who stamps as it did before is heard, and not who left when that says it is now.
+        ([100, 98, 99, 60, 61], 60, [99], [98, 99]),
+        ([60, 61, 62], 60, [99], [60, 61]),
+        # It ran ahead itself, alone, and with another one.
+        ([100, 99], 100, [500], [99, 100]),
+        ([100, 99, 495], 100, [500], [99, 100]),
+        # Who is ahead is not heard.
+        ([100, 130], 100, [100], [100]),
+    ],
+)
+def test_who_tells_a_system_what_day_it_is(newest: list[int], today: int, own: list[int], heard: list[int]) -> None:
+    others = {bytes([number]): day for number, day in enumerate(newest)}
+    assert sorted(voices(others, today, own)) == heard
 
 
 @pytest.mark.parametrize(

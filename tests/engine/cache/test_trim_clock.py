@@ -15,7 +15,7 @@ B, C, D, E = (bytes([number]) * 16 for number in range(1, 5))
 
 
 @pytest.mark.parametrize(
-    ("own", "others", "refused", "ignored"),
+    ("own", "others", "refused", "ahead"),
     [
         # Everybody agrees, or nearly so.
         ([TODAY - 1, TODAY], {B: TODAY}, None, ""),
@@ -44,14 +44,14 @@ B, C, D, E = (bytes([number]) * 16 for number in range(1, 5))
     ],
 )
 def test_the_clock_is_trusted_or_not(
-    own: Collection[int], others: dict[bytes, int], refused: str | None, ignored: str
+    own: Collection[int], others: dict[bytes, int], refused: str | None, ahead: str
 ) -> None:
     verdict = judge_clock(TODAY, own, others)
     assert (verdict.refused is None) == (refused is None), verdict
     assert refused is None or refused in str(verdict.refused)
     names = {"B": B, "C": C, "D": D, "E": E}
     if refused is None:
-        assert verdict.ignored == {names[name] for name in ignored}
+        assert verdict.ahead == {names[name] for name in ahead}
 
 
 @pytest.mark.parametrize(
@@ -92,15 +92,49 @@ def test_what_is_trusted_is_not_behind_and_somebody_else_or_two_sessions_confirm
         confirmed = any(today - 14 <= day <= today + 1 for day in others.values())
         recent = [day for day in own if day >= today - 14]
         assert confirmed or max(recent) - min(recent) >= 2
-    for writer in verdict.ignored:
-        assert others[writer] > today + 1
+    for writer in verdict.ahead:
+        assert others[writer] > verdict.believed > today
 
 
 @given(st.integers(20, 5000), st.sets(st.integers(0, 13)), st.integers(0, 5000))
 def test_a_liar_among_two_others_stops_nobody(today: int, since: set[int], lie: int) -> None:
     verdict = judge_clock(today, [today - days for days in since], {B: today, C: lie})
     assert verdict.refused is None
-    assert (C in verdict.ignored) == (lie > today + 1)
+    assert (C in verdict.ahead) == (lie > today + 1)
+    # Nor does it hold up what is old, or make anything look older.
+    assert verdict.day == today
+
+
+@pytest.mark.parametrize(
+    ("others", "day"),
+    [
+        ([], TODAY),
+        # Nobody stamps later than this clock says.
+        ([TODAY, TODAY + 1], TODAY),
+        ([TODAY - 1], TODAY - 1),
+        # It runs ahead of all who stamp every day.
+        ([TODAY - 9, TODAY - 10, TODAY - 9], TODAY - 9),
+        ([TODAY - 13, TODAY - 12], TODAY - 12),
+        # Another one runs as far ahead: that is no half of three.
+        ([TODAY, TODAY - 9, TODAY - 9, TODAY - 10], TODAY - 9),
+        # Those who sleep do not hold up the others, nor do those who left, nor whoever is far ahead.
+        ([TODAY, TODAY - 9], TODAY),
+        ([TODAY, TODAY, TODAY - 3, TODAY - 14], TODAY),
+        ([TODAY - 1, TODAY - 15, TODAY - 20], TODAY - 1),
+        ([TODAY - 1, TODAY + 40], TODAY - 1),
+        ([TODAY - 15], TODAY),
+    ],
+)
+def test_what_is_old_is_counted_from_a_day_that_half_of_the_others_reached(others: list[int], day: int) -> None:
+    verdict = judge_clock(TODAY, [TODAY - 2, TODAY], dict(zip((B, C, D, E), others, strict=False)))
+    assert (verdict.day, verdict.refused) == (day, None)
+
+
+@given(st.integers(100, 5000), st.integers(0, 13), st.lists(st.integers(0, 14), min_size=1, max_size=4))
+def test_a_clock_that_runs_ahead_counts_from_no_day_to_come(true: int, ahead: int, since: list[int]) -> None:
+    others = {name: true - days for name, days in zip((B, C, D, E), since, strict=False)}
+    live = any(day >= true + ahead - 14 for day in others.values())
+    assert judge_clock(true + ahead, [true + ahead], others).day <= (true if live else true + ahead)
 
 
 @pytest.mark.parametrize(

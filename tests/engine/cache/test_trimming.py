@@ -179,12 +179,12 @@ async def test_what_nobody_saw_is_stamped_once_and_goes_when_that_is_old() -> No
     assert report.unseen_bytes > 4 * 3000
     (name,) = [name for name in world.objects.objects if name.startswith(f"stamp/{ALICE.hex()}/")]
     assert (await last_seen(world.objects, 0).packs(pack.ids[:0, 0])).tolist() == []
-    for day in (101, 113):
+    for day in (101, 114):
         assert (await world.trim(day)).unseen_bytes == 0
         assert set(range(24, 28)) <= await world.found(range(28))
     assert [each for each in world.objects.objects if each.startswith(f"stamp/{ALICE.hex()}/")] == [name]
-    await world.see(CAROL, range(16, 24), 114)
-    await world.trim(114)
+    await world.see(CAROL, range(16, 24), 115)
+    await world.trim(115)
     assert await world.found(range(28)) == set(range(16, 24))
 
 
@@ -206,10 +206,10 @@ async def test_what_is_rewritten_keeps_the_days_it_was_seen_on_also_without_thos
     # Those who saw it are gone for good.
     for name in [name for name in world.objects.objects if name.startswith("stamp/") and ALICE.hex() not in name]:
         del world.objects.objects[name]
-    await world.live(CAROL, 106)
-    assert (await world.trim(106)).deleted == 0
-    await world.live(BOB, 107)
-    assert (await world.trim(107)).deleted == 1
+    await world.live(CAROL, 107)
+    assert (await world.trim(107)).deleted == 0
+    await world.live(BOB, 108)
+    assert (await world.trim(108)).deleted == 1
     assert heir not in world.packs()
 
 
@@ -223,8 +223,8 @@ async def test_a_trimming_cut_off_before_its_stamp_leaves_the_days_in_the_pack()
     assert check_pack(heir, world.objects.objects[str(heir)], TEAM.keys, TEAM).days.tolist() == [93] * 4
     report = await world.trim(101, writer=BOB)
     assert (report.unseen_bytes, report.deleted) == (0, 0)
-    await world.live(CAROL, 107)
-    assert (await world.trim(107, writer=BOB)).deleted == 1
+    await world.live(CAROL, 108)
+    assert (await world.trim(108, writer=BOB)).deleted == 1
 
 
 async def test_nothing_goes_by_a_clock_that_is_wrong_but_what_was_announced() -> None:
@@ -246,16 +246,49 @@ async def test_nothing_goes_by_a_clock_that_is_wrong_but_what_was_announced() ->
     assert before[0] not in world.packs()
 
 
+async def test_a_clock_that_runs_ahead_of_the_others_lets_nothing_go_that_they_saw_lately() -> None:
+    for ahead in (1, 3, 10, 14):
+        world = await full()
+        world.others = DEVICE * 3 // 4
+        await world.see(BOB, range(16), 86)
+        await world.live(CAROL, 100)
+        await world.live(BOB, 100)
+        report = await world.trim(100 + ahead)
+        assert (report.refused, report.deleted, report.met) == (None, 0, False)
+        # They have reached the next day.
+        await world.live(CAROL, 101)
+        await world.live(BOB, 101)
+        assert (await world.trim(101 + min(ahead, 13))).deleted == 2
+
+
+async def test_what_is_said_of_days_to_come_does_not_hide_the_right_days_in_the_same_stamp() -> None:
+    world = await full()
+    world.others = DEVICE * 3 // 4
+    machine = world.machines[BOB]
+    await machine.restart().refresh()
+    first, second = sorted(pack.key for pack in world.packs() if pack.writer == BOB)
+    for name in [name for name in world.objects.objects if name.startswith(f"stamp/{BOB.hex()}/")]:
+        del world.objects.objects[name]
+    told = [Seen(first, np.array([90], np.uint16)), Seen(second, np.array([50, 150] * 4, np.uint16))]
+    assert await stamping(world.objects, BOB, 150).add(PackBits.none(), told) == []
+    report = await world.trim(100)
+    assert [BOB.hex() in problem for problem in report.problems] == [True]
+    assert (report.deleted, report.rewritten) == (0, 1)
+    assert len(await world.found(range(16))) == 12
+
+
 async def test_a_system_whose_clock_runs_ahead_is_named_and_protects_nothing() -> None:
     world = await full()
+    for name in [name for name in world.objects.objects if name.startswith(f"stamp/{BOB.hex()}/")]:
+        del world.objects.objects[name]
     await world.see(BOB, range(16), 150)
     report = await world.trim(100)
     # Nothing else is known of what it uses: that counts as seen today, once, however long its clock stays wrong.
     assert (report.met, report.deleted) == (False, 0)
     assert report.unseen_bytes > 16 * 3000
     assert [BOB.hex() in problem for problem in report.problems] == [True]
-    await world.live(CAROL, 114)
-    assert (await world.trim(114)).met
+    await world.live(CAROL, 115)
+    assert (await world.trim(115)).met
 
 
 async def test_a_damaged_stamp_of_the_protected_days_refuses_until_it_is_renewed() -> None:

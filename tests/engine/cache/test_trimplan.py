@@ -26,7 +26,7 @@ from engine.policy import TrimPolicy
 from engine.ports import Room
 
 TODAY = 2500
-LAST = TODAY - 14
+LAST = TODAY - 15  # of the day after that an hour may be less than 14 × 24 hours ago
 MIB = 1 << 20
 AMPLE = 1 << 50
 
