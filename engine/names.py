@@ -7,17 +7,20 @@ the wrong size where deleting is forbidden.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import ClassVar, Final, Self
 
 import msgspec
 
 FORMAT: Final = "format"
+STAND_INS_MAX: Final = 9  # what stands for a damaged root may be damaged as well
 RESERVED: Final = ("gc/", "pin/", "report/")
 
 _PACK = re.compile(r"(data|page)/([0-9a-f]{32})/([0-9a-f]{64})-([1-9][0-9]{0,9})(?:\.([1-9]))?")
 _NUMBERED = re.compile(r"([a-z]+)/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{8})")
 _STAMP = re.compile(r"stamp/([0-9a-f]{32})/([0-9a-f]{4})-([0-9a-f]{16})-([0-9a-f]{8})")
 _ROOT = re.compile(r"root/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{16})")
+_POINT = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})")
 _NOTE = re.compile(r"note/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{16})-([a-z]{1,16})-([0-9a-f]{16})")
 _REPORT = re.compile(r"report/([0-9a-f]{32})/([0-9a-f]{16})-([0-9a-f]{16})")
 _SLOT = re.compile(r"key/([0-9a-f]{32})/([0-9a-f]{32})")
@@ -125,9 +128,22 @@ class PointId(msgspec.Struct, frozen=True, order=True):
     def __str__(self) -> str:
         return f"{self.order:016x}-{self.incarnation.hex()}"
 
+    @classmethod
+    def parse(cls, text: str) -> PointId | None:
+        """Return the point a whole id stands for, or None."""
+        found = _POINT.fullmatch(text)
+        return cls(int(found[1], 16), bytes.fromhex(found[2])) if found is not None else None
+
     def root(self, system: bytes) -> str:
         """Return the name of this point's root object."""
         return f"root/{system.hex()}/{self}"
+
+    def stand_ins(self) -> Iterator[PointId]:
+        """Yield the points that may stand for this one, should its root be damaged: the next incarnations, in order."""
+        number = int.from_bytes(self.incarnation, "big")
+        for more in range(1, STAND_INS_MAX + 1):
+            if number + more < 1 << 64:
+                yield PointId(self.order, (number + more).to_bytes(8, "big"))
 
     def note(self, system: bytes, kind: str, digest: bytes) -> str:
         """Return the name of a note of `kind` to this point; `digest` is the BLAKE3 of the note's bytes."""

@@ -66,7 +66,7 @@ class VolumePoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PreviousRoot(msgspec.Struct, frozen=True, kw_only=True):
-    """The root this one follows on: the chain that shows lost points."""
+    """The root this one follows on: the chain that shows lost points. Or the one it stands for."""
 
     order: Count
     incarnation: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
@@ -79,7 +79,10 @@ class PreviousRoot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RootBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What a root says: `time` in ms since 1970 UTC, the writing `version`, its `session`, the sessions it ends."""
+    """What a root says: `time` in ms since 1970 UTC, the writing `version`, its `session`, the sessions it ends.
+
+    `stands_for`: the root that said all this before, and is damaged in the vault; notes to it are notes to this one.
+    """
 
     time: Count
     version: str
@@ -88,6 +91,7 @@ class RootBody(msgspec.Struct, frozen=True, kw_only=True):
     previous: PreviousRoot | None = None
     volumes: list[VolumePoint] = []
     figures: dict[str, int] = {}
+    stands_for: PreviousRoot | None = None
 
     def volume(self, name: str) -> VolumePoint | None:
         """Return the volume of that name, or None."""
@@ -104,6 +108,11 @@ class Root(msgspec.Struct, frozen=True):
     certificate: int
     body: RootBody
     hash: bytes
+
+    @property
+    def named(self) -> PreviousRoot:
+        """How other roots name this one."""
+        return PreviousRoot(order=self.point.order, incarnation=self.point.incarnation, hash=self.hash)
 
 
 _BODY: Final = msgspec.msgpack.Decoder(RootBody)

@@ -220,8 +220,8 @@ class _Roots(msgspec.Struct, frozen=True):
     identity: Identity
     certificates: Certificates
 
-    async def newest(self, mine: PointId | None, parent: Parent) -> tuple[PointId, bytes] | None:
-        """Return the greatest point whose root counts, and the root's hash; note the others in `parent`.
+    async def newest(self, mine: PointId | None, parent: Parent) -> tuple[PreviousRoot, PreviousRoot | None] | None:
+        """Return the greatest root that counts, and the one it stands for, if any; note the others in `parent`.
 
         The root of `mine` counts whatever its content: its hash is known. Raises: StoreCorrupt.
         """
@@ -231,8 +231,12 @@ class _Roots(msgspec.Struct, frozen=True):
             data = await self._read(name)
             if data is None:
                 continue
-            if point == mine or self._counts(name, point, data, parent):
-                return point, blake3(data).digest()
+            known = PreviousRoot(order=point.order, incarnation=point.incarnation, hash=blake3(data).digest())
+            if point == mine:
+                return known, None
+            counts, instead = self._counts(name, point, data, parent)
+            if counts:
+                return known, instead
         if len(tried) > ROOTS_TRIED_MAX:
             raise StoreCorrupt(
                 tried[0].root(self.identity.system),
@@ -256,34 +260,35 @@ class _Roots(msgspec.Struct, frozen=True):
             points |= await _seen(store, self.identity.system, parent)
         return nlargest(ROOTS_TRIED_MAX + 1, points)
 
-    def _counts(self, name: str, point: PointId, data: bytes, parent: Parent) -> bool:
+    def _counts(self, name: str, point: PointId, data: bytes, parent: Parent) -> tuple[bool, PreviousRoot | None]:
+        """Tell whether a root counts, and which one it stands for, if that is known."""
         try:
             if root_header(name, data).domain != self.identity.domain:
                 # Written before this system joined its present domain; its keys are not here.
-                return point.order < ORDER_OF_CLOCKS_MAX
-            open_root(name, data, self.identity.listing_key, self.certificates.verify_number)
+                return point.order < ORDER_OF_CLOCKS_MAX, None
+            root = open_root(name, data, self.identity.listing_key, self.certificates.verify_number)
         except FormatTooNew:
-            return True
+            return True, None
         except StoreCorrupt as error:
             parent.problems.append(f"{error}: it is damaged or forged, and counts as no restore point")
-            return False
-        return True
+            return False, None
+        return True, root.body.stands_for
 
 
 async def _compare(parent: Parent, ours: Newest | None, roots: _Roots) -> None:
     """Hold the point local state ends with against the newest root; sets newest, previous, lost, problems."""
     mine = PointId(ours.order, ours.incarnation) if ours else None
-    found = await roots.newest(mine, parent)
-    newest = found[0] if found else None
+    found, instead = await roots.newest(mine, parent) or (None, None)
+    newest = found.point if found else None
     parent.newest = max((point for point in (newest, mine) if point), default=None)
-    if found is not None:
-        newest, digest = found
-        parent.previous = PreviousRoot(order=newest.order, incarnation=newest.incarnation, hash=digest)
+    parent.previous = found
     if ours is None or mine is None:
         return
     known = PreviousRoot(order=ours.order, incarnation=ours.incarnation, hash=ours.root_hash)
+    if instead == known:
+        return  # uploaded under another name, since its own had rotted in the vault
     if found is not None and newest == mine and not await _left_the_spool(ours, mine, roots):
-        if found[1] != ours.root_hash:
+        if found != known:
             parent.problems.append(
                 f"object {mine.root(roots.identity.system)} is not what was written there: "
                 "the restore point is damaged; the session goes on from local state"

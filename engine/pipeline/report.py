@@ -50,12 +50,16 @@ class VolumeReport(Counts, kw_only=True):
 
 
 class Uploaded(msgspec.Struct, frozen=True):
-    """A point that was published: what travelled for it, and per volume the ranges of blocks it lacks, if any."""
+    """A point that was published: what travelled for it, and per volume the ranges of blocks it lacks, if any.
+
+    `stands_as`: the name it got in the vault, where its own has rotted.
+    """
 
     point: str
     packs: int
     bytes: int
     holes: dict[str, list[tuple[int, int]]] = {}
+    stands_as: str | None = None
 
 
 class SessionReport(msgspec.Struct, kw_only=True):

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import anyio.to_thread
 import msgspec
+from blake3 import blake3
 
 from engine.errors import (
     ConfigError,
@@ -38,6 +39,7 @@ from engine.pipeline.report import Uploaded, UploadReport
 from engine.pipeline.sending import Sending
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.standin import recall
+from engine.pipeline.standroot import NameTaken, ToPut, to_put
 from engine.pipeline.stores import Side, open_side
 from engine.root import Root, open_root
 from engine.signed import OBJECT_BYTES_MAX
@@ -50,10 +52,6 @@ log = EventLog("upload")
 
 # Asked between packs; True: somebody else needs the state directory, or the user wants a pause.
 Stop: TypeAlias = Callable[[], bool]
-
-
-class NameTaken(Exception):
-    """The vault has another point of this name: a copy of local state went on without seeing the original's points."""
 
 
 class Within(msgspec.Struct, frozen=True):
@@ -173,8 +171,7 @@ class Upload:
         root, data = await self._root(spool, point)
         if root is None:
             return
-        if await self._taken(point, data):
-            raise NameTaken
+        put = await to_put(vault.objects, self._setup, self._known(), root, data)
         packs = await spool.packs_of(point, root)
         if packs.away is not None:
             raise packs.away
@@ -186,9 +183,9 @@ class Upload:
         holes = await self._complete(point, root, packs)
         await self._put_notes((await spool.notes()).get(point, ()))
         await vault.recheck()
-        await vault.objects.put(point.root(self._setup.identity.system), data)
+        await vault.objects.put(put.point.root(self._setup.identity.system), put.data)
         await vault.packs.flush()
-        await anyio.to_thread.run_sync(self._in_vault, point)
+        await anyio.to_thread.run_sync(self._in_vault, point, put)
         damaged = [name for name in packs.listed if vault.packs.stand_in(name) != name]
         # Blocks come to lie elsewhere with the next session; pages, where runs that need them are merged.
         await self._heal_later([name.key for name in damaged if name.kind == "data"])
@@ -198,7 +195,8 @@ class Upload:
         if (lock := self._setup.lock) is not None:
             locking = Locking(self._setup, lock, began_ms, self.report.problems)
             await locking.after_upload(packs.listed, sending.sent)
-        self.report.uploaded.append(Uploaded(str(point), count, size, holes))
+        stands_as = self._stands_as(point, put)
+        self.report.uploaded.append(Uploaded(str(point), count, size, holes, stands_as))
         log.info("point_uploaded", point=str(point), packs=count, bytes=size, incomplete=bool(holes))
 
     async def _root(self, spool: Spool, point: PointId) -> tuple[Root | None, bytes]:
@@ -220,16 +218,17 @@ class Upload:
         await spool.delete(point, self._setup.clock.now_ms(), "its root was damaged in the spool")
         return None, b""
 
-    async def _taken(self, point: PointId, data: bytes) -> bool:
-        """Tell whether the vault has another whole root by the name; one that was cut is replaced by the put."""
+    def _stands_as(self, point: PointId, put: ToPut) -> str | None:
+        """Tell of a point that got another name, and return that."""
+        if put.point == point:
+            return None
         name = point.root(self._setup.identity.system)
-        try:
-            if (found := bytes(await self._opened()[0].objects.get(name, 0, OBJECT_BYTES_MAX + 1))) == data:
-                return False
-            open_root(name, found, self._setup.identity.listing_key, self._known().verify_number)
-        except (ObjectMissing, StoreCorrupt):
-            return False
-        return True
+        self.report.problems.append(
+            f"object {name} in the vault is not what was put there: it was damaged or forged; the restore point was "
+            f"put as {put.point}: look at the disk or server"
+        )
+        log.warning("damaged_root_replaced", component="vault", point=str(point), by=str(put.point))
+        return str(put.point)
 
     async def _complete(self, point: PointId, root: Root, packs: PointPacks) -> dict[str, list[tuple[int, int]]]:
         """See that all the point lists is in the vault; fill in what is gone, and say in a note what cannot be."""
@@ -303,12 +302,13 @@ class Upload:
         await vault.objects.put(*own_note(note.body, note.point, identity))
         self.report.problems.append(f"{refused}; the note was put under another name")
 
-    def _in_vault(self, point: PointId) -> None:
+    def _in_vault(self, point: PointId, put: ToPut) -> None:
         """Have local state look for a point in the vault from now on, also if its commit was cut off (*sync*)."""
         state, identity = self._setup.state, self._setup.identity
         intent, newest = state.intent(), state.newest()
         if intent is not None and intent.root == point.root(identity.system):
-            state.write_intent(msgspec.structs.replace(intent, vault=identity.vault))
+            root, digest = put.point.root(identity.system), blake3(put.data).digest()
+            state.write_intent(msgspec.structs.replace(intent, root=root, root_hash=digest, vault=identity.vault))
         if newest is not None and PointId(newest.order, newest.incarnation) == point:
             state.set_newest(msgspec.structs.replace(newest, vault=identity.vault))
 

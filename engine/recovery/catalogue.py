@@ -6,6 +6,8 @@ Rules (DESIGN.md §5, Root and Rollback):
   damaged in every place, if it was superseded by one that is gone, or if local state knows of a greater one, then
   `latest` fails and names it: an older point is never passed off as the latest.
 - A point that lies in the spool and not in the vault is *spooled*: it waits for its upload.
+- A root may stand for one that is damaged in the vault: it is the same point under another name. The notes to both
+  count for it, and whoever asks for the damaged one is given it.
 - A point that its successor or local state names, that has no `removed` note and that neither vault nor spool holds,
   is *lost*, and said to be; as long as the spool cannot be read, only that it may be.
 """
@@ -25,7 +27,7 @@ from engine.names import PointId
 from engine.note import NoteBody, incomplete_by
 from engine.recovery.access import SystemAccess
 from engine.recovery.places import SPOOL, VAULT, Places
-from engine.root import Root, VolumePoint
+from engine.root import PreviousRoot, Root, VolumePoint
 from engine.state import Newest
 
 State: TypeAlias = Literal["ok", "incomplete", "superseded", "damaged", "spooled"]
@@ -75,6 +77,25 @@ class Point:
     def name(self) -> str:
         """The name of the root object."""
         return self.id.root(self.access.system)
+
+    @property
+    def instead_of(self) -> PreviousRoot | None:
+        """The root this one stands for."""
+        return self.root.body.stands_for if self.root is not None else None
+
+    def stands_for(self, other: Point | PointId) -> bool:
+        """Tell whether this is that very point, under a name of its own since its root is damaged in the vault."""
+        instead = self.instead_of
+        if instead is None or isinstance(other, PointId):
+            return instead is not None and instead.point == other
+        return instead.point == other.id and (other.root is None or other.root.hash == instead.hash)
+
+    def stood_for_by(self, other: Point) -> None:
+        """Take note that `other` is this point, and the one that counts."""
+        if self.root is None:
+            self.problems.append(f"restore point {other.id} is the same, and whole")
+        else:
+            self.superseded, self.state = True, "superseded"
 
     def require_root(self) -> Root:
         """Return the root. Raises: StoreCorrupt naming the object if it is damaged in every place."""
@@ -145,6 +166,10 @@ class Catalogue:
                 for point in ordered[start : start + READERS * 64]:
                     group.start_soon(load_one, point)
         self._places.require()
+        for one in found.values():
+            same = found.get(one.instead_of.point) if one.instead_of is not None else None
+            if same is not None and one.stands_for(same):
+                same.stood_for_by(one)
         return [found[point] for point in ordered]
 
     async def find(self, names: Names, text: str, volume: str | None = None) -> Point:
@@ -161,6 +186,10 @@ class Catalogue:
                 "'forebay points' lists"
             )
         matches = sorted(point for point in names.roots if str(point).startswith(wanted))
+        asked = matches[0] if matches else PointId.parse(wanted)
+        standing = await self._standing_for(names, asked) if asked is not None else None
+        if standing is not None and {*matches} <= {asked, standing.id}:
+            return standing
         if not matches:
             raise ConfigError(
                 f"system {names.access.name!r} has no restore point {text!r} in {self._searched()}; "
@@ -172,15 +201,26 @@ class Catalogue:
         (point,) = await self.load(names, matches)
         return point
 
+    async def _standing_for(self, names: Names, asked: PointId) -> Point | None:
+        """Return the point that stands for `asked`, whatever is left of that; None: there is none."""
+        near = [point for point in asked.stand_ins() if point in names.roots]
+        if not near:
+            return None
+        loaded = await self.load(names, [*near, *([asked] if asked in names.roots else [])])
+        original = next((point for point in loaded if point.id == asked), None)
+        return next((point for point in loaded if point.stands_for(original or asked)), None)
+
     async def _latest(self, names: Names, volume: str | None) -> Point:
         known: set[str] = set()
+        standing: list[Point] = []
         ordered = sorted(names.roots, reverse=True)
         newest = self._newest_of(names)
         for start in range(0, len(ordered), _LATEST_CHUNK):
             for point in await self.load(names, ordered[start : start + _LATEST_CHUNK]):
-                if point.removed:
+                if point.removed or any(one.stands_for(point) for one in standing):
                     continue
                 body = point.require_root().body
+                standing += [point] if body.stands_for is not None else []
                 known |= {one.name for one in body.volumes}
                 if volume is not None and body.volume(volume) is None:
                     continue
@@ -218,14 +258,17 @@ class Catalogue:
             return []
         loaded = {point.id: point for point in points}
         lost: dict[PointId, str] = {}
+        stood = {instead.point: instead.hash for point in points if (instead := point.instead_of) is not None}
         for wanted, digest, who in self._expected(names, points):
             found = loaded.get(wanted)
+            if wanted in stood and digest in (stood[wanted], _HASH_UNKNOWN):
+                continue
             if found is None or not names.is_kept(wanted):
                 lost.setdefault(wanted, f"the vault has lost it: {who}")
             elif found.root is not None and digest not in (found.root.hash, _HASH_UNKNOWN):
                 lost.setdefault(wanted, f"the vault holds another root in its stead: {who}")
         for point in names.roots:
-            if not names.is_kept(point):
+            if not names.is_kept(point) and point not in stood:
                 lost.setdefault(point, "the vault has lost it: only the cache still has it")
         gone = [
             LostPoint(names.access, point, lost[point], sorted(names.roots.get(point, {}).keys() - {VAULT}))
@@ -271,11 +314,13 @@ class Catalogue:
         )
         loaded = Point(names.access, point, None, sorted(sizes), problems=reading.sentences())
         notes, problems = await self._notes(names, point)
-        loaded.problems += problems
         if reading.value is None:
             loaded.state = "damaged"
         else:
             loaded.root, size = reading.value
+            if (instead := loaded.instead_of) is not None:
+                found = await self._notes(names, instead.point)
+                notes, problems = notes + found[0], problems + found[1]
             # The copies are not all opened; of another size, one is surely not the same.
             for place in [place for place in sizes if sizes[place] != size and place not in reading.failed]:
                 loaded.problems.append(
@@ -285,6 +330,7 @@ class Catalogue:
             if not names.is_kept(point) and self._places.get(VAULT) is not None:
                 loaded.problems.append(f"object {root_name} is not in the vault; a copy of it is used")
             loaded.where = [place for place in loaded.where if place not in reading.failed]
+        loaded.problems += problems
         _apply(loaded, notes)
         if loaded.state == "ok" and SPOOL in sizes and VAULT not in sizes:
             loaded.state = "spooled"

@@ -36,7 +36,8 @@ from engine.workers import run_workers
 READERS: Final = 16  # roots read at once
 TABLES: Final = 8  # pack tables read at once
 LISTED_AT_ONCE: Final = 1 << 16
-_TELLING: Final = ("incomplete", "removed", "superseded")
+_OUT: Final = ("removed", "superseded")
+_TELLING: Final = ("incomplete", *_OUT)
 
 
 class KeptVolume(msgspec.Struct, frozen=True):
@@ -128,7 +129,7 @@ async def read_kept(objects: ObjectStore, identity: Identity, certificates: Cert
 
     async def read(point: PointId) -> None:
         bodies = await read_notes(point)
-        if any(body.kind in ("removed", "superseded") for body in bodies):
+        if any(body.kind in _OUT for body in bodies):
             return
         name = point.root(identity.system)
         try:
@@ -136,7 +137,11 @@ async def read_kept(objects: ObjectStore, identity: Identity, certificates: Cert
             if root_header(name, data).domain != identity.domain:
                 kept.others += 1
                 return
-            found[point] = open_root(name, data, key, verify), bodies
+            root = open_root(name, data, key, verify)
+            if (instead := root.body.stands_for) is not None:
+                bodies += await read_notes(instead.point)
+            if not any(body.kind in _OUT for body in bodies):
+                found[point] = root, bodies
         except ObjectMissing:
             return  # removed since it was listed
         except (StoreCorrupt, FormatTooNew) as error:

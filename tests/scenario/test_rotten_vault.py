@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import StoreUnavailable
+from engine.names import PointId
 from tests.fakes import FaultPlan
 from tests.s3stores import plain_client, write_keys
 from tests.samba import free_port
@@ -133,6 +134,76 @@ def test_a_pack_that_rotted_in_the_spool_counts_in_the_vault_once_it_was_read(
     machine.extra["cache"] = ""
     if left != "nowhere":
         stands(backlog, rotten if left == "in the cache" else {})
+
+
+def roots(backlog: Backlog) -> set[str]:
+    return {name for name in objects(backlog.machine.vault) if name.startswith("root/")}
+
+
+def test_a_root_that_rotted_under_the_name_of_a_point_that_waits(two: Backlog, fast_path: Path) -> None:
+    """It is the same point under another name: for restores, for the next session, and for whoever looks for losses."""
+    backlog = two.copy_to(fast_path / "work")
+    machine = backlog.machine
+    first, second = sorted(backlog.spooled)
+    rotten = rot(backlog, in_spool(backlog, "root"), a_bit)
+    before = roots(backlog)
+    done = machine.run("upload")
+    names = {each["point"]: each["stands_as"] for each in done.document["uploaded"]}
+    assert [*names] == [first, second]
+    for point, name in names.items():
+        assert name.split("-")[0] == point.split("-")[0]
+        assert sum(f"the restore point was put as {name}" in problem for problem in done.document["problems"]) == 1
+    stands(backlog, rotten)  # also by the names they had, from vault and spool as they are
+    elsewhere(backlog, first)
+    assert len(roots(backlog)) == len(before) + 2
+    shown = machine.run("points", "--superseded", expect=None).document
+    states = {row["id"]: row["state"] for row in shown["points"]}
+    assert [states[name] for name in names.values()] == ["ok", "ok"]
+    assert {states[point] for point in names} <= {"superseded", "damaged"}
+    assert not shown["lost"]
+    # The next session goes on from there.
+    for name, path in machine.volumes.items():
+        path.write_bytes(backlog.contents[second][name])
+    report = machine.backup()
+    assert report["problems"] == []
+    assert [volume["candidates"] >= volume["changed"] == 0 for volume in report["volumes"].values()] == [True, True]
+    backlog.keep(report["point"])
+    for name in rotten:
+        (machine.vault / name).unlink()  # somebody took it away to look at it
+    assert not machine.run("points").document["lost"]
+    stands(backlog, {})
+    elsewhere(backlog, second)
+    backlog.goes_on()
+
+
+@pytest.mark.parametrize("also", ["nothing", "rotten", "cut"])
+def test_one_root_stands_for_another_however_often_an_upload_is_cut_off(
+    two: Backlog, fast_path: Path, also: str
+) -> None:
+    backlog = two.copy_to(fast_path / "work")
+    machine = backlog.machine
+    machine.extra["cache"] = "enabled = false"
+    first = min(backlog.spooled)
+    (name,) = (name for name in in_spool(backlog, "root") if name.endswith(first))
+    rotten = rot(backlog, {name}, everything)
+    parsed = PointId.parse(first)
+    assert parsed is not None
+    free = [machine.vault / each.root(bytes.fromhex(name.split("/")[1])) for each in parsed.stand_ins()]
+    with pytest.raises(StoreUnavailable):
+        upload(machine, around=by_plan(FaultPlan().lose_acknowledgement("put", prefix="root/")))
+    put = free[0].read_bytes()
+    with pytest.raises(StoreUnavailable):
+        upload(machine, around=by_plan(FaultPlan().fail("put", prefix="root/")))
+    if also != "nothing":
+        free[0].write_bytes(a_bit(put) if also == "rotten" else put[:100])
+    assert len(upload(machine).uploaded) == 2
+    assert [path for path in free if path.exists()] == free[: 2 if also == "rotten" else 1]
+    assert (free[0].read_bytes() == put) == (also == "nothing")
+    assert (machine.vault / name).read_bytes() == rotten[name]
+    backlog.restore(first)
+    if also == "nothing":
+        free[0].write_bytes(put[:100])  # what stands for it is lost as well
+        machine.restore(first, "data", machine.root / "out", expect=1)
 
 
 def test_a_pack_that_only_deltas_name_was_not_acknowledged(tmp_path: Path) -> None:

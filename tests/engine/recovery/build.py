@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
+import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -224,11 +225,17 @@ class World:
         await self._publish(system, copy)
         return await self._root(system, session, points, copy)
 
-    async def _root(self, system: System, session: bytes, points: list[VolumePoint], copy: bool) -> PointId:
-        system.order += 1000
-        point = PointId(system.order, INCARNATION)
-        body = RootBody(time=system.order, version="0.1.0", session=session, previous=system.previous, volumes=points)
-        data = seal_root(
+    async def stand_in(self, system: System, point: PointId) -> PointId:
+        """Put a root into the vault that stands for another one."""
+        name = point.root(system.id)
+        root = open_root(name, self.far.objects.objects[name], system.listing_key, lambda *_: True)
+        standing = next(point.stand_ins())
+        data = self._sealed(system, standing, msgspec.structs.replace(root.body, stands_for=root.named))
+        await self.far.objects.put(standing.root(system.id), data)
+        return standing
+
+    def _sealed(self, system: System, point: PointId, body: RootBody) -> bytes:
+        return seal_root(
             body,
             domain=self.keys.domain,
             system=system.id,
@@ -238,6 +245,12 @@ class World:
             listing_key=system.listing_key,
             signer=system.signing.sign,
         )
+
+    async def _root(self, system: System, session: bytes, points: list[VolumePoint], copy: bool) -> PointId:
+        system.order += 1000
+        point = PointId(system.order, INCARNATION)
+        body = RootBody(time=system.order, version="0.1.0", session=session, previous=system.previous, volumes=points)
+        data = self._sealed(system, point, body)
         for side in self.sides if copy else [self.far]:
             await side.objects.put(point.root(system.id), data)
         root = open_root(point.root(system.id), data, system.listing_key, lambda *_: True)

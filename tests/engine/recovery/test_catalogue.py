@@ -216,6 +216,35 @@ async def test_a_superseded_point_without_a_successor_is_no_latest() -> None:
         await find(world, "latest")
 
 
+async def test_a_point_is_found_in_the_root_that_stands_for_its_own() -> None:
+    world = World()
+    system = world.system()
+    both = await world.backup(system, {"data": CONTENT, "home": CONTENT})
+    point = await world.backup(system, {"data": CONTENT})
+    standing = await world.stand_in(system, point)
+    later = await world.backup(system, {"data": CONTENT})
+    name, newest = point.root(system.id), newest_of(system)
+    near, far = stores(world)[1], stores(world)[0]
+    for left, state in (("both", "superseded"), ("the cache", "superseded"), ("none", "damaged"), ("nothing", None)):
+        if left == "nothing":
+            del near.objects[name], far.objects[name]
+        elif left != "both":
+            flip(far if left == "the cache" else near, name)
+        found, lost = await listed(world, newest=newest)
+        states = {one.id: one.state for one in found}
+        assert states.pop(point, None) == state
+        assert states == {both: "ok", standing: "ok", later: "ok"}
+        assert lost == []
+        for text in (str(point), str(point)[:16]):
+            assert (await find(world, text)).id == standing
+        assert (await find(world, "latest", "home")).id == both
+    for store in stores(world):
+        del store.objects[later.root(system.id)]
+    assert (await find(world, "latest", "data")).id == standing
+    await note(world, system, point, "removed")
+    assert (await find(world, "latest", "data")).id == both
+
+
 async def test_an_incomplete_point_says_which_blocks_it_lacks_and_a_held_one_that_it_is_held() -> None:
     world = World()
     system, points = await three(world)
