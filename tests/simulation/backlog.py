@@ -26,10 +26,10 @@ async def check_moves(model: Model, machine: Machine, plan: Plan) -> None:
         stood = [name in put.packs or ("vault", name) in model.losses.ever for name in standing]
         early = [name for name, each in zip(early, stood, strict=True) if not each]
         require(not early, f"root {put.root} went into the vault before its packs", f"{machine.name}: {early}")
-        if put.waited:
-            older = put.spooled[: put.spooled.index(put.root)] if put.root in put.spooled else put.spooled
+        if put.waits is not None:
+            older = put.spooled[: put.spooled.index(put.waits)] if put.waits in put.spooled else put.spooled
             require(
-                put.root in put.spooled and all([await _needs_cache(model, machine, plan, root) for root in older]),
+                put.waits in put.spooled and all([await _needs_cache(model, machine, plan, root) for root in older]),
                 "points are not uploaded oldest first",
                 f"{machine.name}: {put.root}, {put.spooled}",
             )
@@ -41,8 +41,10 @@ async def check_moves(model: Model, machine: Machine, plan: Plan) -> None:
         kept = drop.pack in model.stores["vault"].written
         for root in drop.spooled:
             packs = await model.losses.packs_of(machine, root) if root in machine.roots else frozenset()
-            # What a point needs that lost pages is not known; what the vault has is not lost.
-            unknown = root in machine.spool.ruined or (kept and not packs.isdisjoint(machine.spool.ruined))
+            # What a point needs that lost pages, or whose pages left with a pack that came back, is not known; what the
+            # vault has is not lost.
+            pages_lost = drop.back or not packs.isdisjoint(machine.spool.ruined)
+            unknown = root in machine.spool.ruined or (kept and pages_lost)
             needed = drop.pack in packs and not unknown
             require(not needed, f"{drop.pack} left the spool, and a point there needs it", f"{machine.name}: {root}")
     machine.published.clear()
@@ -71,13 +73,11 @@ async def _needs_cache(model: Model, machine: Machine, plan: Plan, root: str) ->
 def check_upload(model: Model, machine: Machine, plan: Plan, report: UploadReport, before: list[str]) -> None:
     """Compare what `upload` tells with what was in its way, and with what lies in vault and spool."""
     told = f"{machine.name}: {report}"
-    waiting, vault = machine.waiting(), model.stores["vault"].written
+    waiting = machine.waiting()
     incomplete = bool(report.lost) or any(each.holes for each in report.uploaded)
     if report.exit_code == DONE:
         require(not waiting, "exit code 0, and points wait in the spool", told)
-        gone = [
-            root for root in before if vault.get(root) != machine.roots[root].data and root not in machine.to_delete
-        ]
+        gone = [root for root in before if not machine.published_as(root) and root not in machine.to_delete]
         require(not gone, f"exit code 0, and points are not in the vault: {gone}", told)
     if report.exit_code == IN_SPOOL:
         why = report.stopped or any("waits in the spool" in problem for problem in report.problems)
@@ -86,15 +86,12 @@ def check_upload(model: Model, machine: Machine, plan: Plan, report: UploadRepor
         require(report.error is not None or incomplete, "an upload failed without a word", told)
     for each in report.uploaded:
         root = f"root/{machine.system}/{each.point}"
-        require(vault.get(root) == machine.roots[root].data, "a point was not uploaded", told)
+        require(bool(machine.published_as(root)), "a point was not uploaded", told)
         require(root not in waiting, "a point that was uploaded still waits", told)
         for volume, ranges in each.holes.items():
             holes = {block for first, count in ranges for block in range(first, first + count)}
             noted = model.losses.holes_of(machine, root, volume)
             require(holes <= noted, "a point was uploaded incomplete, and no note says so", told)
-    # A root that rotted under the name of one that waits: somebody has to look, and the sentence says where.
-    rotten = {name for name in model.stores["vault"].damaged() if name.startswith("root/")}
-    incomplete |= any(f"{name} exists with other content" in (report.error or "") for name in rotten)
     stopped = machine.paused or not machine.settings.spool or model.spool_fails(machine)
     if not (model.in_the_way(machine, plan) or stopped or incomplete):
         require(report.exit_code == DONE, "an upload failed though nothing was in its way", told)

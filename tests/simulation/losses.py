@@ -115,12 +115,16 @@ class Losses:
 
     def holes_of(self, machine: Machine, root: str, volume: str) -> set[int]:
         """Return the blocks of a volume that notes in the vault say a point lacks."""
-        identity, point = machine.identity, PointId.parse_root(root)
+        identity = machine.identity
+        # Notes to the root it stands for are about this one, too.
+        points = [
+            PointId.parse_root(one) for one in (root, *(o for o, names in machine.stands.items() if root in names))
+        ]
         known = Certificates(identity.domain, identity.vault_public, [identity.certified()], [])
         holes: set[int] = set()
         for name, data in self.stores["vault"].written.items():
             note = PointId.parse_note(name)
-            if point is not None and note is not None and note[:2] == point and note[2] == "incomplete":
+            if note is not None and note[:2] in points and note[2] == "incomplete":
                 opened = open_note(name, data, identity.listing_key, known.verify_number)
                 for first, count in opened.body.holes.get(volume, []):
                     holes.update(range(first, first + count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ from engine.names import PackName, PointId
 from engine.pipeline.report import SessionReport, UploadReport
 from engine.pipeline.volume import VolumeSource
 from engine.ports import Changes
+from engine.root import open_root
 from engine.vault.adoption import adopt_spool
+from engine.vault.certificate import Certificates
 from engine.vault.formatobject import new_store
 from engine.vault.identity import Identity
 from engine.vault.offline import create_pending
@@ -68,6 +71,7 @@ class Machine:
         self.contents: dict[str, bytes] = {}
         self.before: dict[str, bytes] = {}  # what they held at some time before
         self.roots: dict[str, RootMade] = {}  # every root it tried to put
+        self.stands: dict[str, set[str]] = {}  # a root of the spool → names of those put into the vault in its stead
         self.seen: set[str] = set()  # its roots that whole listings showed since it last began something
         self.published: list[Published] = []
         self.dropped: list[Dropped] = []
@@ -128,13 +132,16 @@ class Machine:
             (self._sent if kind == "vault" else self._kept).add(name)
         if not name.startswith("root/") or kind == "cache":
             return
+        if kind == "vault" and (original := self._stands_for(name, data)) is not None:
+            self._put_instead(original, name, data)
+            return
         known = self.roots.get(name)
         waited = known is not None and known.spooled
         if known is not None and known.data != data:
             self._reuse(name, known.data)
             waited = False
         if kind == "vault":
-            self._publish(name, waited)
+            self._publish(name, name if waited else None)
         if not (kind == "vault" and waited):
             self.roots[name] = RootMade(
                 data, self._backing_up, self._full, self._own, self._sent, self._kept, self._began, self._now() + 1,
@@ -150,13 +157,38 @@ class Machine:
             raise Broken(f"{root} is put with other bytes than before")
         self.reused.add(root)
 
-    def _publish(self, root: str, waited: bool) -> None:
+    def _stands_for(self, name: str, data: bytes) -> str | None:
+        """Return the root a root says it stands for."""
+        known = Certificates(self.identity.domain, self.identity.vault_public, [self.identity.certified()], [])
+        instead = open_root(name, data, self.identity.listing_key, known.verify_number).body.stands_for
+        return instead.point.root(self.identity.system) if instead is not None else None
+
+    def _put_instead(self, original: str, name: str, data: bytes) -> None:
+        """Let a root that waits have another name in the vault, where its own has rotted. Raises: Broken."""
+        vault, made = self.stores["vault"].objects, self.roots[original]
+        whole = [one for one in self.published_as(original) if vault.get(one) == self.roots[one].data]
+        if any(one != name for one in whole):
+            raise Broken(f"{original} gets one name more: {name} besides {whole}")
+        known = self.roots.get(name)
+        if known is not None and known.data != data:
+            self._reuse(name, known.data)
+        self.stands.setdefault(original, set()).add(name)
+        self._publish(name, original)
+        self.roots[name] = dataclasses.replace(made, data=data)
+
+    def published_as(self, root: str) -> list[str]:
+        """Return the names under which the vault has got a root that waits, or waited, in the spool."""
+        written = self.stores["vault"].written
+        names = sorted({root} | self.stands.get(root, set()))
+        return [name for name in names if name in self.roots and written.get(name) == self.roots[name].data]
+
+    def _publish(self, root: str, waits: str | None) -> None:
         whole = frozenset(
             name
             for name, data in self.stores["vault"].objects.items()
             if (pack := PackName.parse(name)) is not None and pack.size == len(data)
         )
-        self.published.append(Published(root, self._began, whole, self.waiting(), waited))
+        self.published.append(Published(root, self._began, whole, self.waiting(), waits))
 
     def waiting(self) -> tuple[str, ...]:
         """Return the roots that lie in the spool and have no `removed` note there, oldest first."""
@@ -172,12 +204,12 @@ class Machine:
     def deletes(self, name: str) -> None:
         """Look at what is about to leave the spool. Raises: Broken."""
         if name.startswith("root/"):
-            kept = self.stores["vault"].written.get(name) == self.spool.tried.get(name)
+            kept = bool(self.published_as(name))
             reason = name in self.to_delete or name in self.spool.ruined or name not in self.spool.written
             if not kept and not (reason and name not in self.waiting()):
                 raise Broken(f"{name} is deleted from the spool, and the vault never had it")
         elif (pack := PackName.parse(name)) is not None and len(self.spool.get(name) or b"") == pack.size:
-            self.dropped.append(Dropped(name, self.waiting()))
+            self.dropped.append(Dropped(name, self.waiting(), name in self.spool.left))
 
     def port(self, kind: Kind, weather: Weather) -> Port:
         """Return this machine's way to a store."""

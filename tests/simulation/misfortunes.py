@@ -14,7 +14,7 @@ from tests.simulation.machines import Machine
 from tests.simulation.spools import OWN
 from tests.simulation.stores import Kind, SimStore
 
-WAITING: Final = ("data/", "page/", "note/")  # of what waits, what somebody else may have rotted
+WAITING: Final = ("data/", "page/", "note/", "root/")  # of what waits, what somebody else may have rotted
 DAY_MS: Final = 86_400_000
 STATE_PARTS: Final = ("volumes", "index", "newest", "journal", "sessions", "incarnation", "")
 
@@ -169,10 +169,6 @@ class Misfortunes:
             self.move_vault(machine)
         if (machine.home / "spool.aside").is_dir() and not machine.spool.there:
             self.lose_spool(machine)
-        vault = self.stores["vault"]
-        for name in [name for name in vault.damaged() & {*machine.waiting()} if name in vault.objects]:
-            del vault.objects[name]  # as the sentence says that names it: what waits cannot take its place
-            self._tell(f"somebody removes {name} from the vault, which rotted")
         machine.settings.elsewhere = False
         machine.settings.room_bytes = machine.settings.max_bytes = None
         machine.settings.upload_window = ""

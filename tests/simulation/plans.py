@@ -99,19 +99,23 @@ class RootMade:
 class Published:
     """A put of a root into the vault: which packs were there with their right size, and which roots in the spool.
 
-    `began`: how many events there were when the session or upload began; `waited`: the root lay in the spool.
+    `began`: how many events there were when the session or upload began; `waits`: its name in the spool, where it lay.
     """
 
     root: str
     began: int
     packs: frozenset[str]
     spooled: tuple[str, ...]
-    waited: bool
+    waits: str | None
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A pack that was deleted from the spool, and the roots that lay there then."""
+    """A pack that was deleted from the spool, and the roots that lay there then.
+
+    `back`: it had been deleted before, and a power cut brought it back.
+    """
 
     pack: str
     spooled: tuple[str, ...]
+    back: bool

@@ -21,7 +21,8 @@ class SpoolFolder:
     """What was put into the folder `path` by whoever was on this machine, whether it is there or not.
 
     `written`: what was put whole and not deleted since; `tried`: what was ever put. `unsynced`: what no flush has
-    followed, which a power cut may take. `ruined`: what the world took or damaged.
+    followed, which a power cut may take. `ruined`: what the world took or damaged. `left`: what was deleted and not
+    put again, though a power cut may have brought it back.
     """
 
     path: Path
@@ -29,6 +30,7 @@ class SpoolFolder:
     tried: dict[str, bytes] = field(default_factory=dict)
     unsynced: set[str] = field(default_factory=set)
     ruined: set[str] = field(default_factory=set)
+    left: set[str] = field(default_factory=set)
 
     @property
     def there(self) -> bool:
@@ -104,6 +106,7 @@ class SpoolStore(FolderStore):
         self.puts(name, content)
         self.folder.tried[name] = content
         self.folder.unsynced.add(name)
+        self.folder.left.discard(name)
         await super().put(name, data)
         self.folder.written[name] = content
         if self._durable_puts:
@@ -117,6 +120,7 @@ class SpoolStore(FolderStore):
             raise Broken(f"{name} is deleted from a spool by a system that must not")
         self.deletes(name)
         self.folder.written.pop(name, None)
+        self.folder.left.add(name)
         await super().delete(name)
 
     async def flush(self) -> None:
