@@ -26,7 +26,7 @@ from engine.ports import Clock, Device, ObjectStore, Room
 from engine.refresh import Members
 from engine.state import StateStore
 from engine.vault.certificate import Certificates
-from engine.vault.enrolment import find_cache
+from engine.vault.enrolment import cache_members, find_cache
 from engine.vault.identity import Identity
 
 LOOK_S: Final = 0.1
@@ -145,10 +145,7 @@ class TrimJob:
         if identity.cache is None:
             raise ConfigError("this system has adopted no cache yet: run 'forebay init --cache'")
         found = await find_cache(self._cache, identity)
-        known = await Certificates.load(self._cache, identity.domain, identity.vault_public)
-        certificates = Certificates(
-            identity.domain, identity.vault_public, [*known.all(), identity.certified()], known.problems
-        )
+        certificates = await cache_members(self._cache, identity)
         side, problems = await open_side(found, self._cache, identity, setup.state, certificates, own_only=False)
         self.problems += problems
         self._phase = "looking what has to go"

@@ -59,3 +59,12 @@ async def find_cache(cache: ObjectStore, identity: Identity) -> FormatObject:
             "this one"
         )
     return found
+
+
+async def cache_members(cache: ObjectStore, identity: Identity) -> Certificates:
+    """Return who is enrolled by the cache's copies, this system always: what needs no vault goes by them.
+
+    Raises: StoreUnavailable, StoreRejected.
+    """
+    known = await Certificates.load(cache, identity.domain, identity.vault_public)
+    return Certificates(identity.domain, identity.vault_public, [*known.all(), identity.certified()], known.problems)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from typing import Final
+from contextlib import suppress
+from typing import Final, TypeVar
 
 import anyio.to_thread
 import msgspec
@@ -17,7 +18,7 @@ from blake3 import blake3
 
 from engine.block import Mask
 from engine.columns import Column64, Rows
-from engine.errors import FormatTooNew, ObjectMissing, StoreCorrupt
+from engine.errors import FormatTooNew, ObjectMissing, StoreCorrupt, StoreError
 from engine.names import PackName, PointId
 from engine.note import NoteBody, incomplete_by, open_note
 from engine.packtable import KINDS, PACK_ROW_BYTES, PackRows, keys_of, pack_names, rows_of, sorted_rows
@@ -36,6 +37,7 @@ from engine.workers import run_workers
 READERS: Final = 16  # roots read at once
 TABLES: Final = 8  # pack tables read at once
 LISTED_AT_ONCE: Final = 1 << 16
+T = TypeVar("T")
 _OUT: Final = ("removed", "superseded")
 _TELLING: Final = ("incomplete", *_OUT)
 
@@ -101,10 +103,12 @@ def holes_digest(holes: dict[str, Ranges], damaged: Sequence[bytes]) -> bytes:
     return blake3(msgspec.msgpack.encode((ordered, sorted(damaged)))).digest(16)
 
 
-async def read_kept(objects: ObjectStore, identity: Identity, certificates: Certificates) -> Kept:
+async def read_kept(
+    objects: ObjectStore, identity: Identity, certificates: Certificates, near: ObjectStore | None = None
+) -> Kept:
     """Read all roots of a system in its vault, but those that were removed or superseded, and their notes.
 
-    Raises: StoreUnavailable, StoreRejected.
+    `near`: the cache; copies of them that open are read there. Raises: StoreUnavailable, StoreRejected of the vault.
     """
     kept = Kept()
     system = identity.system.hex()
@@ -117,12 +121,17 @@ async def read_kept(objects: ObjectStore, identity: Identity, certificates: Cert
     found: dict[PointId, tuple[Root, list[NoteBody]]] = {}
     verify, key = certificates.verify_number, identity.listing_key
 
+    def body_of(name: str, data: bytes) -> NoteBody:
+        return open_note(name, data, key, verify).body
+
+    def root_of(name: str, data: bytes) -> Root | None:
+        return open_root(name, data, key, verify) if root_header(name, data).domain == identity.domain else None
+
     async def read_notes(point: PointId) -> list[NoteBody]:
         bodies = []
         for name in notes.get(point, ()):
             try:
-                data = bytes(await objects.get(name, 0, OBJECT_BYTES_MAX + 1))
-                bodies.append(open_note(name, data, key, verify).body)
+                bodies.append(await _opened(objects, near, name, body_of))
             except (StoreCorrupt, FormatTooNew, ObjectMissing) as error:
                 kept.problems.append(str(error))
         return bodies
@@ -131,13 +140,11 @@ async def read_kept(objects: ObjectStore, identity: Identity, certificates: Cert
         bodies = await read_notes(point)
         if any(body.kind in _OUT for body in bodies):
             return
-        name = point.root(identity.system)
         try:
-            data = bytes(await objects.get(name, 0, OBJECT_BYTES_MAX + 1))
-            if root_header(name, data).domain != identity.domain:
+            root = await _opened(objects, near, point.root(identity.system), root_of)
+            if root is None:
                 kept.others += 1
                 return
-            root = open_root(name, data, key, verify)
             if (instead := root.body.stands_for) is not None:
                 bodies += await read_notes(instead.point)
             if not any(body.kind in _OUT for body in bodies):
@@ -161,6 +168,17 @@ async def read_kept(objects: ObjectStore, identity: Identity, certificates: Cert
             if (opened := found.pop(point, None)) is not None:
                 kept.add(*opened)
     return kept
+
+
+async def _opened(objects: ObjectStore, near: ObjectStore | None, name: str, open_it: Callable[[str, bytes], T]) -> T:
+    """Return what `open_it` makes of an object, of its copy in `near` if that opens.
+
+    Raises: what it raises, ObjectMissing, StoreUnavailable, StoreRejected.
+    """
+    if near is not None:
+        with suppress(StoreError):
+            return open_it(name, bytes(await near.get(name, 0, OBJECT_BYTES_MAX + 1)))
+    return open_it(name, bytes(await objects.get(name, 0, OBJECT_BYTES_MAX + 1)))
 
 
 async def tables(kept: Kept, pages: PageReader) -> AsyncGenerator[tuple[int, PackRows | None], None]:

@@ -28,24 +28,21 @@ from engine.cache.seals import Seals
 from engine.cache.stamps import day_of
 from engine.columns import Column64
 from engine.distinct import distinct
-from engine.errors import ConfigError, ForebayError, ObjectMissing, StoreError
+from engine.errors import ForebayError, ObjectMissing, StoreError
 from engine.events import EventLog
 from engine.names import PackName
 from engine.packtable import rows_from_bytes
 from engine.pipeline.refill import Refill
 from engine.pipeline.setup import SessionSetup
-from engine.pipeline.standin import recall
-from engine.pipeline.stores import Side, open_side
-from engine.ports import ObjectStore
+from engine.pipeline.stores import Side
 from engine.state import LostPacks, VaultHistory
 from engine.vault.certificate import Certificates
 from engine.vault.check import VaultCheck
-from engine.vault.enrolment import check_enrolment, find_cache
-from engine.vault.formatobject import FormatObject, read_format
 from engine.vault.kept import Kept, Needs, look, read_kept, tables
 from engine.vault.marking import mark_all
 from engine.vault.mending import Mending
 from engine.vault.reading import Fault, read_all
+from engine.vault.sides import open_cache, open_vault
 
 log = EventLog("verify")
 
@@ -128,12 +125,13 @@ class VaultVerification:
         working.cancel()
 
     async def _verify(self) -> None:
-        vault = await self._open()
-        cache = await self._cache()
-        assert self._certificates is not None
-        refill = Refill(self._session, vault, [], cache, self._certificates)
+        vault, certificates, problems = await open_vault(self._session)
+        self._certificates = certificates
+        self.problems += problems
+        cache = await self._cache(certificates)
+        refill = Refill(self._session, vault, [], cache, certificates)
         self.phase = "reading restore points"
-        kept = await read_kept(vault.objects, self._session.identity, self._certificates)
+        kept = await read_kept(vault.objects, self._session.identity, certificates)
         self._told(kept)
         needs = await self._needs(kept, refill)
         self.phase = "listing packs"
@@ -145,39 +143,17 @@ class VaultVerification:
             self._remember(lost)
         await self._mend(kept, refill, lost)
 
-    async def _open(self) -> Side:
-        """Open the vault. Raises: StoreError, ConfigError, StateCorrupt."""
-        session = self._session
-        await session.vault.probe()
-        if session.lock is not None:
-            await session.lock.vault.check_lock()
-        found = await read_format(session.vault, "vault", "write")
-        if found.store != session.identity.vault:
-            raise ConfigError("the vault is not the one this system was enrolled in; check [vault] url")
-        self._certificates = await check_enrolment(session.vault, session.identity)
-        return await self._side(found, session.vault)
-
-    async def _cache(self) -> Side | None:
+    async def _cache(self, certificates: Certificates) -> Side | None:
         """Return the cache, to fill from what the vault lost; one that cannot be used is none."""
-        session = self._session
-        if session.cache is None or session.identity.cache is None:
-            return None
         try:
-            return await self._side(await find_cache(session.cache.objects, session.identity), session.cache.objects)
+            opened = await open_cache(self._session, certificates)
         except StoreError as error:
             self.problems.append(f"cache: {error}; what the vault lost cannot be filled in from it now")
             return None
-
-    async def _side(self, found: FormatObject, objects: ObjectStore) -> Side:
-        session = self._session
-        assert self._certificates is not None
-        side, problems = await open_side(
-            found, objects, session.identity, session.state, self._certificates, own_only=session.own_only
-        )
-        self.problems += problems
-        if found.kind == "vault" and (problem := await anyio.to_thread.run_sync(recall, session, side.packs)):
-            self.problems.append(problem)
-        return side
+        if opened is None:
+            return None
+        self.problems += opened[1]
+        return opened[0]
 
     def _told(self, kept: Kept) -> None:
         self.check = msgspec.structs.replace(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,9 +60,12 @@ class Running:
 
 
 @contextmanager
-def beside(machine: CrashMachine, name: str) -> Iterator[Running]:
-    """Give a second way to run commands on a machine, with a forge, a config and outputs of its own."""
-    with Forge() as forge:
+def beside(machine: CrashMachine, name: str, *, forge: Forge | None = None) -> Iterator[Running]:
+    """Give a second way to run commands on a machine, with a forge, a config and outputs of its own.
+
+    `forge`: one that is there already, and runs nothing else meanwhile.
+    """
+    with nullcontext(forge) if forge is not None else Forge() as its:
         holder = CrashMachine(
             machine.root / name,
             machine.vault,
@@ -70,7 +73,7 @@ def beside(machine: CrashMachine, name: str) -> Iterator[Running]:
             volumes=machine.volumes,
             extra={**machine.extra, "system": f'identity_file = "{machine.state}/identity"'},
             spool=machine.spool,
-            forge=forge,
+            forge=its,
         )
         holder.state.symlink_to(machine.state)
         yield Running(name, holder)

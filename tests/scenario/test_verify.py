@@ -267,7 +267,7 @@ def in_the_first_volume(machine: CrashMachine) -> Fault:
 def test_it_goes_on_where_a_session_wanted_the_state_directory(machine: CrashMachine) -> None:
     instant = in_the_first_volume(machine)
     blocks = sum(count for _, _, count in maps(machine).values())
-    with beside(machine, "verifying") as verify, beside(machine, "session") as session:
+    with beside(machine, "verifying") as verify, beside(machine, "session", forge=machine.forge) as session:
         verify.start(["verify"], instant)
         verify.reached()
         session.start(["backup"], Fault("open", f"{session.holder.state}/lock.wanted", after=True))

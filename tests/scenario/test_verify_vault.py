@@ -234,7 +234,7 @@ def test_a_root_that_does_not_open_is_told(machine: CrashMachine) -> None:
 
 def test_it_gives_way_to_a_session_and_goes_on(machine: CrashMachine) -> None:
     packs(machine)[0].unlink()
-    with beside(machine, "verifying") as verifying, beside(machine, "session") as session:
+    with beside(machine, "verifying") as verifying, beside(machine, "session", forge=machine.forge) as session:
         verifying.start(["verify", "--vault"], Fault("link", f"{machine.vault}/data/"))
         verifying.reached()
         session.start(["backup"], Fault("open", f"{session.holder.state}/lock.wanted", after=True))
