@@ -45,6 +45,8 @@ from engine.seal import Codec
 from engine.vault.identity import Identity
 
 if TYPE_CHECKING:
+    from engine.cache.attempt import PointsHealed
+    from engine.cache.healing import Healing
     from engine.cache.trimjob import TrimJob
     from engine.cache.verification import Verification
     from engine.vault.check import VaultCheck
@@ -173,10 +175,34 @@ async def build_verification(
             volumes=[volume.name for volume in config.volumes],
             own_only=config.vault.share == "own",
             read_share=read_share,
+            heals=settings.heal == "points",
             wanted=partial(turns.wanted, state.path),
             relax=state.mirror(identity.cache).relax if identity.cache is not None else lambda: None,
         )
     )
+
+
+async def build_healing(
+    config: Config,
+    identity: Identity,
+    state: StateDirectory,
+    *,
+    before: PointsHealed | None = None,
+    clock: Clock | None = None,
+) -> Healing:
+    """Build the healing of restore points over an open state directory that was locked to be given away.
+
+    `before`: see `Healing`.
+    """
+    from engine.cache.healing import Healing, HealSetup
+
+    setup = HealSetup(
+        session=await build_setup(config, identity, state, clock=clock),
+        history=state.history,
+        volumes=[volume.name for volume in config.volumes],
+        wanted=partial(turns.wanted, state.path),
+    )
+    return Healing(setup, before)
 
 
 async def build_vault_verification(

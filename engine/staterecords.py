@@ -82,7 +82,8 @@ class Compared(msgspec.Struct, frozen=True):
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """How far a verification of the cache came: what it goes on from after a pause, a kill or a reboot.
 
-    `seen`: in which records the blocks found so far lie (engine/cache/seen.py, `PackBits`).
+    `seen`: in which records the blocks found so far lie (engine/cache/seen.py, `PackBits`). Where `attempt` is
+    completed, what is to be gone on with is the healing of restore points after it (engine/cache/healing.py).
     """
 
     attempt: Attempt

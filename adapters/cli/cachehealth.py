@@ -8,6 +8,7 @@ import msgspec
 
 from adapters.cli.cacheroom import room_line, room_lines, room_warnings
 from adapters.cli.moments import iso, local
+from adapters.cli.pointshealed import points_lines, points_said
 from adapters.localzone import LocalZone
 from engine.cache.attempt import ratios
 from engine.cache.due import Chance, next_chance
@@ -126,6 +127,7 @@ def _attempt(attempt: Attempt | None) -> dict[str, Any] | None:
         "deep_bytes": attempt.deep_bytes,
         "damaged_packs": attempt.damaged_packs,
         "damaged_bytes": attempt.damaged_bytes,
+        "points": points_said(attempt.points),
         "error": attempt.error,
     }
 
@@ -157,6 +159,8 @@ def standing_lines(document: dict[str, Any], *, colours: bool) -> list[str]:
             f"    last verification {_moment(last['started'])}, {_outcome(last)}"
             + ("" if last["passed"] else f"; {good}")
         )
+    if (completed := document["last_completed"]) is not None:
+        lines += [f"    {line}" for line in points_lines(completed["points"])]
     if document["next"] is not None:
         lines.append(f"    {_next(document['next'])}")
     return lines

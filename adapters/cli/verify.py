@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import click
+import msgspec
 
 from adapters.cli import frame
+from adapters.cli.pointshealed import points_lines, points_said
 from engine.errors import ConfigError, ForebayError, SessionAborted, SessionRunning
 
 if TYPE_CHECKING:
     from adapters.cli.progress import Snapshot
     from adapters.config import Cache, Config
+    from adapters.state.directory import StateDirectory
     from adapters.state.locks import FileLock
     from engine.cache.due import Chance
+    from engine.cache.healing import Healing
     from engine.cache.verification import Verification
     from engine.vault.identity import Identity
+
+CutOff: TypeAlias = Literal["verification", "healing"] | None
 
 STOPPED: Final = "stopped before it was done; the next 'forebay verify' goes on from where it was"
 AGAIN_S: Final = 1.0  # between two looks whether the session has ended that it gave way to
@@ -73,11 +79,13 @@ def command(context: frame.Context, deep: bool, if_due: bool, vault: bool, read:
     from adapters.logfile import VERIFICATIONS, ComponentFile
 
     context.log_file = ComponentFile(config.system.state_dir / VERIFICATIONS, "cache")
+    left: CutOff = "verification"
     if if_due:
-        chance, cut_off = _chance(config, config.cache)
-        if not chance.may_start and not cut_off:
+        chance, left = _chance(config, config.cache)
+        if left is None:
             return _skip(context, chance, chance.reason)
-    return context.run_async(partial(_verify, context, config, if_due, config.cache.verify.read_share if deep else 0.0))
+    share = config.cache.verify.read_share if deep else 0.0
+    return context.run_async(partial(_verify, context, config, if_due, _Work(share, left == "verification")))
 
 
 def _without_cache(context: frame.Context, config: Config, if_due: bool) -> int:
@@ -93,8 +101,8 @@ def _without_cache(context: frame.Context, config: Config, if_due: bool) -> int:
     return frame.DONE
 
 
-def _chance(config: Config, cache: Cache) -> tuple[Chance, bool]:
-    """Return when the next verification may begin, and whether one that was cut off is to be gone on with."""
+def _chance(config: Config, cache: Cache) -> tuple[Chance, CutOff]:
+    """Return when the next verification may begin, and with what there is to begin, or to go on, now; None: nothing."""
     from adapters.cli.cachehealth import standing_of
     from adapters.clock import SystemClock
     from adapters.state import identity as files
@@ -102,10 +110,12 @@ def _chance(config: Config, cache: Cache) -> tuple[Chance, bool]:
 
     store = files.load(config.system.identity_file).cache
     with StateDirectory.open(config.system.state_dir, lock=False) as state:
-        cut_off = store is not None and state.upkeep(store).checkpoint() is not None
+        point = state.upkeep(store).checkpoint() if store is not None else None
         chance = standing_of(config, cache, store, state.history, SystemClock().now_ms()).chance
     # What ran and left no checkpoint runs no more: whoever still does holds the lock that is asked for then.
-    return chance, cut_off or chance.reason == "running"
+    if chance.may_start or chance.reason == "running" or (point is not None and not point.attempt.completed):
+        return chance, "verification"
+    return chance, "healing" if point is not None and cache.heal == "points" else None
 
 
 def _skip(context: frame.Context, chance: Chance, reason: str) -> int:
@@ -143,7 +153,21 @@ def _log_problems(context: frame.Context) -> list[str]:
     return [] if problem is None else [problem]
 
 
-async def _verify(context: frame.Context, config: Config, if_due: bool, read_share: float) -> int:
+class _Work(msgspec.Struct):
+    """What is to be done, and what was: a verification that reads `read_share` of the packs, then healing.
+
+    Of each the last one counts: the others gave way.
+    """
+
+    read_share: float
+    verifies: bool
+    verification: Verification | None = None
+    healing: Healing | None = None
+    problems: list[str] = []
+    error: ForebayError | None = None
+
+
+async def _verify(context: frame.Context, config: Config, if_due: bool, work: _Work) -> int:
     import anyio
 
     from adapters import priority
@@ -160,7 +184,6 @@ async def _verify(context: frame.Context, config: Config, if_due: bool, read_sha
         EventLog("verify").info("priority_not_lowered", component="cache", refused=refused)
     clock = SystemClock()
     began = clock.monotonic()
-    watched: list[Verification] = []
     try:
         alone = only_one(config.system.state_dir)
     except SessionAborted:
@@ -171,36 +194,64 @@ async def _verify(context: frame.Context, config: Config, if_due: bool, read_sha
         return _skip(context, chance, "running")
     with alone, context.progress("verify") as progress:
         async with anyio.create_task_group() as group:
-            group.start_soon(progress.watch, partial(_snapshot, watched))
-            error = await _to_the_end(config, identity, read_share, watched)
+            group.start_soon(progress.watch, partial(_snapshot, work))
+            work.error = await _to_the_end(config, identity, work)
             await tell_alone(config, identity)
             group.cancel_scope.cancel()
-    return _tell(context, watched, error, round(clock.monotonic() - began, 3))
+    return _tell(context, work, round(clock.monotonic() - began, 3))
 
 
-async def _to_the_end(
-    config: Config, identity: Identity, read_share: float, watched: list[Verification]
-) -> ForebayError | None:
-    """Verify, giving way as often as somebody wants it to; return why it could not be finished."""
+async def _to_the_end(config: Config, identity: Identity, work: _Work) -> ForebayError | None:
+    """Verify, then heal, giving way as often as somebody wants it to; return why it could not be finished."""
     import anyio
 
-    from adapters.compose import build_verification
     from adapters.state.directory import StateDirectory
-    from engine.events import EventLog
 
     while True:
         try:
             with StateDirectory.open(config.system.state_dir, yields=True) as state:
-                verification = await build_verification(config, identity, state, read_share=read_share)
-                watched.append(verification)
-                if await verification.run():
+                if (not work.verifies or await _verified(config, identity, state, work)) and (
+                    await _healed(config, identity, state, work)
+                ):
                     return None
-            EventLog("verify").info("verification_paused", component="cache", blocks=verification.position_blocks)
         except SessionRunning:
             pass
         except ForebayError as error:
             return error
         await anyio.sleep(AGAIN_S)
+
+
+async def _verified(config: Config, identity: Identity, state: StateDirectory, work: _Work) -> bool:
+    """Go on with the verification; False: it gave way. Raises: ForebayError."""
+    from adapters.compose import build_verification
+    from engine.events import EventLog
+
+    work.verification = await build_verification(config, identity, state, read_share=work.read_share)
+    try:
+        work.verifies = not await work.verification.run()
+    finally:
+        work.problems = work.verification.problems
+    if work.verifies:
+        blocks = work.verification.position_blocks
+        EventLog("verify").info("verification_paused", component="cache", blocks=blocks)
+    return not work.verifies
+
+
+async def _healed(config: Config, identity: Identity, state: StateDirectory, work: _Work) -> bool:
+    """Go on with healing what restore points need, where that is configured; False: it gave way."""
+    from adapters.compose import build_healing
+    from engine.events import EventLog
+
+    assert config.cache is not None
+    if config.cache.heal != "points":
+        return True
+    before = work.healing.done if work.healing is not None else None
+    work.healing = await build_healing(config, identity, state, before=before)
+    if done := await work.healing.run():
+        work.problems = [*work.problems, *work.healing.problems]
+    else:
+        EventLog("heal").info("healing_paused", component="cache", healed=work.healing.done.healed)
+    return done
 
 
 def only_one(state_dir: Path) -> FileLock:
@@ -217,21 +268,25 @@ def only_one(state_dir: Path) -> FileLock:
     raise SessionAborted(f"another verification runs on the state directory {state_dir}: wait for its end, or stop it")
 
 
-def _snapshot(watched: list[Verification]) -> Snapshot:
+def _snapshot(work: _Work) -> Snapshot:
     from adapters.cli.progress import Snapshot
     from engine.block import BLOCK_BYTES
 
-    if not watched:
+    if work.healing is not None:
+        return Snapshot(work.healing.done.put_bytes, None, {}, work.healing.phase)
+    last = work.verification
+    if last is None:
         return Snapshot(0, None, {}, "waiting for the end of a session")
-    last = watched[-1]
     return Snapshot(last.position_blocks * BLOCK_BYTES, last.total_blocks * BLOCK_BYTES or None, {}, last.phase)
 
 
-def _tell(context: frame.Context, watched: list[Verification], error: ForebayError | None, seconds: float) -> int:
-    attempt = watched[-1].attempt if watched else None
-    passed = error is None and attempt is not None and attempt.passed
+def _tell(context: frame.Context, work: _Work, seconds: float) -> int:
+    error = work.error
+    attempt = work.verification.attempt if work.verification is not None else None
+    # Healing alone is what one that passed, or told that it did not, left to do.
+    passed = error is None and (attempt is None or attempt.passed)
     code = frame.DONE if passed else frame.FAILED if error is None else frame.exit_code_of(error)
-    problems = [*(watched[-1].problems if watched else []), *_log_problems(context)]
+    problems = [*work.problems, *_log_problems(context)]
     document: dict[str, Any] = {
         "completed": error is None,
         "passed": passed,
@@ -241,6 +296,7 @@ def _tell(context: frame.Context, watched: list[Verification], error: ForebayErr
         "deep_bytes": attempt.deep_bytes if attempt is not None else 0,
         "damaged_packs": attempt.damaged_packs if attempt is not None else 0,
         "damaged_bytes": attempt.damaged_bytes if attempt is not None else 0,
+        "points": points_said(work.healing.done) if work.healing is not None else None,
         "error": str(error) if error is not None else None,
         "problems": problems,
         "seconds": seconds,
@@ -256,9 +312,10 @@ def _text(document: dict[str, Any]) -> str:
     from adapters.cli.progress import blocks_text, bytes_text, time_text
     from adapters.cli.recovering import problem_lines
 
+    lines: list[str] = []
     if document["error"] is not None:
         lines = [f"Not finished: {document['error']}"]
-    else:
+    elif document["blocks"] or document["points"] is None:
         blocks, missing = document["blocks"], document["missing"]
         share = f" ({100 * missing / blocks:.2g} %)" if missing else ""
         lines = [
@@ -273,4 +330,5 @@ def _text(document: dict[str, Any]) -> str:
             f"Read {document['deep_packs']} of its packs, {bytes_text(document['deep_bytes'])}; damaged: "
             f"{document['damaged_packs']}, {bytes_text(document['damaged_bytes'])}"
         )
+    lines += points_lines(document["points"])
     return "\n".join([*lines, *problem_lines(document["problems"])])

@@ -227,6 +227,7 @@ class Cache(msgspec.Struct, frozen=True, kw_only=True):
     on_slow: Literal["wait", "skip"] = "wait"
     skip_after_s: Annotated[float, _duration(1, 3600)] = msgspec.field(default=10.0, name="skip_after")
     verify: Verify = Verify()
+    heal: Literal["current", "points"] = "current"
     trim: Trim = Trim()
 
     @property
@@ -311,7 +312,7 @@ LATER: Final[dict[str, frozenset[str]]] = {
     "system": frozenset(),
     "volume": frozenset(),
     "vault": frozenset(),
-    "cache": frozenset({"heal"}),
+    "cache": frozenset(),
     "cache.verify": frozenset(),
     "cache.trim": frozenset(),
     "spool": frozenset(),

@@ -9,6 +9,25 @@ import msgspec
 _BLOCK_BYTES: Final = 65_536  # `engine.block.BLOCK_BYTES`, whose module takes numpy
 
 
+class PointsHealed(msgspec.Struct, frozen=True, kw_only=True):
+    """What healing put back for restore points that are kept, out of the vault, after a verification.
+
+    `completed`: it came to its end; `points`: how many were looked at. `missing`: different blocks that only they need
+    (not what is on the volumes) and the cache lacked; `healed` of them lie there now; `no_room`: for so many there is
+    no room within the cache's bounds. `put_bytes` were put, `read_bytes` read from the vault. `error`: why it was not
+    completed.
+    """
+
+    completed: bool = False
+    points: int = 0
+    missing: int = 0
+    healed: int = 0
+    no_room: int = 0
+    put_bytes: int = 0
+    read_bytes: int = 0
+    error: str | None = None
+
+
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One verification: an attempt from its start on, a result only once it is `completed`.
 
@@ -38,6 +57,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     unique: int = 0
     sealed_bytes: int = 0
     oldest_day: int = 0
+    points: PointsHealed | None = None
     error: str | None = None
 
     @property

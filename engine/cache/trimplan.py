@@ -42,6 +42,7 @@ REWRITTEN_BYTES_MAX: Final = 256 << 20  # of new packs of one step
 REWRITTEN_AT_ONCE: Final = 256
 HALF: Final = 2
 EIGHTH: Final = 8
+FREE_MARGIN: Final = 0.01  # of the device, beyond `min_free`, is left to sessions
 FORECAST_POINTS_MAX: Final = 60
 FORECAST_DAYS_MAX: Final = 36_500
 _ROUNDS_MAX: Final = 8
@@ -142,6 +143,20 @@ def needed_bytes(policy: TrimPolicy, cache_bytes: int, room: Room) -> int:
 def last_unprotected(today: int) -> int:
     """Return the last day all of which was 14 days ago or longer at any hour of day `today`."""
     return today - PROTECTED_DAYS - 1
+
+
+def spare_bytes(policy: TrimPolicy, cache_bytes: int, room: Room) -> int:
+    """Return how many bytes may come into a cache beside what sessions put, so that nothing has to go for them soon.
+
+    Up to what it is trimmed to, and a hundredth of the device more than `min_free` stays free; of a device that cannot
+    be asked, nothing.
+    """
+    if room.device_bytes is None or room.free_bytes is None:
+        return 0
+    spare = room.free_bytes - math.ceil((policy.min_free_share + FREE_MARGIN) * room.device_bytes)
+    if policy.size_bytes_max is not None:
+        spare = min(spare, policy.size_bytes_max * 95 // 100 - cache_bytes)
+    return max(spare, 0)
 
 
 def plan_trim(packs: CachePacks, classes: Classes, policy: TrimPolicy, room: Room, today: int) -> TrimPlan:

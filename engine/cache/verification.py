@@ -53,7 +53,7 @@ from engine.state import (
     VolumeState,
 )
 from engine.vault.certificate import Certificates
-from engine.vault.enrolment import find_cache
+from engine.vault.enrolment import cache_members, find_cache
 from engine.vault.identity import Identity
 
 log = EventLog("verify")
@@ -66,8 +66,9 @@ class VerifySetup(msgspec.Struct, frozen=True, kw_only=True):
     """What a verification is made of.
 
     `cache` is the object store behind its retry stage, `volumes` the configured names. `read_share`: of the packs, by
-    size, what is read, 0 to 1. `wanted` tells whether somebody waits for the state directory; `relax` lets go of
-    what of the cache's index was mapped into memory.
+    size, what is read, 0 to 1. `heals`: healing of restore points comes next, and the checkpoint is its to remove.
+    `wanted` tells whether somebody waits for the state directory; `relax` lets go of what of the cache's index was
+    mapped into memory.
     """
 
     identity: Identity
@@ -78,6 +79,7 @@ class VerifySetup(msgspec.Struct, frozen=True, kw_only=True):
     volumes: Sequence[str]
     own_only: bool = False
     read_share: float = 0.0
+    heals: bool = False
     wanted: Callable[[], bool] = lambda: False
     relax: Callable[[], None] = lambda: None
 
@@ -147,10 +149,7 @@ class Verification:
         self._checkpoint = await anyio.to_thread.run_sync(self._resumed)
         self.attempt = self._checkpoint.attempt
         found = await find_cache(setup.cache, identity)
-        known = await Certificates.load(setup.cache, identity.domain, identity.vault_public)
-        self._members = certificates = Certificates(
-            identity.domain, identity.vault_public, [*known.all(), identity.certified()], known.problems
-        )
+        self._members = certificates = await cache_members(setup.cache, identity)
         side, problems = await open_side(
             found, setup.cache, identity, setup.state, certificates, own_only=setup.own_only, look_again=True
         )
@@ -166,7 +165,7 @@ class Verification:
         assert identity.cache is not None
         assert self._upkeep is not None
         found = self._upkeep.checkpoint()
-        if found is None or found.attempt.store != identity.cache.hex():
+        if found is None or found.attempt.completed or found.attempt.store != identity.cache.hex():
             attempt = Attempt(
                 attempt=secrets.token_hex(16), store=identity.cache.hex(), started_ms=setup.clock.now_ms()
             )
@@ -351,8 +350,7 @@ class Verification:
         seen = await anyio.to_thread.run_sync(self._seen_so_far)
         days: list[int] = []
         self.problems += await self._stamping().renew(seen, self._present, oldest=days.append)
-        count, size = self._measured
-        unique = seen.records
+        (count, size), unique = self._measured, seen.records
         assert self._checkpoint is not None
         attempt = msgspec.structs.replace(
             self._checkpoint.attempt,
@@ -375,7 +373,7 @@ class Verification:
             healed_since=max(0, point.attempt.missing - lacking),
         )
         setup.history.put_attempt(attempt)
-        self._upkeep.set_checkpoint(None)
+        self._upkeep.set_checkpoint(Checkpoint(attempt=attempt) if setup.heals else None)
         self.attempt = attempt
         tell = log.info if attempt.passed else log.error
         tell("verification_completed", component="cache", blocks=attempt.blocks, missing=attempt.missing)

@@ -16,14 +16,14 @@ import pytest
 from adapters import main
 from adapters.state import identity as files
 from adapters.state.directory import StateDirectory
-from engine.cache.attempt import Attempt
+from engine.cache.attempt import Attempt, PointsHealed
 from tests.adapters.cli import hostile
 
 HOUR = 3_600_000
 NO_HOURS = "[cache]\nverify = { in_business_hours = false }\n"
 ATTEMPT_KEYS = {
     "started", "ended", "completed", "passed", "blocks", "missing", "healed_since", "deep_packs", "deep_bytes",
-    "damaged_packs", "damaged_bytes", "error",
+    "damaged_packs", "damaged_bytes", "points", "error",
 }  # fmt: skip
 
 
@@ -132,6 +132,30 @@ def test_a_verified_cache_is_green_and_says_how_much_is_there(
     assert f"    last verification {local(now - 2 * HOUR)}, passed\n" in text
     assert f"    next verification due {local(due)}\n" in text
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("healed", "line"),
+    [
+        (PointsHealed(completed=True, points=3), "Older restore points: the cache lacks nothing of them"),
+        (
+            PointsHealed(completed=True, points=3, missing=81, healed=80, no_room=1, put_bytes=4 << 20),
+            "Older restore points: the cache lacked 81 blocks of them; 80 blocks put back from the vault, 4.00 MiB; no "
+            "room for 1 block",
+        ),
+        (
+            PointsHealed(error="the vault is away"),
+            "Older restore points: not looked to the end what the cache lacks of them: the vault is away",
+        ),
+    ],
+)
+def test_what_came_back_for_older_points_is_told(
+    place: hostile.Place, capsys: pytest.CaptureFixture[str], now: int, healed: PointsHealed, line: str
+) -> None:
+    seed(place, msgspec.structs.replace(attempt_of(now), points=healed), first_ms=now - HOUR)
+    cache, _, text = status(place, capsys)
+    assert cache["last_completed"]["points"] == msgspec.to_builtins(healed)
+    assert f"    {line}\n" in text
 
 
 def test_a_failed_verification_is_red_until_its_blocks_are_healed(

@@ -95,6 +95,7 @@ def test_every_setting_arrives_with_its_value() -> None:
         on_slow = "skip"
         skip_after = "1500 ms"
         verify = { every = "1 h", in_business_hours = false, force_after = "720 h", read = "2.5 %" }
+        heal = "points"
         trim = { min_free = "20%", max_size = "500 GiB", max_age = "14.9 d" }
         [spool]
         path = "/spool"
@@ -121,6 +122,7 @@ def test_every_setting_arrives_with_its_value() -> None:
     assert (cache.enabled, cache.retries_max, cache.on_error) == (False, 3, "fail")
     assert (cache.on_slow, cache.skip_after_s) == ("skip", 1.5)
     assert cache.verify.policy == VerifyPolicy(3600, False, 720 * 3600, 0.025)
+    assert cache.heal == "points"
     assert cache.trim.policy == TrimPolicy(0.2, 500 << 30, 14)
     assert config.schedule.business_hours.policy == BusinessHours(frozenset({5, 6, 0, 2}), 22 * 60, 6 * 60 + 30)
     assert config.spool is not None
@@ -170,7 +172,7 @@ def test_relative_paths_are_meant_from_the_folder_of_the_file() -> None:
             "[cache] trim: max_age = 30 cannot be used: it must be text with a unit; allowed",
         ),
         ("cache", "trim = '15%'", '[cache] trim = "15%"; allowed: a table with any of min_free: 1% to 95%; max_size'),
-        ("cache", "heal = 'points'", "[cache] heal is not supported by this version yet: remove it"),
+        ("cache", "heal = 'all'", '[cache] heal = "all"; allowed: "current" or "points"'),
         ("cache", "verify.read = '101%'", '[cache] verify: read = "101%"; allowed: 0% to 100%'),
         ("cache", "verify.read = 0.05", "[cache] verify: read = 0.05 cannot be used: it must be text; allowed: 0% to"),
         ("cache", "verify.read = '5'", "'5' is no percentage such as 5%; allowed: 0% to 100%"),

@@ -21,6 +21,7 @@ from engine.cache.trimplan import (
     join_classes,
     needed_bytes,
     plan_trim,
+    spare_bytes,
 )
 from engine.policy import TrimPolicy
 from engine.ports import Room
@@ -123,6 +124,27 @@ def test_the_greatest_of_the_thresholds_says_what_has_to_go(
     policy: TrimPolicy, cache: int, room: Room, needed: int
 ) -> None:
     assert max(0, needed_bytes(policy, cache, room)) == needed
+
+
+@pytest.mark.parametrize(
+    ("policy", "cache", "room", "spare"),
+    [
+        (TrimPolicy(), 500, Room(1000, 400), 240),
+        (TrimPolicy(), 840, Room(1000, 160), 0),
+        (TrimPolicy(), 900, Room(1000, 100), 0),
+        (TrimPolicy(), 0, Room(), 0),
+        (TrimPolicy(size_bytes_max=100 * MIB), 90 * MIB, Room(1000 * MIB, 400 * MIB), 5 * MIB),
+        (TrimPolicy(size_bytes_max=100 * MIB), 95 * MIB, Room(1000 * MIB, 400 * MIB), 0),
+        (TrimPolicy(size_bytes_max=100 * MIB), 99 * MIB, Room(1000 * MIB, 400 * MIB), 0),
+        (TrimPolicy(size_bytes_max=100 * MIB), 10 * MIB, Room(1000 * MIB, 170 * MIB), 10 * MIB),
+    ],
+)
+def test_what_may_come_back_keeps_away_from_what_would_have_to_go(
+    policy: TrimPolicy, cache: int, room: Room, spare: int
+) -> None:
+    assert spare_bytes(policy, cache, room) == spare
+    after = Room(room.device_bytes, None if room.free_bytes is None else room.free_bytes - spare)
+    assert max(0, needed_bytes(policy, cache + spare, after)) == max(0, needed_bytes(policy, cache, room))
 
 
 def test_nothing_goes_as_long_as_every_threshold_is_met() -> None:
