@@ -292,7 +292,7 @@ def test_it_waits_for_the_end_of_a_session_and_of_an_upload(machine: CrashMachin
     packs(machine)[0].unlink()
     with beside(machine, "verifying") as verify:
         with halted(machine) as ended:
-            verify.start(["verify"], Fault("open", f"{machine.state.resolve()}/verify.lock", after=True))
+            verify.start(["verify"], Fault("open", f"{verify.holder.state}/verify.lock", after=True))
             verify.reached()
             verify.release()
             # It has told nobody that it wants the lock.
