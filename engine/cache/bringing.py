@@ -25,6 +25,7 @@ from engine.cache.stamps import Seen
 from engine.cache.trimplan import RECORD_COST, Days
 from engine.columns import Column32, Column64
 from engine.delta import parse_delta
+from engine.distinct import distinct
 from engine.errors import ObjectMissing, StoreCorrupt
 from engine.names import PackName
 from engine.pack import PackBuilder, check_pack
@@ -118,6 +119,13 @@ class Bringing:
             places = self._vault.index.lookup(ids)
             known = places["length"] > 0
             packs[at[known]], lengths[at[known]] = places["pack"][known], places["length"][known]
+        lost = np.isin(packs, [key for key in distinct(packs).tolist() if self._vault.index.bars(key)])
+        packs[lost] = 0
+        if lost.any():
+            self.problems.append(
+                f"blocks of older restore points ({np.count_nonzero(lost)}) lie in packs that the vault lost or has "
+                "damaged: run 'forebay verify --vault'"
+            )
         order = np.argsort(-days.astype(np.int64), kind="stable")
         taken = np.cumsum((lengths[order] & np.uint32(LENGTH_MASK)).astype(np.int64) + RECORD_COST)
         over = order[int(taken.searchsorted(self._spare, "right")) :]
@@ -223,7 +231,7 @@ class Bringing:
     async def _read(self, key: int) -> tuple[bytes, Ids, Column32, Column32] | None:
         """Return a pack of the vault, checked, and ids, offsets and lengths of its records; None: not to be had."""
         name = self._name_of(key) or self._vault.index.pack_name(key)
-        if name is None:
+        if name is None or self._vault.index.bars(key):
             return None
         name = self._vault.stand_in(name)
         try:

@@ -114,6 +114,8 @@ class Healing:
             return
         cache, problems = opened
         self.problems += problems
+        lost = await anyio.to_thread.run_sync(self._session.state.upkeep(vault.store_id).lost_packs)
+        vault.packs.index.bar([*lost.gone.tolist(), *lost.damaged.tolist()])
         kept = await read_kept(vault.objects, self._session.identity, members, cache.objects)
         self.problems += [*kept.problems[:NAMED_MAX], *kept.broken[:NAMED_MAX]]
         self.done = msgspec.structs.replace(self.done, points=len(kept.points))
