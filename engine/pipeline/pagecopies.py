@@ -53,7 +53,7 @@ class PageCopies(msgspec.Struct, frozen=True):
 
     async def _bring_packs(self, names: Iterable[PackName]) -> bool:
         whole = True
-        for name in names:
+        for name in map(self.vault.stand_in, names):
             index = self.cache.index
             if index.bars(name.key) or name not in index.packs_of_key(name.key):
                 whole = await self._bring_pack(name) and whole

@@ -287,7 +287,9 @@ async def _compare(parent: Parent, ours: Newest | None, roots: _Roots) -> None:
     known = PreviousRoot(order=ours.order, incarnation=ours.incarnation, hash=ours.root_hash)
     if instead == known:
         return  # uploaded under another name, since its own had rotted in the vault
-    if found is not None and newest == mine and not await _left_the_spool(ours, mine, roots):
+    # What lies in the vault under the name of a point that a spool has proves nothing, unless it is that point.
+    there = found == known or roots.stores.vault is None or roots.stores.holding(ours.vault) is not None
+    if found is not None and newest == mine and there and not await _left_the_spool(ours, mine, roots):
         if found != known:
             parent.problems.append(
                 f"object {mine.root(roots.identity.system)} is not what was written there: "

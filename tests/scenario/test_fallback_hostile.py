@@ -41,17 +41,20 @@ def with_points(spooled: Spooled) -> tuple[str, bytes]:
     return point, content
 
 
-@pytest.mark.parametrize("how", ["not configured", "emptied"])
+@pytest.mark.parametrize("how", ["not configured", "emptied", "forged"])
 def test_a_session_without_the_spool_its_state_stands_at_sends_what_only_the_spool_has(
     spooled: Spooled, how: str
 ) -> None:
-    with_points(spooled)
-    if how == "not configured":
+    point, _ = with_points(spooled)
+    if how == "forged":
+        (root,) = spooled.machine.vault.glob("root/*/*")
+        root.with_name(point).write_bytes(bytes(4000))
+    if how != "emptied":
         spooled.machine.extra["vault"] = spooled.machine.extra["vault"].split("[spool]")[0]
     shutil.rmtree(spooled.spool)
     spooled.spool.mkdir()
     content = spooled.change(3)
-    report = spooled.machine.backup(expect=0 if how == "not configured" else 4)
+    report = spooled.machine.backup(expect=4 if how == "emptied" else 0)
     assert any("waits in a spool that cannot be used" in problem for problem in report["problems"])
     spooled.restores("latest", content)
 

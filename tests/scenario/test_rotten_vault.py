@@ -136,6 +136,28 @@ def test_a_pack_that_rotted_in_the_spool_counts_in_the_vault_once_it_was_read(
         stands(backlog, rotten if left == "in the cache" else {})
 
 
+def test_pages_that_rotted_come_into_the_cache_from_what_stands_in_for_them(tmp_path: Path) -> None:
+    spooled = Spooled(tmp_path)
+    machine = spooled.machine
+    machine.extra["cache"] = "enabled = false"
+    spooled.away()
+    assert backup(machine).exit_code == 3
+    spooled.back()
+    rotten = {path.relative_to(spooled.spool) for path in (spooled.spool / "page").rglob("*-*")}
+    for name in rotten:
+        (machine.vault / name).parent.mkdir(parents=True, exist_ok=True)
+        (machine.vault / name).write_bytes(everything((spooled.spool / name).read_bytes()))
+    assert upload(machine).left == 0
+    machine.extra["cache"] = ""
+    spooled.change(1)
+    assert backup(machine).exit_code == 0
+    assert machine.cache is not None
+    pages = [
+        {path.relative_to(store) for path in (store / "page").rglob("*-*")} for store in (machine.vault, machine.cache)
+    ]
+    assert pages[0] - rotten == pages[1]
+
+
 def roots(backlog: Backlog) -> set[str]:
     return {name for name in objects(backlog.machine.vault) if name.startswith("root/")}
 
