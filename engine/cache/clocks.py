@@ -6,7 +6,8 @@ A wrong clock makes what everybody needs look old. So trimming is refused
 
 - while the clock is more than a day behind the newest own stamp, or behind the median of the others' newest;
 - while it is more than 14 days ahead of every stamp: those of its own sessions since then confirm it once two of them
-  have a whole day between them.
+  have a whole day between them. Where others stamped before, that is not enough: a clock that jumped ahead finds them
+  all silent, too. Then its own stamps must reach back to theirs, or theirs have stood still for 14 days.
 
 A system whose newest stamp lies more than a day ahead of that median, and of this clock, is reported, and what it says
 of days to come does not count: it would be protected for as long as its clock was wrong. The median is the lower one,
@@ -33,11 +34,13 @@ CONFIRMED_DAYS: Final = 2  # between the days of two stamps: so much that a whol
 class ClockVerdict(msgspec.Struct, frozen=True):
     """`refused`: why nothing may be trimmed, a sentence, or None. `day`: from which what is old is counted.
 
-    `believed`: the last day of which stamps may speak; `ahead`: writers (16 bytes) of stamps of later days.
+    `believed`: the last day of which stamps may speak; `ahead`: writers (16 bytes) of stamps of later days;
+    `others_day`: of the newest stamp of the others, but for those, 0: there is none.
     """
 
     day: int
     believed: int
+    others_day: int = 0
     refused: str | None = None
     ahead: frozenset[bytes] = frozenset()
 
@@ -47,11 +50,14 @@ def median(days: Sequence[int]) -> int:
     return sorted(days)[(len(days) - 1) // 2]
 
 
-def judge_clock(today: int, own_days: Collection[int], others: Mapping[bytes, int]) -> ClockVerdict:
+def judge_clock(
+    today: int, own_days: Collection[int], others: Mapping[bytes, int], since: int = 0, stood: tuple[int, int] = (0, 0)
+) -> ClockVerdict:
     """Return whether trimming may trust that it is day `today`, from which day it counts, and what stamps may say.
 
     Days count from 2020-01-01. `own_days`: those on which this system made stamps, as far as it knows; `others`: the
-    day of the newest stamp of each other writer.
+    day of the newest stamp of each other writer. `since`: what `unbroken_since` says of today; `stood`: (`others_day`,
+    the day since which it was known to be that).
     """
     live = sorted(day for day in others.values() if day >= today - AHEAD_DAYS_MAX)
     usual = median(live) if live else None
@@ -60,18 +66,34 @@ def judge_clock(today: int, own_days: Collection[int], others: Mapping[bytes, in
     # Of two the later one: one that sleeps holds nobody up.
     reached = min(today, live[len(live) // 2]) if live else today
     ahead = frozenset(writer for writer, day in others.items() if day > believed)
-    return ClockVerdict(reached, believed, _refusal(today, own_days, usual, confirmed=bool(live)), ahead)
+    newest = max((day for day in others.values() if day <= believed), default=0)
+    stood_still = stood[0] == newest and today - stood[1] >= AHEAD_DAYS_MAX
+    reaches_back = 0 < since <= newest + AHEAD_DAYS_MAX
+    refused = _refusal(today, own_days, usual)
+    if refused is None and not live:
+        refused = _unconfirmed(today, own_days, alone=not newest or stood_still or reaches_back)
+    return ClockVerdict(reached, believed, newest, refused, ahead)
 
 
-def _refusal(today: int, own_days: Collection[int], usual: int | None, *, confirmed: bool) -> str | None:
+def _refusal(today: int, own_days: Collection[int], usual: int | None) -> str | None:
     own = max(own_days, default=None)
     if own is not None and today < own - BEHIND_DAYS_MAX:
         return _behind(own - today, "this system's own newest stamp in the cache")
     if usual is not None and today < usual - BEHIND_DAYS_MAX:
         return _behind(usual - today, "the stamps of the other systems in the cache")
+    return None
+
+
+def _unconfirmed(today: int, own_days: Collection[int], *, alone: bool) -> str | None:
     recent = [day for day in own_days if day >= today - AHEAD_DAYS_MAX]
-    if confirmed or (recent and max(recent) - min(recent) >= CONFIRMED_DAYS):
-        return None
+    if recent and max(recent) - min(recent) >= CONFIRMED_DAYS:
+        if alone:
+            return None
+        return (
+            f"this machine's clock is more than {AHEAD_DAYS_MAX} days ahead of every stamp in the cache that others "
+            f"wrote; nothing is trimmed until they stamp such days, too, or have stamped nothing for {AHEAD_DAYS_MAX} "
+            "days: check the clock"
+        )
     return (
         f"this machine's clock is more than {AHEAD_DAYS_MAX} days ahead of every stamp in the cache, but for those of "
         "the last sessions here; nothing is trimmed until sessions with a whole day between them confirm it: check "

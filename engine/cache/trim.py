@@ -29,12 +29,14 @@ from engine.cache.listing import listed_keys
 from engine.cache.stamps import Seen
 from engine.cache.trimplan import (
     DAY_MAX,
+    UNSEEN,
     CachePacks,
     Classes,
     Days,
     Ints,
     TrimPlan,
     classes_of,
+    classes_of_packs,
     join_classes,
     plan_trim,
 )
@@ -110,9 +112,10 @@ class _Changed(Exception):
 class Trimmer:
     """Trims one cache, whose index was refreshed. `new_pack` opens an own pack of blocks.
 
-    `room` tells what is known of the device now; `pinned`: ids that must not go; `damaged`: keys of packs known to be
-    that. While it runs `phase` says what it does, `needed_bytes` what has to go for the thresholds, `freed_bytes` what
-    has gone. Methods raise StoreUnavailable and StoreRejected where they ask the cache.
+    `room` tells what is known of the device now; `pinned`: ids that must not go, and `pins_came` tells whether there
+    may be more of them by now; `damaged`: keys of packs known to be that. While it runs `phase` says what it does,
+    `needed_bytes` what has to go for the thresholds, `freed_bytes` what has gone. Methods raise StoreUnavailable and
+    StoreRejected where they ask the cache.
     """
 
     def __init__(
@@ -125,10 +128,12 @@ class Trimmer:
         room: Callable[[], Awaitable[Room]],
         pinned: Ids | None = None,
         damaged: Iterable[int] = (),
+        pins_came: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         assert cache.removals is not None
         self._cache, self._removals, self._seen = cache, cache.removals, seen
         self._keys, self._verifier, self._new_pack, self._room = keys, verifier, new_pack, room
+        self._pins_came = pins_came
         self._pinned = np.empty(0, np.uint64) if pinned is None else np.sort(pinned[:, 0])
         self._problems: list[str] = []
         self._heirs: list[tuple[PackName, Days]] = []
@@ -153,7 +158,7 @@ class Trimmer:
             plans.append(await self._round(policy, today, today if counted is None else counted))
         await self._cache.settle_removals()
         heirs = tuple(heir for heir in self._heirs if heir[0].key not in self._gone)
-        told = self._gone | {name.key for name, _ in heirs}
+        told = self._gone | {name.key for name, _ in heirs} | (self._absent or {}).keys()
         done = Trimmed(
             plan=msgspec.structs.replace(plans[-1], needed_bytes=plans[0].needed_bytes),
             deleted=self._deleted,
@@ -182,11 +187,17 @@ class Trimmer:
         absent, whole = await self._not_there(held), held.deltas | np.isin(held.keys, _keys(self._damaged))
         classes = await self._last_seen(held, today)
         classes.bytes_[absent[classes.pack]] = 0
+        # Nothing stamps what is not there, so it would be new for ever.
+        classes.day[absent[classes.pack] & (classes.day == UNSEEN)] = 1
         packs = CachePacks(np.where(absent, 0, held.sizes), whole | absent)
         room = await self._room()
         plan = await anyio.to_thread.run_sync(plan_trim, packs, classes, policy, room, counted)
         self.phase, self.needed_bytes = "trimming", max(self.needed_bytes, plan.needed_bytes)
         for step in plan.steps:
+            if self._pins_came is not None and await self._pins_came():
+                self._problems.append("blocks were pinned in the cache while it was trimmed: the next trimming goes on")
+                self._otherwise = False
+                break
             # Others' sessions may have ended since the plan was made.
             deleted, rewritten = await self._still_old(held, step.deleted), await self._still_old(held, step.rewritten)
             if deleted.size:
@@ -200,8 +211,8 @@ class Trimmer:
         """Tell which packs were not there, or not in their size, when the first plan was made."""
         if self._absent is None:
             there = await listed_keys(self._cache.objects, ["data"])
-            rows = np.flatnonzero(held.data & ~np.isin(held.keys, there))
-            self._absent = dict(zip(held.keys[rows].tolist(), held.sizes[rows].tolist(), strict=True))
+            listed = held.names(np.flatnonzero(held.data & ~np.isin(held.keys, there)))
+            self._absent = {name.key: name.size for name in await self._cache.present(listed)}
         found: Mask = np.isin(held.keys, _keys(self._absent))
         return found
 
@@ -380,13 +391,6 @@ def unseen_of(keys: Column64, counts: Ints, days: Days, today: int) -> Iterator[
             yield Seen(key, np.array([today], np.uint16))
         elif unseen.any():
             yield Seen(key, unseen * np.uint16(today))
-
-
-def classes_of_packs(packs: Ints | Rows, days: Days, bytes_: Ints, records: Ints, floors: Days) -> Classes:
-    """Return the classes of packs of which all records were last seen on one day."""
-    lengths = np.zeros(len(packs), np.uint32)
-    found = classes_of(np.ones(len(packs), np.int64), days, lengths, np.zeros(len(packs), np.bool_), floors)
-    return Classes(np.asarray(packs, np.int64), found.day, bytes_, records)
 
 
 def _keys(packs: Iterable[int]) -> Column64:

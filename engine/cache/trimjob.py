@@ -81,6 +81,7 @@ async def trim_side(
         new_pack,
         members=members,
         grown=before.grown if before is not None else (),
+        stood=(before.others_day, before.stood_day) if before is not None else (0, 0),
         damaged=(await anyio.to_thread.run_sync(setup.state.upkeep(side.store_id).lost_packs)).damaged.tolist(),
         watch=watch,
     )

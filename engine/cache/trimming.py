@@ -29,6 +29,7 @@ from engine.cache.trimplan import forecast_full, last_unprotected, needed_bytes
 from engine.cache.trimrecord import TrimReport
 from engine.errors import StoreCorrupt
 from engine.events import EventLog
+from engine.names import PinName
 from engine.pack import PackBuilder
 from engine.packstore import PackStore
 from engine.policy import TrimPolicy
@@ -43,16 +44,17 @@ NO_ROOM: Final = (
 )
 
 
-async def judge(stamping: Stamping) -> ClockVerdict:
+async def judge(stamping: Stamping, stood: tuple[int, int] = (0, 0)) -> ClockVerdict:
     """Return whether this machine's clock may say what is old, from which day on, and what stamps may say.
 
-    Raises: StoreUnavailable, StoreRejected.
+    `stood` as for `judge_clock`. Raises: StoreUnavailable, StoreRejected.
     """
     listed = await stamping.listed()
     own = [await stamping.days(name) for name in listed.get(stamping.identity.system, [])]
     today = day_of(stamping.now_ms)
     others = {writer: names[-1].day for writer, names in listed.items() if writer != stamping.identity.system}
-    return clocks.judge_clock(today, clocks.own_days(today, own), others)
+    since = clocks.unbroken_since(today, own)
+    return clocks.judge_clock(today, clocks.own_days(today, own), others, since, stood)
 
 
 async def trim_cache(
@@ -65,20 +67,22 @@ async def trim_cache(
     members: Callable[[], Awaitable[Members]] | None = None,
     grown: Sequence[tuple[int, int]] = (),
     damaged: Iterable[int] = (),
+    stood: tuple[int, int] = (0, 0),
     watch: Callable[[Trimmer], None] = lambda trimmer: None,
 ) -> TrimReport:
     """Trim a cache whose index was refreshed once, until the thresholds are met or only protected records are left.
 
     `room` tells what is known of the device now; `new_pack` opens an own pack of blocks; `members`, asked if anything
     has to go: whose stamps and pins count, if not those `stamping` knows; `grown`: (day, bytes) of this cache on former
-    days, for the forecast; `damaged`: keys of packs known to be that. `watch` is given what trims.
+    days, for the forecast; `damaged`: keys of packs known to be that; `stood` as for `judge_clock`.
+    `watch` is given what trims.
     Raises: StoreUnavailable, StoreRejected, StateCorrupt, SessionAborted.
     """
     assert cache.removals is not None
     keys = stamping.identity.keys
 
-    def make(seen: StampedDays, pinned: Ids) -> Trimmer:
-        trimmer = Trimmer(cache, seen, keys, cache.members, new_pack, room, pinned, damaged)
+    def make(seen: StampedDays, pinned: Ids, pins_came: Callable[[], Awaitable[bool]]) -> Trimmer:
+        trimmer = Trimmer(cache, seen, keys, cache.members, new_pack, room, pinned, damaged, pins_came)
         watch(trimmer)
         return trimmer
 
@@ -98,7 +102,8 @@ async def trim_cache(
         report = msgspec.structs.replace(report, problems=(*report.problems, *problems))
         if members is not None:
             stamping = msgspec.structs.replace(stamping, members=await members())
-        verdict = await judge(stamping)
+        verdict = await judge(stamping, stood)
+        report = msgspec.structs.replace(report, others_day=verdict.others_day)
         if verdict.refused is None:
             report = await _unless_pins_are_unknown(cache, stamping, policy, room, make, verdict, report)
         else:
@@ -122,12 +127,16 @@ async def _unless_pins_are_unknown(
     stamping: Stamping,
     policy: TrimPolicy,
     room: Callable[[], Awaitable[Room]],
-    make: Callable[[StampedDays, Ids], Trimmer],
+    make: Callable[[StampedDays, Ids, Callable[[], Awaitable[bool]]], Trimmer],
     verdict: ClockVerdict,
     before: TrimReport,
 ) -> TrimReport:
     """Trim, if all that is known to be the last copy of something is known to be that."""
-    identity = stamping.identity
+    identity, before_pins = stamping.identity, await _pin_names(cache, stamping)
+
+    async def pins_came() -> bool:
+        return not await _pin_names(cache, stamping) <= before_pins
+
     try:
         pinned, problems = await read_pins(
             cache.objects, identity.keys, stamping.members, identity.system, stamping.now_ms
@@ -139,9 +148,15 @@ async def _unless_pins_are_unknown(
         )
         return msgspec.structs.replace(before, refused=refused, lacking_bytes=before.needed_bytes)
     seen = StampedDays(stamping, verdict.believed, last_unprotected(verdict.day))
-    trimmer = make(seen, pinned)
+    trimmer = make(seen, pinned, pins_came)
     before = msgspec.structs.replace(before, problems=(*before.problems, *problems))
     return await _trim(cache, stamping, policy, room, trimmer, seen, verdict, before)
+
+
+async def _pin_names(cache: PackStore, stamping: Stamping) -> set[PinName]:
+    known = {*stamping.members.systems(), stamping.identity.system}
+    found = [PinName.parse(info.name) async for info in cache.objects.list("pin/")]
+    return {name for name in found if name is not None and name.writer in known}
 
 
 async def _trim(

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.block import Mask
+from engine.columns import Rows
 from engine.distinct import distinct
 from engine.policy import TrimPolicy
 from engine.ports import Room
@@ -118,6 +119,13 @@ def classes_of(
     bytes_ = np.bincount(at, lengths.astype(np.float64), len(values)).astype(np.int64)
     records = np.bincount(at, minlength=len(values)).astype(np.int64)
     return Classes(values >> 16, (values & 0xFFFF).astype(np.uint16), bytes_, records)
+
+
+def classes_of_packs(packs: Ints | Rows, days: Days, bytes_: Ints, records: Ints, floors: Days) -> Classes:
+    """Return the classes of packs of which all records were last seen on one day."""
+    lengths = np.zeros(len(packs), np.uint32)
+    found = classes_of(np.ones(len(packs), np.int64), days, lengths, np.zeros(len(packs), np.bool_), floors)
+    return Classes(np.asarray(packs, np.int64), found.day, bytes_, records)
 
 
 def join_classes(parts: Sequence[Classes]) -> Classes:

@@ -18,8 +18,9 @@ class TrimReport(msgspec.Struct, frozen=True, kw_only=True):
     `lacking_bytes`: what has to go still. `deleted`, `rewritten`: packs. `looked`: whether anything had to go, so that
     every record was looked at; only then are known: `protected_bytes` of records that must not go, of them
     `pinned_bytes` for the last known copies of what points need, and `unseen_bytes` nobody is known to have seen.
-    `refused`: why nothing was to go, a sentence. `full_day`: when the device is full if the cache goes on growing;
-    None: it does not, or nobody knows.
+    `refused`: why nothing was to go, a sentence. `others_day`: of the newest stamp of other systems, 0: nobody looked,
+    or there is none. `full_day`: when the device is full if the cache goes on growing; None: it does not, or nobody
+    knows.
     """
 
     day: int
@@ -36,6 +37,7 @@ class TrimReport(msgspec.Struct, frozen=True, kw_only=True):
     pinned_bytes: int = 0
     unseen_bytes: int = 0
     refused: str | None = None
+    others_day: int = 0
     full_day: int | None = None
     problems: tuple[str, ...] = ()
 
@@ -65,14 +67,17 @@ class TrimRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The last trimming of a cache that came to its end here: one is kept for each cache.
 
     `ended_ms` since 1970; `report`: what it told; `looked`: the newest one that looked at every record, if any: it says
-    what is protected. `aged_day`: on which what is older than `max_age` went last, 0: never. `grown`: (day, bytes of
-    the cache's packs), ascending, the last one of each of the newest 60 days with one: what `forecast_full` wants.
+    what is protected. `aged_day`: on which what is older than `max_age` went last, 0: never. `others_day` as last seen,
+    and `stood_day`: since when it is that. `grown`: (day, bytes of the cache's packs), ascending, the last one of each
+    of the newest 60 days with one: what `forecast_full` wants.
     """
 
     ended_ms: int
     report: TrimReport
     looked: TrimReport | None = None
     aged_day: int = 0
+    others_day: int = 0
+    stood_day: int = 0
     grown: tuple[tuple[int, int], ...] = ()
 
 
@@ -81,10 +86,16 @@ def noted(before: TrimRecord | None, report: TrimReport, ended_ms: int, *, aged:
     grown = {**dict(before.grown if before else ()), report.day: report.size_bytes}
     # A clock that ran ahead and was put back: what it dated is not of the past.
     kept = sorted((day, size) for day, size in grown.items() if day <= report.day)[-GROWN_MAX:]
+    others_day, stood_day = (before.others_day, before.stood_day) if before else (0, 0)
+    if report.others_day:
+        stood_day = min(stood_day, report.day) if report.others_day == others_day else report.day
+        others_day = report.others_day
     return TrimRecord(
         ended_ms=ended_ms,
         report=report,
         looked=report if report.looked else before.looked if before else None,
         aged_day=report.day if aged and report.looked else before.aged_day if before else 0,
+        others_day=others_day,
+        stood_day=stood_day,
         grown=tuple(kept),
     )

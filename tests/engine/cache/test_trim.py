@@ -291,13 +291,14 @@ def test_a_pack_that_goes_while_it_is_to_be_rewritten_is_listed_as_removed() -> 
     run(main)
 
 
-def test_what_is_gone_is_listed_as_removed_once_all_of_it_is_old() -> None:
+@pytest.mark.parametrize("day", [OLD, 0])
+def test_what_is_gone_is_listed_as_removed_once_nobody_saw_any_of_it_lately(day: int) -> None:
     async def main() -> None:
         world, alice, (gone,) = await half_old(1)
-        world.diary.of = lambda key: np.full(4, OLD, np.uint16)  # type: ignore[method-assign]
+        world.diary.of = lambda key: np.full(4, day, np.uint16)  # type: ignore[method-assign]
         del world.objects.objects[str(gone.name)]
         done = await world.trimmer(alice).run(AGED, TODAY)
-        assert (done.deleted, done.freed_bytes, done.absent_bytes) == (0, 0, 0)
+        assert (done.deleted, done.freed_bytes, done.absent_bytes, done.unseen) == (0, 0, 0, ())
         assert not found(alice, range(4))
 
     run(main)

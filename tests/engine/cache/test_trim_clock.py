@@ -33,12 +33,14 @@ B, C, D, E = (bytes([number]) * 16 for number in range(1, 5))
         ([TODAY], {B: TODAY + 1, C: TODAY - 5, D: TODAY - 6}, None, ""),
         # Those who left long ago know nothing of the time.
         ([TODAY - 3, TODAY], {B: TODAY - 400, C: TODAY - 400, D: TODAY}, None, ""),
+        # Two days of its own are no answer to others, who may be at work 30 days behind.
+        ([TODAY - 30, TODAY - 2, TODAY], {B: TODAY - 30}, "that others wrote", ""),
+        ([TODAY - 2, TODAY], {C: TODAY + 5}, "days behind", "C"),
         # Ahead of every stamp.
         ([], {}, "14 days ahead", ""),
         ([TODAY - 15], {B: TODAY - 15}, "14 days ahead", ""),
         ([TODAY - 30, TODAY], {B: TODAY - 30}, "14 days ahead", ""),
         ([TODAY - 30, TODAY - 1, TODAY], {B: TODAY - 30}, "14 days ahead", ""),
-        ([TODAY - 30, TODAY - 2, TODAY], {B: TODAY - 30}, None, ""),
         ([TODAY - 2, TODAY], {}, None, ""),
         ([TODAY - 30, TODAY - 15], {}, "14 days ahead", ""),
     ],
@@ -76,6 +78,32 @@ def test_the_clock_is_trusted_or_not(
 def test_when_nothing_may_be_trimmed(today: int, own: list[int], others: list[int], words: str | None) -> None:
     said = judge_clock(today, own, dict(zip((B, C, D), others, strict=False))).refused
     assert said is None if words is None else said is not None and words in said
+
+
+@pytest.mark.parametrize(
+    ("others", "since", "stood", "refused"),
+    [
+        # Its own stamps follow each other since others were at work.
+        ([TODAY - 30], TODAY - 31, (0, 0), False),
+        ([TODAY - 400, TODAY - 30], TODAY - 16, (0, 0), False),
+        ([TODAY - 30], TODAY - 15, (0, 0), True),
+        ([TODAY - 30], 0, (0, 0), True),
+        # Nobody stamped anything for 14 days of this clock.
+        ([TODAY - 30], 0, (TODAY - 30, TODAY - 14), False),
+        ([TODAY - 30], 0, (TODAY - 30, TODAY - 13), True),
+        ([TODAY - 30], 0, (TODAY - 31, TODAY - 14), True),
+        ([TODAY - 30, TODAY - 29], 0, (TODAY - 30, TODAY - 14), True),
+        ([], 0, (TODAY - 30, TODAY - 1), False),
+    ],
+)
+def test_others_that_are_silent_are_believed_to_be_once_that_is_seen(
+    others: list[int], since: int, stood: tuple[int, int], refused: bool
+) -> None:
+    verdict = judge_clock(TODAY, [TODAY - 2, TODAY], dict(zip((B, C, D), others, strict=False)), since, stood)
+    assert (verdict.refused is not None) == refused
+    assert verdict.others_day == max(others, default=0)
+    # One's own two days are needed all the same.
+    assert judge_clock(TODAY, [TODAY], dict(zip((B, C, D), others, strict=False)), since, stood).refused is not None
 
 
 @given(
@@ -126,7 +154,7 @@ def test_a_liar_among_two_others_stops_nobody(today: int, since: set[int], lie: 
     ],
 )
 def test_what_is_old_is_counted_from_a_day_that_half_of_the_others_reached(others: list[int], day: int) -> None:
-    verdict = judge_clock(TODAY, [TODAY - 2, TODAY], dict(zip((B, C, D, E), others, strict=False)))
+    verdict = judge_clock(TODAY, [TODAY - 2, TODAY], dict(zip((B, C, D, E), others, strict=False)), TODAY - 20)
     assert (verdict.day, verdict.refused) == (day, None)
 
 

@@ -361,6 +361,25 @@ async def test_packs_seen_while_it_trims_stay() -> None:
     assert len(await world.found(range(24))) == 24
 
 
+async def test_what_is_pinned_while_it_trims_stays() -> None:
+    world = await full()
+    asked = []
+
+    async def room() -> Room:
+        asked.append(1)
+        if len(asked) == 2:  # when it plans
+            name = PinName(CAROL, b"i" * 8, 1)
+            ids = ids_from_bytes(TEAM.ref(block(3))[:16])
+            world.objects.objects[str(name)] = encode_pins(name, 100, ids, TEAM.keys, TEAM.signer(CAROL))
+        return await world.room()
+
+    report = await world.trim(100, room=room)
+    assert (report.deleted, report.met) == (0, False)
+    assert ["while it was trimmed" in problem for problem in report.problems] == [True]
+    assert (await world.trim(100)).met
+    assert 3 in await world.found(range(24))
+
+
 async def test_own_only_systems_trim_what_others_left_too() -> None:
     world = await full()
     world.machines[ALICE].own_only = True
