@@ -111,11 +111,9 @@ class _Giving:
 
     async def run(self) -> None:
         await self._supply.open_index(CACHE)
-        cache = self._supply.store(CACHE)
-        if cache is not None:
-            found = await anyio.to_thread.run_sync(lambda: cache.index.lookup(ids_of(self._refs)))
-            there = np.flatnonzero(found["length"])
-            await self._round(CACHE, there, found[there], cache.index.pack_name)
+        await self._from_cache(np.arange(len(self._refs)))
+        if await self._supply.rely_on_what_is_there():
+            await self._from_cache(np.flatnonzero(self.open))
         if self._supply.store(SPOOL) is not None:
             await self._supply.list_spool()
             spooled = np.flatnonzero(self.open & self._in_spool())
@@ -123,6 +121,14 @@ class _Giving:
         await self._round(VAULT, np.flatnonzero(self.open), self._hints[self.open], self._resolve)
         if self.open.any():
             await self._by_id()
+
+    async def _from_cache(self, wanted: Positions) -> None:
+        """Give those blocks at `wanted` that the cache's index finds."""
+        cache = self._supply.store(CACHE)
+        if cache is not None:
+            found = await anyio.to_thread.run_sync(lambda: cache.index.lookup(ids_of(self._refs[wanted])))
+            (there,) = found["length"].nonzero()
+            await self._round(CACHE, wanted[there], found[there], cache.index.pack_name)
 
     async def _round(self, name: str, wanted: Positions, places: Places, resolve: Resolve) -> None:
         """Give the blocks at `wanted` whose records lie at `places`, one for each of them, in one store."""

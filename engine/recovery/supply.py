@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
+import anyio.to_thread
 import numpy as np
 
 from engine.block import Places as Records
@@ -25,10 +26,10 @@ from engine.errors import (
     StoreUnavailable,
 )
 from engine.names import PackName
-from engine.packread import Extents, PackReads, Range
+from engine.packread import Extents, PackReads, Range, listed_keys
 from engine.packstore import PackStore
 from engine.recovery.jobs import Packs, Resolve, Spots
-from engine.recovery.places import SPOOL, VAULT, Places
+from engine.recovery.places import CACHE, SPOOL, VAULT, Places
 from engine.subkeys import DomainKeys
 
 # Packs read at once, each by up to four requests. What waits here has not begun: a call that is made and then queues
@@ -54,6 +55,8 @@ class Supply:
     _turns: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(PACKS_READ_MAX))
     _indexed: set[str] = field(default_factory=set)
     _spooled: set[PackName] | None = None
+    _missed: bool = False  # the cache's index named a pack that is not there
+    _listed: bool = False
     _opening: anyio.Lock = field(default_factory=anyio.Lock)
 
     def store(self, name: str) -> PackStore | None:
@@ -101,6 +104,27 @@ class Supply:
             except (StoreUnavailable, StoreRejected) as error:
                 self.put_aside(SPOOL, error)
 
+    async def rely_on_what_is_there(self) -> bool:
+        """List the packs of the cache, once, if one of them was gone; True: its index names them only from now on.
+
+        An index goes on naming packs somebody else took away, and of each place that leads nowhere a block may only
+        have so many.
+        """
+        store = self.store(CACHE)
+        async with self._opening:
+            if store is None or not self._missed or self._listed:
+                return False
+            self._listed = True
+            try:
+                keys = await listed_keys(store.objects)
+            except (StoreUnavailable, StoreRejected) as error:
+                self.put_aside(CACHE, error)
+                return False
+            present = np.sort(np.fromiter(keys, np.uint64, len(keys)))
+            gone = await anyio.to_thread.run_sync(store.index.absent, present)
+            await anyio.to_thread.run_sync(store.index.bar, gone.tolist())
+            return True
+
     def in_spool(self, pack: PackName | None) -> bool:
         """Tell whether a pack lies in the spool, as far as `list_spool` found."""
         return self._spooled is not None and pack in self._spooled and self.store(SPOOL) is not None
@@ -123,6 +147,7 @@ class Supply:
         except (StoreUnavailable, StoreRejected) as error:
             self.put_aside(name, error)
         except (StoreCorrupt, ObjectMissing) as error:
+            self._missed |= name == CACHE and isinstance(error, ObjectMissing)
             if self.store(name) is not None:
                 self.note(name, error)
         return None

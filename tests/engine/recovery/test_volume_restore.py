@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from engine.block import BLOCK_BYTES, blocks_in
 from engine.errors import ConfigError, RestoreError, SessionAborted, StoreUnavailable
 from engine.note import NoteBody
+from engine.opener import RECORDS_MAX
 from engine.recovery.catalogue import Point
 from engine.recovery.places import CACHE, VAULT, Place, Places, Problems
 from engine.recovery.restore import Restore
@@ -189,6 +190,22 @@ async def test_a_block_that_is_not_at_its_place_is_found_by_its_id() -> None:
     assert done.report.exit_code == 0
     assert lost[0] in "\n".join(done.report.problems)
     assert done.mirrors[VAULT].files != {}
+
+
+async def test_a_cache_that_lost_its_packs_again_and_again_gives_what_it_has_now() -> None:
+    """Its index names more places that lead nowhere than are tried for a block."""
+    world = World(pack_bytes=140_000)
+    system = world.system()
+    content = volume(1, 2, 3, 4)
+    assert world.cache is not None
+    for _ in range(RECORDS_MAX + 4):
+        for name in packs_of(world, system, cache=True):
+            del world.cache.objects.objects[name]
+        world.cache.places = {}
+        await world.backup(system, {"data": content})
+    done = await restore(world, only=(CACHE,))
+    assert done.content == content
+    assert (done.report.exit_code, done.report.from_cache) == (0, len(content))
 
 
 async def test_blocks_another_system_wrote_need_no_index() -> None:
