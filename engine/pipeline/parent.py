@@ -210,6 +210,8 @@ def _newest(state: StateStore, system: bytes, parent: Parent, stores: Stores) ->
         parent.problems.append("local state is another system's: it is not used, everything is read and compared")
         parent.lost = True
         return None
+    if newest is not None:  # in a spool that was lost, too: a copy of it may turn up
+        parent.comes_after(PointId(newest.order, newest.incarnation))
     return newest if newest is not None and newest.vault in (stores.vault_id, stores.spool_id) else None
 
 

@@ -253,3 +253,12 @@ def test_a_deleted_point_does_not_lend_its_name_to_a_state_that_was_rolled_back(
         if seed == 0:
             next(machine.vault.glob(f"root/*/{report.point}")).unlink()
     spooled.restores("latest", content)
+
+
+def test_a_point_in_a_new_spool_comes_after_those_that_were_lost_with_the_old_one(spooled: Spooled) -> None:
+    spooled.away()
+    lost = backup(spooled.machine, clock=DaysAgo(-1)).point
+    assert lost is not None
+    shutil.rmtree(spooled.spool)
+    spooled.machine.init("--spool")
+    assert str(backup(spooled.machine).point) > lost
