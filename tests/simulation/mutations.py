@@ -233,9 +233,9 @@ def unanswered_root_trusted() -> None:
         engine.pipeline.upload.Upload,
         "_publish",
         (
-            "    await vault.objects.put(point.root(self._setup.identity.system), data)\n",
+            "    await vault.objects.put(put.point.root(self._setup.identity.system), put.data)\n",
             "    try:\n"
-            "        await vault.objects.put(point.root(self._setup.identity.system), data)\n"
+            "        await vault.objects.put(put.point.root(self._setup.identity.system), put.data)\n"
             "    except StoreError:\n"
             "        pass\n",
         ),
@@ -313,34 +313,34 @@ def deleted_point_relied_on() -> None:
 MUTATIONS: Final[dict[str, tuple[str | None, int, Callable[[], None]]]] = {
     made.__name__: (theme, first, made)
     for theme, first, made in (
-        ("deaths", 3, no_fsync),
-        ("deaths", 5, no_folder_fsync),
-        ("cuts", 2, no_cache_flush),
-        ("losses", 13, short_objects_trusted),
-        ("losses", 2, presence_not_checked),
+        ("deaths", 1, no_fsync),
+        ("deaths", 6, no_folder_fsync),
+        ("cuts", 1, no_cache_flush),
+        ("losses", 8, short_objects_trusted),
+        ("losses", 6, presence_not_checked),
         ("deaths", 6, journal_not_replayed),
         ("deaths", 9, journal_always_replayed),
         ("deaths", 1, staged_pages_lost),
-        ("cuts", 10, unflushed_packs_trusted),
-        (None, 7, nothing_is_missing),
+        ("cuts", 2, unflushed_packs_trusted),
+        (None, 1, nothing_is_missing),
         (None, 10, acknowledged_before_put),
         (None, 1, order_by_the_clock),
         ("losses", 2, sources_not_checked),
         ("losses", 45, packs_not_checked_after_the_root),
         ("losses", 1, holes_not_told),
         (None, 3, pages_not_copied),
-        ("fallback", 2, returned_to_the_vault),
-        ("fallback", 2, backlog_passed),
+        ("fallback", 1, returned_to_the_vault),
+        ("fallback", 1, backlog_passed),
         ("backlog", 1, root_before_its_packs),
         ("backlog", 1, left_before_its_root),
         ("fallback", 17, unanswered_root_trusted),
-        ("fallback", 2, shared_packs_dropped),
+        ("fallback", 1, shared_packs_dropped),
         ("fallback", 7, everything_relied_on),
         ("misfortunes", 6, nothing_completed),
         ("backlog", 11, spool_not_flushed),
         ("misfortunes", 11, rotten_packs_trusted),
-        ("backlog", 1, newest_first),
+        ("backlog", 3, newest_first),
         ("misfortunes", 6, holes_not_noted),
-        ("deletions", 1, deleted_point_relied_on),
+        ("deletions", 2, deleted_point_relied_on),
     )
 }
