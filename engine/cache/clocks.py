@@ -10,9 +10,9 @@ A wrong clock makes what everybody needs look old. So trimming is refused
   all silent, too. Then its own stamps must reach back to theirs, or theirs have stood still for 14 days.
 
 A system whose newest stamp lies more than a day ahead of that median, and of this clock, is reported, and what it says
-of days to come does not count: it would be protected for as long as its clock was wrong. The median is the lower one,
-so that of two others one alone stops nobody, and is taken of those whose stamps protect anything still: systems that
-left the cache long ago know nothing of the time.
+of days more than 14 ahead does not count: it would be protected for as long as its clock was wrong. The median is the
+lower one, so that of two others one alone stops nobody, and is taken of those whose stamps protect anything still:
+systems that left the cache long ago know nothing of the time.
 
 A clock that runs ahead by less than 14 days is not refused, but does no harm: what is old is counted from the day that
 half of the live others have reached with their stamps, if that is earlier than today. It costs those who stamp rarely
@@ -34,7 +34,7 @@ CONFIRMED_DAYS: Final = 2  # between the days of two stamps: so much that a whol
 class ClockVerdict(msgspec.Struct, frozen=True):
     """`refused`: why nothing may be trimmed, a sentence, or None. `day`: from which what is old is counted.
 
-    `believed`: the last day of which stamps may speak; `ahead`: writers (16 bytes) of stamps of later days;
+    `believed`: the last day of which stamps may speak; `ahead`: writers (16 bytes) whose clocks run ahead;
     `others_day`: of the newest stamp of the others, but for those, 0: there is none.
     """
 
@@ -61,12 +61,14 @@ def judge_clock(
     """
     live = sorted(day for day in others.values() if day >= today - AHEAD_DAYS_MAX)
     usual = median(live) if live else None
-    believed = max(today, usual or 0) + BEHIND_DAYS_MAX
-    live = [day for day in live if day <= believed]
+    limit = max(today, usual or 0) + BEHIND_DAYS_MAX
+    live = [day for day in live if day <= limit]
     # Of two the later one: one that sleeps holds nobody up.
     reached = min(today, live[len(live) // 2]) if live else today
-    ahead = frozenset(writer for writer, day in others.items() if day > believed)
-    newest = max((day for day in others.values() if day <= believed), default=0)
+    ahead = frozenset(writer for writer, day in others.items() if day > limit)
+    # Where this clock runs behind, all others seem ahead.
+    believed = max(today, usual or 0) + AHEAD_DAYS_MAX
+    newest = max((day for day in others.values() if day <= limit), default=0)
     stood_still = stood[0] == newest and today - stood[1] >= AHEAD_DAYS_MAX
     reaches_back = 0 < since <= newest + AHEAD_DAYS_MAX
     refused = _refusal(today, own_days, usual)

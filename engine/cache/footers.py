@@ -1,13 +1,16 @@
-"""The footers of a cache's packs: which days their records inherited, and where the sources of their deltas lie."""
+"""Records no stamp speaks of: days they inherited stand in the footers of their packs; others nobody has seen."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
 import numpy as np
 
-from engine.cache.trimplan import Days
+from engine.cache.stamps import Seen
+from engine.cache.trimplan import Days, Ints
+from engine.columns import Column64
 from engine.errors import ObjectMissing, StoreCorrupt
 from engine.names import PackName
 from engine.pack import PACK_TAIL_BYTES, PackEntries, footer_start, read_footer
@@ -39,3 +42,14 @@ class Footers:
         tail = await self._objects.get(str(name), name.size - PACK_TAIL_BYTES, PACK_TAIL_BYTES)
         start = footer_start(name, tail)
         return read_footer(name, await self._objects.get(str(name), start, name.size - start), start)
+
+
+def unseen_of(keys: Column64, counts: Ints, days: Days, today: int) -> Iterator[Seen]:
+    """Yield, for each pack with records nobody has seen, those as seen today; `days`: of all records, pack by pack."""
+    starts = np.cumsum(counts) - counts
+    for key, start, count in zip(keys.tolist(), starts.tolist(), counts.tolist(), strict=True):
+        unseen = days[start : start + count] == 0
+        if unseen.all():
+            yield Seen(key, np.array([today], np.uint16))
+        elif unseen.any():
+            yield Seen(key, unseen * np.uint16(today))

@@ -24,19 +24,30 @@ async def listed_as_known(packs: PackStore, gone: Column64) -> Column64:
 
     Who trims writes records anew elsewhere before a pack goes: if one is not there that nobody is known to have
     removed, nor among those that were `gone` (ascending) before, the index is read again, and packs are listed again.
+    So they are where somebody is known to have removed one: the index reads what was listed first, and what was removed
+    after that, so it may know of a removal, and not of what took the place.
     Raises: StoreUnavailable, StoreRejected, StateCorrupt.
     """
     present: Column64 = np.empty(0, np.uint64)
     unexplained: list[int] = []
+    settled: bool | None = None
     for _ in range(LISTINGS_MAX):
         present = await listed_keys(packs.objects)
         absent = await anyio.to_thread.run_sync(packs.index.absent, present)
         told = distinct(gone, packs.removals.keys) if packs.removals is not None else gone
         before, unexplained = unexplained, absent[~np.isin(absent, told)].tolist()
-        if unexplained in ([], before):
+        if settled is None:
+            settled = not (np.isin(absent, _removed(packs)) & ~np.isin(absent, gone)).any()
+        if unexplained in ([], before) and settled:
             break
+        known = _removed(packs)
         await packs.refresh()
+        settled = np.array_equal(known, _removed(packs))
     return present
+
+
+def _removed(packs: PackStore) -> Column64:
+    return packs.removals.keys if packs.removals is not None else np.empty(0, np.uint64)
 
 
 async def listed_keys(objects: ObjectStore, kinds: Iterable[str] = KINDS) -> Column64:

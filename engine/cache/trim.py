@@ -14,7 +14,7 @@ Packs of pages stay: the points' roots in the cache name them, and all of them a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 import anyio.to_thread
@@ -23,7 +23,7 @@ import numpy as np
 
 from engine.block import DELTA_FLAG, LENGTH_MASK, Ids, Mask
 from engine.cache.finishing import finish_removals
-from engine.cache.footers import Footers
+from engine.cache.footers import Footers, unseen_of
 from engine.cache.inventory import Inventory, Records
 from engine.cache.listing import listed_keys
 from engine.cache.stamps import Seen
@@ -53,6 +53,7 @@ from engine.trailer import Verifier
 
 MIXED: Final = 0xFFFF  # instead of a day: the records of a pack may have been last seen on different days
 ROUNDS_MAX: Final = 8
+DAMAGED_MAX: Final = 256  # plans of one round in place of such as nothing came of but damaged packs
 
 log = EventLog("cache")
 
@@ -184,14 +185,25 @@ class Trimmer:
         """Plan, and carry that out; `_otherwise` tells whether something came in between."""
         self.phase, self._otherwise, self._unseen = "looking what has to go", False, []
         held = await anyio.to_thread.run_sync(lambda: Inventory(self._cache.index.views(), self._removals.keys))
-        absent, whole = await self._not_there(held), held.deltas | np.isin(held.keys, _keys(self._damaged))
+        absent, whole = await self._not_there(held), held.deltas
         classes = await self._last_seen(held, today)
         classes.bytes_[absent[classes.pack]] = 0
         # Nothing stamps what is not there, so it would be new for ever.
         classes.day[absent[classes.pack] & (classes.day == UNSEEN)] = 1
-        packs = CachePacks(np.where(absent, 0, held.sizes), whole | absent)
-        room = await self._room()
-        plan = await anyio.to_thread.run_sync(plan_trim, packs, classes, policy, room, counted)
+        left = DAMAGED_MAX
+        while True:
+            packs = CachePacks(
+                np.where(absent, 0, held.sizes), whole | absent | np.isin(held.keys, _keys(self._damaged))
+            )
+            plan = await anyio.to_thread.run_sync(plan_trim, packs, classes, policy, await self._room(), counted)
+            known = len(self._damaged), len(self._gone)
+            await self._carry_out(plan, held, today)
+            # Where damage is all there was, everything else is as it was planned with.
+            left -= 1
+            if len(self._damaged) == known[0] or len(self._gone) > known[1] or not left:
+                return plan
+
+    async def _carry_out(self, plan: TrimPlan, held: Inventory, today: int) -> None:
         self.phase, self.needed_bytes = "trimming", max(self.needed_bytes, plan.needed_bytes)
         for step in plan.steps:
             if self._pins_came is not None and await self._pins_came():
@@ -205,7 +217,6 @@ class Trimmer:
             if rewritten.size and not await self._rewrite(held, rewritten, step.new_bytes, plan.cutoffs, today):
                 self._otherwise = False  # for lack of room, which planning does not make
                 break
-        return plan
 
     async def _not_there(self, held: Inventory) -> Mask:
         """Tell which packs were not there, or not in their size, when the first plan was made."""
@@ -380,17 +391,6 @@ class Trimmer:
         await self._cache.put_pack(finished)
         self.freed_bytes -= finished.name.size
         self._heirs.append((finished.name, days))
-
-
-def unseen_of(keys: Column64, counts: Ints, days: Days, today: int) -> Iterator[Seen]:
-    """Yield, for each pack with records nobody has seen, those as seen today; `days`: of all records, pack by pack."""
-    starts = np.cumsum(counts) - counts
-    for key, start, count in zip(keys.tolist(), starts.tolist(), counts.tolist(), strict=True):
-        unseen = days[start : start + count] == 0
-        if unseen.all():
-            yield Seen(key, np.array([today], np.uint16))
-        elif unseen.any():
-            yield Seen(key, unseen * np.uint16(today))
 
 
 def _keys(packs: Iterable[int]) -> Column64:

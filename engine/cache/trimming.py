@@ -109,8 +109,8 @@ async def trim_cache(
         else:
             report = msgspec.structs.replace(report, refused=verdict.refused, lacking_bytes=report.needed_bytes)
         ahead = (
-            f"the clock of system {writer.hex()} runs more than a day ahead of the others': what it stamps of days to "
-            "come does not count"
+            f"the clock of system {writer.hex()} runs more than a day ahead of the others': of days more than 14 ahead "
+            "what it stamps does not count"
             for writer in sorted(verdict.ahead)
         )
         report = msgspec.structs.replace(report, problems=(*report.problems, *ahead))

@@ -261,6 +261,14 @@ async def test_a_clock_that_runs_ahead_of_the_others_lets_nothing_go_that_they_s
         assert (await world.trim(101 + min(ahead, 13))).deleted == 2
 
 
+async def test_a_clock_that_is_behind_lets_nothing_go_that_was_seen_on_days_it_takes_for_such_to_come() -> None:
+    world = await full(95)
+    world.others = DEVICE * 3 // 4
+    await world.see(BOB, range(16), 100)
+    report = await world.trim(96)
+    assert (report.refused, report.deleted, report.rewritten) == (None, 0, 0)
+
+
 async def test_what_is_said_of_days_to_come_does_not_hide_the_right_days_in_the_same_stamp() -> None:
     world = await full()
     world.others = DEVICE * 3 // 4
