@@ -226,7 +226,7 @@ def test_a_point_comes_after_all_the_vault_showed_before_it_refused(
     content = spooled.change(1)
     plan = FaultPlan().fail(op, 1, 1000, prefix=prefix, error=lambda: StoreRejected("no right by plan"))
     report = session(spooled.machine, plan)
-    assert (report.exit_code, report.error) == (3, None)
+    assert (report.route, report.error) == ("FALLBACK", None)
     assert str(report.point) > newest
     spooled.restores("latest", content)
 
