@@ -1,5 +1,5 @@
 # Every target does its own set-up; on a fresh Debian machine with Python 3.11 or newer nothing else is needed.
-.PHONY: setup tools run test test-ceph lint check bench bench-draw simulate package clean lock
+.PHONY: setup tools run test test-ceph lint check bench bench-draw simulate simulate-year package clean lock
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -60,6 +60,10 @@ bench-draw: $(READY)
 # break a promise are told step by step, and how to run them again.
 simulate: $(READY)
 	$(BIN)/python -m tests.simulation.run --seeds $(or $(SEEDS),1000) --from $(or $(FROM),1)
+
+# Years of twenty systems that share a cache (tests/simulation/year.py), some 15 s of processor time each.
+simulate-year: $(READY)
+	$(BIN)/python -m tests.simulation.year --seeds $(or $(SEEDS),10) --from $(or $(FROM),1)
 
 # Wheel and source archive in dist/, and the proof that the wheel works on its own.
 package: $(READY)

@@ -69,6 +69,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         selector.loop = self
         self.now_s = 0.0
         super().__init__(selector)
+        # The usual 1 ns is less than the step between two floats after half a year: a timer that is due never fired.
+        self._clock_resolution = 1e-8
         self.set_task_factory(lambda loop, coro, **named: _Task(coro, loop=loop, **named))
 
     def time(self) -> float:
