@@ -30,6 +30,11 @@ AHEAD_DAYS_MAX: Final = 14
 BEHIND_DAYS_MAX: Final = 1
 CONFIRMED_DAYS: Final = 2  # between the days of two stamps: so much that a whole day lies between them at any hour
 
+YOUNG: Final = (
+    "the stamps in the cache begin with the last sessions here: nothing in it is known to be old, and nothing is "
+    "trimmed before sessions with a whole day between them confirm this machine's clock"
+)
+
 
 class ClockVerdict(msgspec.Struct, frozen=True):
     """`refused`: why nothing may be trimmed, a sentence, or None. `day`: from which what is old is counted.
@@ -73,7 +78,10 @@ def judge_clock(
     reaches_back = 0 < since <= newest + AHEAD_DAYS_MAX
     refused = _refusal(today, own_days, usual)
     if refused is None and not live:
-        refused = _unconfirmed(today, own_days, alone=not newest or stood_still or reaches_back)
+        if not newest and all(day >= today - AHEAD_DAYS_MAX for day in own_days):
+            refused = None if _confirmed(today, own_days) else YOUNG
+        else:
+            refused = _unconfirmed(today, own_days, alone=not newest or stood_still or reaches_back)
     return ClockVerdict(reached, believed, newest, refused, ahead)
 
 
@@ -86,9 +94,13 @@ def _refusal(today: int, own_days: Collection[int], usual: int | None) -> str | 
     return None
 
 
-def _unconfirmed(today: int, own_days: Collection[int], *, alone: bool) -> str | None:
+def _confirmed(today: int, own_days: Collection[int]) -> bool:
     recent = [day for day in own_days if day >= today - AHEAD_DAYS_MAX]
-    if recent and max(recent) - min(recent) >= CONFIRMED_DAYS:
+    return bool(recent) and max(recent) - min(recent) >= CONFIRMED_DAYS
+
+
+def _unconfirmed(today: int, own_days: Collection[int], *, alone: bool) -> str | None:
+    if _confirmed(today, own_days):
         if alone:
             return None
         return (

@@ -36,8 +36,12 @@ B, C, D, E = (bytes([number]) * 16 for number in range(1, 5))
         # Two days of its own are no answer to others, who may be at work 30 days behind.
         ([TODAY - 30, TODAY - 2, TODAY], {B: TODAY - 30}, "that others wrote", ""),
         ([TODAY - 2, TODAY], {C: TODAY + 5}, "days behind", "C"),
+        # A cache that is new: nobody's clock is doubted.
+        ([], {}, "known to be old", ""),
+        ([TODAY], {}, "known to be old", ""),
+        ([TODAY - 1, TODAY], {}, "known to be old", ""),
         # Ahead of every stamp.
-        ([], {}, "14 days ahead", ""),
+        ([TODAY - 15, TODAY], {}, "14 days ahead", ""),
         ([TODAY - 15], {B: TODAY - 15}, "14 days ahead", ""),
         ([TODAY - 30, TODAY], {B: TODAY - 30}, "14 days ahead", ""),
         ([TODAY - 30, TODAY - 1, TODAY], {B: TODAY - 30}, "14 days ahead", ""),
