@@ -6,7 +6,7 @@ Nothing here reads a stamp or an index: packs are known by what was put, sightin
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Set
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -205,17 +205,23 @@ class Facts:
                 self.raced += 1
         return None
 
-    def left_behind(self, today: int, free_bytes: int) -> list[PackFact]:
+    def pinned_now(self) -> set[bytes]:
+        """Return the ids that any system pins."""
+        return {ident for pinned in self.pinned.values() for ident in pinned}
+
+    def left_behind(self, today: int, free_bytes: int, pinned: Set[bytes]) -> list[PackFact]:
         """Return packs that whoever trims on day `today` must not leave there while there is too little room.
+
+        `pinned`: ids that were as it began; whether their pins went meanwhile it need not know.
 
         By the rules of docs/ARCHITECTURE.md: those of which all is old go, and those of which an eighth is, if there
         is room for the rest. As old counts only what nobody can have said anything of for 16 days.
         """
-        found = []
+        found, kept_for = [], pinned | self.pinned_now()
         for pack in self.packs.values():
             if not pack.good or pack.rotten:
                 continue
-            old = [self._old(ident, today) for ident in pack.ids]
+            old = [ident not in kept_for and self._old(ident, today) for ident in pack.ids]
             kept = [length for length, goes in zip(pack.lengths, old, strict=True) if not goes]
             new_bytes = sum(kept) + 54 * len(kept) + 1024
             worth = sum(kept) * 8 <= sum(pack.lengths) * 7 and new_bytes < min(pack.size, free_bytes)
@@ -224,7 +230,7 @@ class Facts:
         return found
 
     def _old(self, ident: bytes, today: int) -> bool:
-        if ident in self.unstamped or ident in self.lapsed or any(ident in pinned for pinned in self.pinned.values()):
+        if ident in self.unstamped or ident in self.lapsed:
             return False
         # A day more: whose clock ran a day ahead, stamps that day until the others reach it.
         return today - self.touched[ident] // DAY_MS > PROTECTED_DAYS + 1

@@ -308,7 +308,7 @@ class Member:
         self.trims += 1
         policy, disk, facts = self.habits.trim, self.disk, self.facts
         before, at = self.facts.trimmed, (0, 0)
-        small, counted = disk.small_bytes, self._counted()
+        small, counted, pinned = disk.small_bytes, self._counted(), facts.pinned_now()
 
         def measured() -> Room:
             nonlocal at
@@ -339,7 +339,7 @@ class Member:
             raise Broken(f"{self.name}: {lacking} bytes are to go, and nothing was looked at")
         if any("others filled it meanwhile" in problem for problem in report.problems):
             return
-        left = facts.left_behind(counted, min(disk.free_bytes, report.free_bytes or 0))
+        left = facts.left_behind(counted, min(disk.free_bytes, report.free_bytes or 0), pinned)
         if left and lacking > max(0, disk.small_bytes - small):
             raise Broken(f"{self.name}: {lacking} bytes are to go, and {left[0].name} is left, which is old; {report}")
 
