@@ -97,5 +97,6 @@ def _attempt(line: AttemptLine | None) -> dict[str, Any] | None:
         "deep_bytes": line.deep_bytes,
         "damaged_packs": line.damaged_packs,
         "damaged_bytes": line.damaged_bytes,
+        "points": None,
         "error": line.error,
     }

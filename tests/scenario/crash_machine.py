@@ -304,8 +304,8 @@ class Aftermath:
     def _cached(self) -> dict[str, bytes]:
         cache = self.machine.cache
         found = objects(cache) if cache is not None and cache.is_dir() else {}
-        # What was seen on which day is written anew by every session, and what it replaces goes.
-        return {name: data for name, data in found.items() if not name.startswith("stamp/")}
+        # What was seen on which day is written anew by every session, and what it replaces goes, like old reports.
+        return {name: data for name, data in found.items() if not name.startswith(("stamp/", "report/"))}
 
     def of_kill(self) -> list[str]:
         """Check the stores as the killed session left them: nothing changed, nothing half; return its points."""
@@ -325,7 +325,9 @@ class Aftermath:
     def _stand(self, vault: Mapping[str, bytes], *, sweeping: bool) -> None:
         """Check that what was in the store before still is, but for what may be swept."""
         gone = self.vault.keys() - vault.keys()
-        assert {name.split("/")[0] for name in gone} <= ({"data", "page", "index"} if sweeping else set())
+        # Of reports the newest few are kept.
+        swept = {"data", "page", "index", "report"} if sweeping else {"report"}
+        assert {name.split("/")[0] for name in gone} <= swept
         assert self.swept or not gone & self.known, "what was acknowledged is gone"
         assert {name: digest for name, digest in self.vault.items() if name not in gone}.items() <= vault.items()
         self.known -= gone

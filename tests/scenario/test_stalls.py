@@ -278,7 +278,9 @@ def test_a_line_that_gets_worse_in_the_middle_of_a_session_is_no_lost_one(far: F
     clock = FakeClock()
     report = inprocess.backup(far.machine, clock=clock, around=lambda _: slowed.around(far.vault(clock, 5, SLOW_S)))
     assert (report.exit_code, report.problems) == (0, [])
-    assert [change.route for change in report.route_history] == ["VAULT"]
+    # A machine that is busy elsewhere may lose it for a moment; it is never given up.
+    assert "FALLBACK" not in [change.route for change in report.route_history]
+    assert report.route == "VAULT"
     assert slowed.longest_s > SLOW_S
     far.proxy.tell(rate=0, delay=0)
     assert far.restored() == far.content

@@ -279,7 +279,7 @@ class Sessions(RuleBasedStateMachine):
 
 TestSessions = Sessions.TestCase
 TestSessions.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=35, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -91,7 +91,7 @@ def damaged(chance: random.Random, raw: bytes) -> bytes:
     return bytes(out)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 32), names=st.sets(st.sampled_from(FILES), min_size=1))
 def test_damaged_pages_are_unknown_never_wrong(seed: int, names: set[str]) -> None:
     with tempfile.TemporaryDirectory() as base:
@@ -110,7 +110,7 @@ def test_damaged_pages_are_unknown_never_wrong(seed: int, names: set[str]) -> No
         volume.close()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 32), names=st.sets(st.sampled_from((*FILES, "parts.masks")), min_size=1))
 def test_damaged_staged_parts_are_unknown_never_wrong(seed: int, names: set[str]) -> None:
     with tempfile.TemporaryDirectory() as base:
