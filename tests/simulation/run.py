@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tests.simulation import clockwork, composing, disk, founding
 from tests.simulation.founding import Founded
+from tests.simulation.inchild import answer_of
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.stores import Broken
 from tests.simulation.world import World
@@ -134,26 +135,17 @@ def caught(founded: Sequence[Founded], mutation: str, seeds: Sequence[int], fold
 
     Seeds begin with the one that is known to have found it.
     """
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            theme, first, mutate = MUTATIONS[mutation]
-            mutate()
-            for seed in (first, *seeds):
-                outcome = simulate(seed, founded, folder, theme=theme)
-                if outcome.failure is not None:
-                    os.write(write, f"seed {seed}: {outcome.promise[:PROMISE_MAX]}".encode())
-                    break
-        except BaseException:  # noqa: BLE001 - the child ends here
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read, encoding="utf-8", errors="replace") as answer:
-        found = answer.read()
-    os.waitpid(child, 0)
-    return found
+
+    def first_found() -> str:
+        theme, first, mutate = MUTATIONS[mutation]
+        mutate()
+        for seed in (first, *seeds):
+            outcome = simulate(seed, founded, folder, theme=theme)
+            if outcome.failure is not None:
+                return f"seed {seed}: {outcome.promise[:PROMISE_MAX]}"
+        return ""
+
+    return answer_of(first_found)
 
 
 def run_mutations(founded: Sequence[Founded], names: Iterable[str], seeds: Sequence[int]) -> int:

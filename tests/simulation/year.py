@@ -38,6 +38,7 @@ from engine.vault.slots import KdfCost
 from tests.simulation import clockwork
 from tests.simulation.clockwork import EPOCH_MS, VirtualClock, put_in
 from tests.simulation.founding import PASSPHRASE
+from tests.simulation.inchild import answer_of
 from tests.simulation.stores import Broken, Port, SimStore, Weather, any_weather, away
 from tests.simulation.yearcache import DAY_MS, CacheDisk, Facts
 from tests.simulation.yearmember import HOUR_MS, ZERO, Contents, Habits, Member, Trouble, true_ms, wall
@@ -445,26 +446,17 @@ def promise(failure: str) -> str:
 
 def caught(founded: Founded, mutation: str, seeds: Iterable[int], days: int) -> str:
     """Make a mistake, in a child process, and return the first seed that finds it, and how; "": none of them does."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            first, mutate = YEAR_MUTATIONS[mutation]
-            mutate()
-            for seed in dict.fromkeys((first, *seeds)):
-                _, failure = simulate(seed, founded, days)
-                if failure is not None:
-                    os.write(write, f"seed {seed}: {promise(failure)[:200]}".encode())
-                    break
-        except BaseException:  # noqa: BLE001 - the child ends here
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read, encoding="utf-8", errors="replace") as answer:
-        found = answer.read()
-    os.waitpid(child, 0)
-    return found
+
+    def first_found() -> str:
+        first, mutate = YEAR_MUTATIONS[mutation]
+        mutate()
+        for seed in dict.fromkeys((first, *seeds)):
+            _, failure = simulate(seed, founded, days)
+            if failure is not None:
+                return f"seed {seed}: {promise(failure)[:200]}"
+        return ""
+
+    return answer_of(first_found)
 
 
 def run_mutations(founded: Founded, names: Iterable[str], seeds: Sequence[int], days: int) -> int:
