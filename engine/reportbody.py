@@ -15,11 +15,13 @@ SESSIONS_MAX: Final = 10
 PROBLEMS_MAX: Final = 3  # of one session
 WARNINGS_MAX: Final = 10
 TEXT_MAX: Final = 240  # characters of a sentence
+SHORT_MAX: Final = 120  # of one there is no more room for: a report with all that it may hold stays below its bound
 WORD_MAX: Final = 64  # of a colour, a route, a version, the id of a point
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Word: TypeAlias = Annotated[str, msgspec.Meta(max_length=WORD_MAX)]
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=TEXT_MAX)]
+Short: TypeAlias = Annotated[str, msgspec.Meta(max_length=SHORT_MAX)]
 
 
 class SessionLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,8 +43,24 @@ class SessionLine(msgspec.Struct, frozen=True, kw_only=True):
     told: Annotated[list[Text], msgspec.Meta(max_length=PROBLEMS_MAX)] = []
 
 
+class PointsLine(msgspec.Struct, frozen=True, kw_only=True):
+    """What older restore points got back after a verification, as in `engine.cache.attempt.PointsHealed`."""
+
+    completed: bool = False
+    points: Count = 0
+    missing: Count = 0
+    healed: Count = 0
+    no_room: Count = 0
+    put_bytes: Count = 0
+    read_bytes: Count = 0
+    error: Short | None = None
+
+
 class AttemptLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A verification of the cache, as in `engine.cache.attempt.Attempt`; `ended` None: it runs, or goes on later."""
+    """A verification of the cache, as in `engine.cache.attempt.Attempt`; `ended` None: it runs, or goes on later.
+
+    `points`: what it brought back for older restore points; None: it was not asked to, or the report is an older one.
+    """
 
     started: Count
     ended: Count | None = None
@@ -55,6 +73,7 @@ class AttemptLine(msgspec.Struct, frozen=True, kw_only=True):
     deep_bytes: Count = 0
     damaged_packs: Count = 0
     damaged_bytes: Count = 0
+    points: PointsLine | None = None
     error: Text | None = None
 
 

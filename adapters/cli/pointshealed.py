@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.cache.attempt import PointsHealed
+    from engine.reportbody import PointsLine
 
 
-def points_said(healed: PointsHealed | None) -> dict[str, Any] | None:
+def points_said(healed: PointsHealed | PointsLine | None) -> dict[str, Any] | None:
     """Return what `--json` says of it, None: nothing was to be put back."""
     if healed is None:
         return None

@@ -9,6 +9,7 @@ import msgspec
 from adapters.cli.cachehealth import ratios_said
 from adapters.cli.cacheroom import room_document
 from adapters.cli.moments import iso
+from adapters.cli.pointshealed import points_said
 from engine.recovery.reports import colour_of, score_reported
 from engine.reportbody import AttemptLine
 
@@ -97,6 +98,6 @@ def _attempt(line: AttemptLine | None) -> dict[str, Any] | None:
         "deep_bytes": line.deep_bytes,
         "damaged_packs": line.damaged_packs,
         "damaged_bytes": line.damaged_bytes,
-        "points": None,
+        "points": points_said(line.points),
         "error": line.error,
     }

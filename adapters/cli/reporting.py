@@ -20,11 +20,13 @@ from engine.events import EventLog
 from engine.reportbody import (
     PROBLEMS_MAX,
     SESSIONS_MAX,
+    SHORT_MAX,
     WARNINGS_MAX,
     WORD_MAX,
     AttemptLine,
     BacklogLine,
     CacheLine,
+    PointsLine,
     ReportBody,
     RoomLine,
     SessionLine,
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from adapters.cli.cachehealth import Standing
     from adapters.config import Config
     from adapters.state.directory import StateDirectory
-    from engine.cache.attempt import Attempt
+    from engine.cache.attempt import Attempt, PointsHealed
     from engine.ports import ObjectStore
     from engine.state import SessionRow
     from engine.vault.check import VaultCheck
@@ -174,7 +176,23 @@ def _attempt_line(attempt: Attempt | None) -> AttemptLine | None:
         deep_bytes=attempt.deep_bytes,
         damaged_packs=attempt.damaged_packs,
         damaged_bytes=attempt.damaged_bytes,
+        points=_points_line(attempt.points),
         error=clipped(attempt.error) if attempt.error else None,
+    )
+
+
+def _points_line(healed: PointsHealed | None) -> PointsLine | None:
+    if healed is None:
+        return None
+    return PointsLine(
+        completed=healed.completed,
+        points=healed.points,
+        missing=healed.missing,
+        healed=healed.healed,
+        no_room=healed.no_room,
+        put_bytes=healed.put_bytes,
+        read_bytes=healed.read_bytes,
+        error=clipped(healed.error, SHORT_MAX) if healed.error else None,
     )
 
 

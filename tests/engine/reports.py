@@ -5,12 +5,14 @@ from __future__ import annotations
 from engine.reportbody import (
     PROBLEMS_MAX,
     SESSIONS_MAX,
+    SHORT_MAX,
     TEXT_MAX,
     WARNINGS_MAX,
     WORD_MAX,
     AttemptLine,
     BacklogLine,
     CacheLine,
+    PointsLine,
     ReportBody,
     RoomLine,
     SessionLine,
@@ -26,6 +28,10 @@ def attempt(time: int, error: str | None = None) -> AttemptLine:
     return AttemptLine(
         started=time - 2 * HOUR, ended=time - 2 * HOUR + 60_000, completed=True, passed=True, blocks=20_000, missing=6,
         healed=1, deep_packs=3, deep_bytes=48 << 20, damaged_packs=1, damaged_bytes=16 << 20, error=error,
+        points=PointsLine(
+            completed=True, points=9, missing=81, healed=80, no_room=1, put_bytes=5 << 20, read_bytes=64 << 20,
+            error="none",
+        ),
     )  # fmt: skip
 
 
@@ -74,9 +80,10 @@ def longest() -> ReportBody:
         started=n, duration=n, route=word, exit_code=n, point=word, read_bytes=n, vault_bytes=n, cache_bytes=n,
         error=text, problems=n, told=[text] * PROBLEMS_MAX,
     )  # fmt: skip
+    points = PointsLine(points=n, missing=n, healed=n, no_room=n, put_bytes=n, read_bytes=n, error=text[:SHORT_MAX])
     known = AttemptLine(
         started=n, ended=n, blocks=n, missing=n, healed=n, deep_packs=n, deep_bytes=n, damaged_packs=n, damaged_bytes=n,
-        error=text,
+        points=points, error=text,
     )  # fmt: skip
     room = RoomLine(
         day=n, size=n, device=n, free=n, lacking=n, protected=n, refused=text, oldest=n, full=n

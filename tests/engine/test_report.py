@@ -183,6 +183,20 @@ def test_the_golden_report_is_read_and_would_be_written_the_same(monkeypatch: py
     assert KIND.seal(header, msgspec.msgpack.encode(BODY), bytes(range(32)), key.sign) == data
 
 
+def test_a_report_of_before_points_were_told_is_read_as_one_that_does_not_know() -> None:
+    name, _, _ = golden_header()
+    data = GOLDEN.with_name("before_points.bin").read_bytes()
+    told = open_report(name, data, bytes(range(32)), lambda *_: True).body
+    cache = BODY.cache
+    assert cache is not None
+    unknown = {
+        field: msgspec.structs.replace(line, points=None)
+        for field in ("last_attempt", "last_completed", "last_passed")
+        if (line := getattr(cache, field)) is not None
+    }
+    assert told == msgspec.structs.replace(BODY, cache=msgspec.structs.replace(cache, **unknown))
+
+
 def test_the_golden_report_is_what_the_format_says() -> None:
     """Read it by the document alone, with nothing of the program."""
     data = GOLDEN.with_suffix(".bin").read_bytes()

@@ -28,12 +28,14 @@ from engine.removal import REMOVAL_HEADER_BYTES, REMOVAL_READ_MAX
 from engine.report import REPORT_BYTES_MAX
 from engine.reportbody import (
     SESSIONS_MAX,
+    SHORT_MAX,
     TEXT_MAX,
     WARNINGS_MAX,
     WORD_MAX,
     AttemptLine,
     BacklogLine,
     CacheLine,
+    PointsLine,
     ReportBody,
     RoomLine,
     SessionLine,
@@ -137,6 +139,7 @@ def test_the_format_names_every_subkey_and_how_it_is_derived() -> None:
         f"No report is larger than {grouped(REPORT_BYTES_MAX)} bytes.",
         f"The newest {KEPT} are kept",
         f"a *sentence* has at most {TEXT_MAX} characters, a *word* {WORD_MAX}",
+        f"sentence of at most {SHORT_MAX} characters",
         f"list of at most {SESSIONS_MAX} maps",
         f"list of at most {WARNINGS_MAX} sentences",
         f"AES-GCM(roots subkey, nonce, body map, associated data = the {ROOT_KIND.overhead_bytes - 80} bytes before)",
@@ -147,7 +150,7 @@ def test_the_format_states_the_sizes_and_bounds_of_the_code(stated: str) -> None
 
 
 def test_the_format_names_every_field_of_signed_and_sealed_bodies() -> None:
-    reports = (ReportBody, SessionLine, CacheLine, AttemptLine, RoomLine, BacklogLine, VaultLine)
+    reports = (ReportBody, SessionLine, CacheLine, AttemptLine, PointsLine, RoomLine, BacklogLine, VaultLine)
     for struct in (RootBody, VolumePoint, RunDescriptor, *reports):
         for field in struct.__struct_fields__:
             assert f"`{field}`" in FORMAT, f"{struct.__name__}.{field}"

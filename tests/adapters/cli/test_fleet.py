@@ -157,6 +157,19 @@ def test_documents_have_the_keys_operations_names(machines: Fleet) -> None:
         assert f"| {state} |" in operations, state
 
 
+def test_what_came_back_for_older_points_is_told_of_other_systems_too(machines: Fleet) -> None:
+    with machines.web.config.open("a") as settings:
+        settings.write('heal = "points"\n')
+    machines.run(machines.web, "backup")
+    assert machines.run(machines.web, "verify").code == 0
+    own = machines.run(machines.web, "status", "--json").document["cache"]["last_completed"]["points"]
+    assert (own["completed"], own["points"], own["missing"], own["error"]) == (True, 1, 0, None)
+    cache = machines.status("--all")[1]["web-01"]["cache"]
+    assert cache["last_attempt"]["points"] == cache["last_completed"]["points"] == own
+    shown = machines.run(machines.web, "status", "--system", "web-01", secret=True).out
+    assert "    Older restore points: the cache lacks nothing of them\n" in shown
+
+
 def test_every_state_has_a_colour() -> None:
     assert set(fleet._COLOURS) == set(STATES)
 
