@@ -4,6 +4,9 @@ Read are packs this system wrote, and those of others its volumes used when it l
 them within the last thirty days, and this one within the last half year. A pack is sound if all its bytes hash to its
 name, its structure is right, and every block that this system has the key of opens. What is damaged is set aside:
 nothing relies on it any more, so its blocks are missing, and are healed.
+
+A pack that is not there when its turn comes has no damage: others trim while one reads. Who asked for it to be read
+looks anew what is there, and where the blocks lie then.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ import msgspec
 import numpy as np
 
 from engine.block import Bytes
-from engine.cache.checks import READ_AGAIN_DAYS, READ_MYSELF_DAYS
+from engine.cache.checks import READ_AGAIN_DAYS, READ_MYSELF_DAYS, checked_by_others
 from engine.cache.seals import Seals, in_groups
+from engine.cache.stamping import Stamping
 from engine.columns import Column64, Rows
 from engine.distinct import distinct
-from engine.errors import ObjectMissing, StoreCorrupt, StoreError
+from engine.errors import ObjectMissing, StoreCorrupt
 from engine.names import PackName
 from engine.pack import PACK_TAIL_BYTES, check_pack, footer_start, read_footer
 from engine.packstore import PackStore
@@ -75,6 +79,19 @@ def plan(
     return DeepPlan(every[order], np.concatenate(sizes)[first][order])
 
 
+async def choose(
+    packs: PackStore, present: Column64, checked: CheckedPacks, stamping: Stamping, today: int
+) -> DeepPlan:
+    """Return what may be read of the packs that are `present`; `checked`: when which of them was read last, here.
+
+    Raises: StoreUnavailable, StoreRejected.
+    """
+    identity, heads = stamping.identity, (await stamping.read()).heads
+    used = distinct(np.empty(0, np.uint64), *(head.packs for head in heads if stamping.wrote(head)))
+    others = await checked_by_others(stamping.objects, identity.keys, stamping.members, identity.system, used, today)
+    return await anyio.to_thread.run_sync(plan, packs.index.views(), present, used, checked, others, today)
+
+
 def with_read(checked: CheckedPacks, read: Column64, today: int, present: Column64) -> CheckedPacks:
     """Return what is known of packs that are `present`, `read` ones as of today."""
     keys = distinct(checked.keys[np.isin(checked.keys, present)], read)
@@ -96,14 +113,16 @@ def last_read(keys: Column64, checked: CheckedPacks) -> Rows:
 async def read_packs(
     packs: PackStore,
     wanted: Column64,
-    told: Callable[[PackName, StoreError | None], None],
+    told: Callable[[PackName, StoreCorrupt | None], None],
     seals: Seals,
     relax: Callable[[], None] = lambda: None,
-) -> None:
+) -> Column64:
     """Read packs (by key) one after the other; `told` hears of each, and what is wrong with it.
 
+    Returned are the keys (ascending) of those that were not there, of which `told` hears nothing.
     `seals`: what of them can be opened. Raises: StoreUnavailable, StoreRejected, StateCorrupt, Stopped.
     """
+    absent: list[int] = []
     groups = in_groups(packs.index.views(), wanted, relax)
     while (group := await anyio.to_thread.run_sync(next, groups, None)) is not None:
         keys, ids = group
@@ -111,14 +130,18 @@ async def read_packs(
         for name in packs.index.pack_names(keys):
             if name is None:
                 continue
-            fault: StoreError | None = None
+            fault: StoreCorrupt | None = None
             try:
                 data = await packs.objects.get(str(name), 0, name.size)
                 # The hash in the name says it all of the bytes; who signed them was looked at with the index.
                 await anyio.to_thread.run_sync(check_whole, name, data, seals)
-            except (StoreCorrupt, ObjectMissing) as error:
+            except ObjectMissing:
+                absent.append(name.key)
+                continue
+            except StoreCorrupt as error:
                 fault = error
             told(name, fault)
+    return distinct(np.array(absent, np.uint64))
 
 
 def check_whole(

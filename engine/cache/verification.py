@@ -25,9 +25,9 @@ import numpy as np
 
 from engine.block import blocks_in
 from engine.cache.attempt import Attempt
-from engine.cache.checks import checked_by_others, tell_checks, without
+from engine.cache.checks import tell_checks, without
 from engine.cache.comparison import Comparison, Stopped
-from engine.cache.deep import plan, read_packs, with_read
+from engine.cache.deep import choose, read_packs, with_read
 from engine.cache.listing import listed_as_known
 from engine.cache.recheck import lacking_blocks
 from engine.cache.seals import Seals
@@ -36,10 +36,11 @@ from engine.cache.stamping import Stamping
 from engine.cache.stamps import day_of
 from engine.columns import Column64
 from engine.distinct import distinct
-from engine.errors import ConfigError, ForebayError, SessionAborted, StoreError
+from engine.errors import ConfigError, ForebayError, SessionAborted, StoreCorrupt
 from engine.events import EventLog
 from engine.index import PackIndex
 from engine.names import PackName
+from engine.packstore import PackStore
 from engine.pipeline.stores import Side, open_side
 from engine.ports import Clock, ObjectStore
 from engine.state import (
@@ -154,10 +155,16 @@ class Verification:
             found, setup.cache, identity, setup.state, certificates, own_only=setup.own_only, look_again=True
         )
         self.problems += problems
-        self.phase = "listing the packs"
-        self._present = await listed_as_known(side.packs, self._upkeep.lost_packs().gone)
-        await anyio.to_thread.run_sync(self._rely_on, side.packs.index, self._present)
+        await self._look(side.packs, np.empty(0, np.uint64))
         return side
+
+    async def _look(self, packs: PackStore, absent: Column64) -> None:
+        """Find out which packs are there, but for those known to be `absent`. Raises: StoreError, SessionAborted."""
+        assert self._upkeep is not None
+        self.phase = "listing the packs"
+        listed = await listed_as_known(packs, self._upkeep.lost_packs().gone)
+        self._present = listed[~np.isin(listed, absent)]
+        await anyio.to_thread.run_sync(self._rely_on, packs)
 
     def _resumed(self) -> Checkpoint:
         """Return the checkpoint to go on from, or that of a new attempt; records the attempt."""
@@ -178,17 +185,18 @@ class Verification:
         setup.history.put_attempt(found.attempt)
         return found
 
-    def _rely_on(self, index: PackIndex, present: Column64) -> None:
+    def _rely_on(self, packs: PackStore) -> None:
         assert self._upkeep is not None
-        gone, known = index.absent(present), self._upkeep.lost_packs()
-        index.bar(gone.tolist())
+        assert packs.removals is not None
+        gone, known = packs.index.absent(self._present), self._upkeep.lost_packs()
+        packs.index.bar(gone.tolist())
         new = gone[~np.isin(gone, known.gone)]
-        if new.size:
-            log.warning("packs_gone", component="cache", packs=len(new))
-        self._lost(index.pack_names(new))
+        # What somebody trimmed is gone as it should be.
+        if unexplained := int(np.count_nonzero(~np.isin(new, packs.removals.keys))):
+            log.warning("packs_gone", component="cache", packs=unexplained)
+        self._lost(packs.index.pack_names(new))
         # What was found to be damaged stays lost until somebody removes it.
-        damaged = known.damaged[np.isin(known.damaged, present)]
-        self._upkeep.set_lost_packs(LostPacks(gone, damaged))
+        self._upkeep.set_lost_packs(LostPacks(gone, known.damaged[np.isin(known.damaged, self._present)]))
 
     def _lost(self, names: Sequence[PackName | None]) -> None:
         """Have what a point needs besides its blocks brought there again by the next session, if it is lost."""
@@ -204,22 +212,14 @@ class Verification:
             return
         assert self._checkpoint is not None
         assert self._upkeep is not None
-        assert self._members is not None
         self.phase = "choosing packs to read"
         upkeep, today = self._upkeep, day_of(setup.clock.now_ms())
-        stamping = self._stamping()
-        heads = (await stamping.read()).heads
-        used = distinct(np.empty(0, np.uint64), *(head.packs for head in heads if stamping.wrote(head)))
         checked = await anyio.to_thread.run_sync(upkeep.checked_packs)
-        views = side.packs.index.views()
-        others = await checked_by_others(
-            setup.cache, setup.identity.keys, self._members, setup.identity.system, used, today
-        )
-        whole = await anyio.to_thread.run_sync(plan, views, self._present, used, checked, others, today)
+        whole = await choose(side.packs, self._present, checked, self._stamping(), today)
         budget = round(whole.total_bytes * setup.read_share) - self._checkpoint.attempt.deep_bytes
         read: list[int] = []
 
-        def told(name: PackName, fault: StoreError | None) -> None:
+        def told(name: PackName, fault: StoreCorrupt | None) -> None:
             assert self._checkpoint is not None
             read.append(name.key)
             known = self._checkpoint.attempt
@@ -236,7 +236,9 @@ class Verification:
                 self._set_aside(side.packs.index, name, fault)
 
         try:
-            await read_packs(side.packs, whole.within(budget), told, self._seals(), setup.relax)
+            absent = await read_packs(side.packs, whole.within(budget), told, self._seals(), setup.relax)
+            if absent.size:
+                await self._look(side.packs, absent)
         except Stopped:
             await anyio.lowlevel.checkpoint()  # where whoever noticed that somebody waits breaks this off
         finally:
@@ -250,7 +252,7 @@ class Verification:
         states = [setup.state.volume(name) for name in setup.volumes]
         return Seals(states, setup.identity.keys.blocks, lambda: self._stopping or setup.wanted())
 
-    def _set_aside(self, index: PackIndex, name: PackName, fault: StoreError) -> None:
+    def _set_aside(self, index: PackIndex, name: PackName, fault: StoreCorrupt) -> None:
         assert self._upkeep is not None
         log.error("pack_damaged", component="cache", object=str(name), bytes=name.size, error=str(fault))
         self.problems.append(f"{fault}; nothing relies on it any more, and the next backup puts its blocks there again")

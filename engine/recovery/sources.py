@@ -12,7 +12,7 @@ from engine.index import PackIndex
 from engine.packstore import PackStore
 from engine.recovery.blocksource import BlockSource
 from engine.recovery.catalogue import Point
-from engine.recovery.places import Places
+from engine.recovery.places import CACHE, Places
 from engine.recovery.supply import OPENERS, Supply
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def open_source(
             _no_signer,
             place.name,
             bytes(16),
+            trimmed=place.name == CACHE,
         )
         for place in places.usable()
     }

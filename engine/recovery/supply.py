@@ -1,7 +1,8 @@
 """The stores a restore reads from: every request goes to one that is still used, and what fails there is noted.
 
 A store that cannot be used any more is put aside for good; what is damaged or gone in it becomes a problem the user is
-shown, and the reader simply gets nothing from there.
+shown, and the reader simply gets nothing from there. That somebody trimmed the cache is no problem, also while it is
+read.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from engine.subkeys import DomainKeys
 # Packs read at once, each by up to four requests. What waits here has not begun: a call that is made and then queues
 # behind a thousand others looks, to whoever watches for calls that hang, like one that hangs.
 PACKS_READ_MAX: Final = 8
+REMOVALS_ASKED_MAX: Final = 64  # times that a pack the cache lacks makes its removal lists be read again
 OPENERS: Final = 1  # threads that open records, where nobody says how many processors there are
 
 
@@ -57,6 +59,7 @@ class Supply:
     _spooled: set[PackName] | None = None
     _missed: bool = False  # the cache's index named a pack that is not there
     _listed: bool = False
+    _asked: int = 0  # whether somebody trimmed the cache
     _opening: anyio.Lock = field(default_factory=anyio.Lock)
 
     def store(self, name: str) -> PackStore | None:
@@ -147,10 +150,28 @@ class Supply:
         except (StoreUnavailable, StoreRejected) as error:
             self.put_aside(name, error)
         except (StoreCorrupt, ObjectMissing) as error:
-            self._missed |= name == CACHE and isinstance(error, ObjectMissing)
-            if self.store(name) is not None:
+            gone = name == CACHE and isinstance(error, ObjectMissing)
+            self._missed |= gone
+            trimmed = gone and await self._trimmed(pack)
+            if self.store(name) is not None and not trimmed:
                 self.note(name, error)
         return None
+
+    async def _trimmed(self, pack: PackName) -> bool:
+        """Tell whether somebody said that a pack, which is not there, leaves the cache."""
+        store = self.store(CACHE)
+        if store is None or store.removals is None:
+            return False
+        async with self._opening:
+            if pack.key not in store.removals.keys and self._asked < REMOVALS_ASKED_MAX:
+                self._asked += 1
+                try:
+                    await store.removals.refresh()
+                except (StoreUnavailable, StoreRejected) as error:
+                    self.put_aside(CACHE, error)
+                except (StateCorrupt, SessionAborted):
+                    self._asked = REMOVALS_ASKED_MAX  # nothing can be kept here
+            return pack.key in store.removals.keys
 
     async def records(self, name: str, pack: PackName, ranges: Sequence[Range]) -> list[bytes]:
         """Return records of the store `name`, for an `Opener`. Raises: StoreCorrupt, ObjectMissing."""

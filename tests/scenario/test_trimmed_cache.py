@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import random
 import secrets
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
 import numpy as np
+from structlog.testing import capture_logs
 
+from adapters.clock import SystemClock
 from adapters.config import load_config
 from adapters.state.directory import StateDirectory
 from adapters.stores.folder import FolderStore
-from engine.block import Mask, ref_of
+from engine.block import Bytes, Mask, ref_of
+from engine.cache.attempt import Attempt
+from engine.cache.checks import open_checks
 from engine.cache.trim import MIXED, Trimmed, Trimmer
 from engine.cache.trimplan import Days, Ints
+from engine.cache.verification import Verification, VerifySetup
 from engine.columns import Column64
-from engine.names import PackName
+from engine.names import CheckedName, PackName
 from engine.pack import PackBuilder, check_pack
 from engine.pipeline.stores import open_side
 from engine.policy import MIB, TrimPolicy
@@ -81,28 +87,104 @@ def ids_in(machine: Machine) -> set[bytes]:
 
 def trim(machine: Machine, recent: set[bytes], policy: TrimPolicy) -> Trimmed:
     """Trim the cache as `machine`."""
+    return anyio.run(trimming, machine, recent, policy)
+
+
+async def trimming(machine: Machine, recent: set[bytes], policy: TrimPolicy) -> Trimmed:
     assert machine.cache is not None
     cache, identity = machine.cache, identity_of(machine)
+    objects = FolderStore(cache, "test", "flush")
+    found = await read_format(objects, "cache", "write")
+    certificates = await Certificates.load(objects, identity.domain, identity.vault_public)
+    session = secrets.token_bytes(16)
 
-    async def main() -> Trimmed:
-        objects = FolderStore(cache, "test", "flush")
-        found = await read_format(objects, "cache", "write")
-        certificates = await Certificates.load(objects, identity.domain, identity.vault_public)
-        session = secrets.token_bytes(16)
+    def new_pack() -> PackBuilder:
+        return PackBuilder("data", identity.keys, identity.system, session, identity.signer, 4 * MIB)
 
-        def new_pack() -> PackBuilder:
-            return PackBuilder("data", identity.keys, identity.system, session, identity.signer, 4 * MIB)
+    async def room() -> Room:
+        return Room(1 << 40, 1 << 39)
 
-        async def room() -> Room:
-            return Room(1 << 40, 1 << 39)
+    with StateDirectory.open(load_config(machine.config).system.state_dir) as state:
+        side, problems = await open_side(found, objects, identity, state, certificates, own_only=False)
+        assert problems == []
+        seen = Seen(cache, recent)
+        return await Trimmer(side.packs, seen, identity.keys, certificates, new_pack, room).run(policy, TODAY)
 
-        with StateDirectory.open(load_config(machine.config).system.state_dir) as state:
-            side, problems = await open_side(found, objects, identity, state, certificates, own_only=False)
-            assert problems == []
-            seen = Seen(cache, recent)
-            return await Trimmer(side.packs, seen, identity.keys, certificates, new_pack, room).run(policy, TODAY)
+
+class Meanwhile(FolderStore):
+    """A cache in which something happens when the first pack of blocks is to be read."""
+
+    def __init__(self, cache: Path, happens: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(cache, "test", "flush")
+        self._happens: Callable[[], Awaitable[object]] | None = happens
+
+    async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
+        if name.startswith("data/") and self._happens is not None:
+            happens, self._happens = self._happens, None
+            await happens()
+        return await super().get(name, offset, length)
+
+
+def read_deep(machine: Machine, happens: Callable[[], Awaitable[object]]) -> tuple[Attempt, list[str], set[int]]:
+    """Verify the cache of `machine` and read all packs; return result, problems, and which packs others are told of."""
+    assert machine.cache is not None
+    cache, config = machine.cache, load_config(machine.config)
+
+    async def main() -> tuple[Attempt, list[str], set[int]]:
+        with StateDirectory.open(config.system.state_dir) as state:
+            setup = VerifySetup(
+                identity=identity_of(machine),
+                state=state,
+                history=state.history,
+                clock=SystemClock(),
+                cache=Meanwhile(cache, happens),
+                volumes=["data"],
+                read_share=1.0,
+            )
+            verification = Verification(setup)
+            assert await verification.run()
+            assert verification.attempt is not None
+            assert not len(state.upkeep(bytes.fromhex(verification.attempt.store)).lost_packs().damaged)
+            told: set[int] = set()
+            for path in (cache / "checked" / identity_of(machine).system.hex()).rglob("*"):
+                if (name := CheckedName.parse(path.relative_to(cache).as_posix())) is not None:
+                    told |= set(open_checks(name, path.read_bytes(), None, None).keys.tolist())
+            return verification.attempt, verification.problems, told
 
     return anyio.run(main)
+
+
+def test_what_another_one_trims_between_listing_and_reading_is_no_damage(tmp_path: Path) -> None:
+    web, db = machines(tmp_path)
+    before = {path.name for path in packs_in(tmp_path / "cache")}
+    with capture_logs() as events:
+        attempt, problems, told = read_deep(web, lambda: trimming(db, ids_in(db), TrimPolicy(age_days_max=30)))
+    after = {path.name for path in packs_in(tmp_path / "cache")}
+    assert (len(before - after), len(after - before)) == (1, 1)
+    assert problems == []
+    assert not [event for event in events if event["event"] in ("pack_damaged", "packs_gone")]
+    # What was written anew is found; what was old and went is missing, and of nothing more is said that it is.
+    assert (attempt.damaged_packs, attempt.blocks, attempt.missing) == (0, 30, 20)
+    listed = (path.relative_to(tmp_path / "cache").as_posix() for path in (tmp_path / "cache").rglob("*-*"))
+    assert told <= {name.key for name in map(PackName.parse, listed) if name is not None}
+    (volume,) = backup(web).volumes.values()
+    assert (volume.vault_blocks, volume.cache_blocks) == (0, 20)
+
+
+def test_what_vanishes_between_listing_and_reading_is_missing_and_not_damaged(tmp_path: Path) -> None:
+    web, _ = machines(tmp_path)
+    (mine,) = (tmp_path / "cache" / "data" / identity_of(web).system.hex()).rglob("*-*")
+
+    async def vanish() -> None:
+        mine.unlink()
+
+    with capture_logs() as events:
+        attempt, problems, _ = read_deep(web, vanish)
+    assert (attempt.damaged_packs, attempt.missing, problems) == (0, 30, [])
+    assert [event["packs"] for event in events if event["event"] == "packs_gone"] == [1]
+    (volume,) = backup(web).volumes.values()
+    assert (volume.vault_blocks, volume.cache_blocks) == (0, 30)
+    assert Recoverer.of(web, only_cache=True).restored() == web.volumes["data"].read_bytes()
 
 
 def test_who_needs_what_is_there_has_it_after_another_one_trimmed(tmp_path: Path) -> None:
@@ -134,3 +216,27 @@ def test_a_cache_that_is_trimmed_away_is_filled_anew(tmp_path: Path) -> None:
     for machine in (db, web):
         assert backup(machine, full=True).exit_code == 0
         assert Recoverer.of(machine, only_cache=True).restored() == machine.volumes["data"].read_bytes()
+
+
+def test_a_restore_does_not_complain_of_what_was_trimmed_before_or_meanwhile(tmp_path: Path) -> None:
+    web, db = machines(tmp_path)
+    recoverer = Recoverer.of(web)
+    policy = TrimPolicy(age_days_max=30)
+    recoverer.cache = Meanwhile(tmp_path / "cache", lambda: trimming(db, ids_in(db), policy))
+    for trimmed_away in (False, True, True):
+        if trimmed_away:
+            trim(db, set(), policy)
+        done = anyio.run(recoverer.restore)
+        assert (done.content, done.report.problems) == (web.volumes["data"].read_bytes(), [])
+    assert packs_in(tmp_path / "cache") == []
+
+
+def test_a_restore_tells_of_what_vanished_from_the_cache(tmp_path: Path) -> None:
+    web, db = machines(tmp_path)
+    trim(db, ids_in(db), TrimPolicy(age_days_max=30))
+    for path in packs_in(tmp_path / "cache"):
+        path.unlink()
+    done = anyio.run(Recoverer.of(web).restore)
+    assert done.content == web.volumes["data"].read_bytes()
+    (problem,) = done.report.problems
+    assert "is gone from the store" in problem
