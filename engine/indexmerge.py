@@ -5,12 +5,15 @@ once there are many, all are read, one by one: what still is there of small and 
 few new fragments that say what they stand for, then the old ones go. Whoever reads in between finds both, which a
 reader knows, or an old one gone, of which it learns from the new one at its next refresh.
 
+What is damaged of its own it removes, too, or everybody would read it at every refresh, for ever.
+
 It is done seldom: who mirrors an index fetches again what was merged, and with it what it had merged that with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import anyio.to_thread
@@ -26,6 +29,7 @@ from engine.fragment import FRAGMENT_READ_MAX, Fragment, encode_fragment, open_f
 from engine.names import FragmentName
 from engine.packtable import pack_names
 from engine.ports import ObjectStore
+from engine.stage import still_damaged
 from engine.subkeys import DomainKeys
 from engine.trailer import Signer, Verifier
 
@@ -39,9 +43,9 @@ log = EventLog("index")
 class FragmentMerge(msgspec.Struct):
     """One merging of a system's own fragments in one store.
 
-    `listed`: those there are, and their sizes in bytes; what goes leaves it. `superseded`: what merged ones stand for;
-    `removed`: keys (ascending) of packs nothing relies on any more; `next_name` gives a free name, `flush` returns once
-    what was put is durable.
+    `listed`: those there are, and their sizes in bytes; what goes leaves it. `damaged`: those that do not open.
+    `superseded`: what merged ones stand for; `removed`: keys (ascending) of packs nothing relies on any more;
+    `next_name` gives a free name, `flush` returns once what was put is durable.
     """
 
     objects: ObjectStore
@@ -49,6 +53,7 @@ class FragmentMerge(msgspec.Struct):
     verifier: Verifier
     signer: Signer
     listed: dict[FragmentName, int]
+    damaged: Mapping[FragmentName, int]
     superseded: Collection[FragmentName]
     removed: Column64
     next_name: Callable[[], Awaitable[FragmentName]]
@@ -60,6 +65,7 @@ class FragmentMerge(msgspec.Struct):
         Raises: StoreUnavailable, StoreRejected.
         """
         gone = await self._drop(sorted(self.listed.keys() & set(self.superseded)))
+        await self._sweep()
         if len(self.listed) <= FRAGMENTS_MAX:
             return gone
         before = len(self.listed)
@@ -82,6 +88,16 @@ class FragmentMerge(msgspec.Struct):
             gone += await self._replace(pool, covers)
         log.info("fragments_merged", component="cache", before=before, after=len(self.listed))
         return gone
+
+    async def _sweep(self) -> None:
+        """Remove what is damaged of this system's own, but for a newest one: others may have mirrored it whole."""
+        newest = {name.incarnation: name.sequence for name in sorted(self.listed)}
+        for name, size in sorted(self.damaged.items()):
+            check = partial(open_fragment, name, keys=None, verifier=None)
+            newer = name.sequence < newest.get(name.incarnation, 0)
+            if newer and await still_damaged(self.objects, str(name), min(size, FRAGMENT_READ_MAX), check):
+                await self.objects.delete(str(name))
+                log.info("damaged_fragment_removed", component="cache", object=str(name), bytes=size)
 
     async def _worth_merging(self, name: FragmentName) -> list[PackAck] | None:
         """Return what a fragment lists that was not removed; None: it stays as it is."""

@@ -99,6 +99,7 @@ class PackStore:
         self._sequence = 0
         self._name: FragmentName | None = None  # chosen for the next fragment
         self._own_listed: dict[FragmentName, int] = {}  # and their sizes, by the last listing
+        self._own_damaged: dict[FragmentName, int] = {}
 
     async def refresh(self, preferred: Collection[bytes] = ()) -> list[str]:
         """Bring the index up to what the store lists; return what is wrong there, a sentence each.
@@ -120,6 +121,7 @@ class PackStore:
             ]
             self._sequence = max(mine, default=self._sequence)
             self._own_listed = {name: size for name, size in refresh.listed.items() if name.writer == self.writer}
+            self._own_damaged = refresh.damaged
             if self._passing:
                 self._there = await listed_keys(self.objects)
             if self.removals is not None:
@@ -159,8 +161,8 @@ class PackStore:
         assert self.removals is not None
         async with self._busy:
             return await FragmentMerge(
-                self.objects, self._keys, self._verifier, self._signer, self._own_listed, self._mirror.superseded(),
-                self.removals.keys, self._next_name, self.flush,
+                self.objects, self._keys, self._verifier, self._signer, self._own_listed, self._own_damaged,
+                self._mirror.superseded(), self.removals.keys, self._next_name, self.flush,
             ).run()  # fmt: skip
 
     async def rely_beside(self, beside: Beside) -> None:

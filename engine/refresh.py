@@ -44,6 +44,8 @@ class Members(Verifier, Protocol):
 class Refresh(msgspec.Struct):
     """One refresh; its results are `listed`, less what turned out to be no fragment of its name, and `problems`.
 
+    `damaged`: own fragments, and their sizes, that are none, for whoever may remove them.
+
     `own_only`: fetch no foreign fragments. `preferred`: writers never rotated out. `index_max` bounds the bytes of
     foreign fragments. `may_tear`: what was put is durable only after a flush, so that an own fragment may be torn.
     """
@@ -59,6 +61,7 @@ class Refresh(msgspec.Struct):
     may_tear: bool = False
     listed: dict[FragmentName, int] = {}
     problems: list[str] = []
+    damaged: dict[FragmentName, int] = {}
     _others: set[bytes] = set()  # members besides that have fragments there
     _skipped: bool = False  # others' fragments were too many to hold their names
     _bad: set[FragmentName] = set()
@@ -126,7 +129,7 @@ class Refresh(msgspec.Struct):
                 continue
             if self.may_tear and name.writer == self.writer:
                 # Nobody else can read what it listed, so that counts as not there; what lacks it is put again.
-                self.listed.pop(name)
+                self.damaged[name] = self.listed.pop(name)
                 self._bad.add(name)
                 self.problems.append(f"object {name} is damaged: it has another size; what it listed is put again")
             else:
@@ -192,6 +195,8 @@ class Refresh(msgspec.Struct):
                     await self._fetch(name, size)
             except StoreCorrupt as error:
                 self._bad.add(name)
+                if name.writer == self.writer:
+                    self.damaged[name] = size
                 self.problems.append(f"{error}; it is not used (it has the name of system {name.writer.hex()})")
             except ObjectMissing:
                 # Collected since it was listed.

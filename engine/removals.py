@@ -8,6 +8,7 @@ any more is left out. So lists stay few, and short as long as writers merge thei
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final, TypeAlias
 
 import anyio.to_thread
@@ -29,7 +30,7 @@ from engine.removal import (
     open_removals,
     removal_domain,
 )
-from engine.stage import barrier_of, free_name
+from engine.stage import barrier_of, free_name, still_damaged
 from engine.subkeys import DomainKeys
 from engine.trailer import Signer
 from engine.workers import run_workers
@@ -60,6 +61,7 @@ class Removals:
         self._writer, self._incarnation, self._signer = writer, incarnation, signer
         self._lists: dict[RemovalName, RemovalList] = {}
         self._sizes: dict[RemovalName, int] = {}
+        self._damaged: dict[RemovalName, int] = {}  # own ones that are none, and their sizes
         self._others: set[RemovalName] = set()  # good lists of other domains of which their writers are members
         self._loaded = False
         self._sequence = 0
@@ -78,6 +80,7 @@ class Removals:
         mine = [n.sequence for n in listed if (n.writer, n.incarnation) == (self._writer, self._incarnation)]
         self._sequence = max(mine, default=self._sequence)
         await anyio.to_thread.run_sync(self._load, listed)
+        self._damaged.clear()
         problems = [
             f"object {name} was written again with other content by system {name.writer.hex()} or someone in its "
             "place; what it said first is used"
@@ -114,6 +117,7 @@ class Removals:
         Older ones are taken in as long as they are not much longer, so that each key is written few times.
         """
         await self._delete(self._covered())
+        await self._sweep()
         own = sorted((known for name, known in self._lists.items() if name.writer == self._writer), key=_size)
         merged = [known for known in own if not known.settled]
         if not merged:
@@ -140,6 +144,19 @@ class Removals:
         """Return own lists that another one stands for: what an interrupted settlement left."""
         covered = {cover for known in self._lists.values() for cover in known.covers}
         return sorted(name for name in covered & self._lists.keys() if name.writer == self._writer)
+
+    async def _sweep(self) -> None:
+        """Remove what is damaged of this system's own lists: what it was to say was said again, or never happened.
+
+        Not a newest one: others may hold it whole.
+        """
+        newest = {name.incarnation: name.sequence for name in sorted(self._lists) if name.writer == self._writer}
+        for name, size in sorted(self._damaged.items()):
+            check = partial(open_removals, name, keys=None, verifier=None)
+            newer = name.sequence < newest.get(name.incarnation, 0)
+            if newer and await still_damaged(self._objects, str(name), min(size, REMOVAL_READ_MAX), check):
+                await self._objects.delete(str(name))
+                del self._damaged[name]
 
     async def _delete(self, names: Sequence[RemovalName]) -> None:
         for name in names:
@@ -225,6 +242,8 @@ class Removals:
                     else:
                         await anyio.to_thread.run_sync(self._keep, known, data)
                 except StoreCorrupt as error:
+                    if name.writer == self._writer:
+                        self._damaged[name] = listed[name]
                     problems.append(f"{error}; it is not used (it has the name of system {name.writer.hex()})")
                 except ObjectMissing:
                     continue

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
+import anyio.to_thread
 import msgspec
 
 from engine.block import Bytes
-from engine.errors import ObjectMissing
+from engine.errors import ObjectMissing, StoreCorrupt
 from engine.names import NumberedName
 from engine.ports import ObjectInfo, ObjectStore
 
@@ -40,6 +41,21 @@ async def free_name(objects: ObjectStore, first: Numbered, tries: int) -> Number
         except ObjectMissing:
             return name
     return None
+
+
+async def still_damaged(objects: ObjectStore, name: str, size: int, check: Callable[[Bytes], object]) -> bool:
+    """Tell whether an object that was no good, with `size` bytes, is none when it is read again; False if it is gone.
+
+    Whoever is about to remove it asks: it may be that it was only read badly. `check` raises StoreCorrupt.
+    Raises: StoreUnavailable, StoreRejected.
+    """
+    try:
+        await anyio.to_thread.run_sync(check, await objects.get(name, 0, size))
+    except ObjectMissing:
+        return False
+    except StoreCorrupt:
+        return True
+    return False
 
 
 class Stage:

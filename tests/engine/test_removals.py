@@ -322,6 +322,51 @@ def test_lists_whose_packs_are_deleted_become_one() -> None:
     run(main)
 
 
+def test_what_is_damaged_of_its_own_goes_once_newer_lists_are_there() -> None:
+    async def main() -> None:
+        objects = MemoryStore()
+        alice, bob = machine(objects), machine(objects, BOB)
+        packs = [await put_blocks(bob, BLOCKS[at : at + 1]) for at in range(3)]
+        await alice.store.refresh()
+        for pack in packs[:2]:
+            await remove(alice, [pack.name])
+        first, second = removal_names(objects)
+        await remove(bob, [packs[2].name])
+        (foreign,) = set(removal_names(objects)) - {first, second}
+        for name in (first, second, foreign):
+            objects.objects[name] = objects.objects[name][:-1]
+        alice, fresh = machine(objects), machine(objects)
+        assert len(await alice.store.refresh()) == 3
+        await alice.store.settle_removals()
+        assert removal_names(objects) == [first, second, foreign]
+        await alice.store.announce_removal([packs[0].name])
+        await alice.store.settle_removals()
+        assert {first, second, foreign} & {*removal_names(objects)} == {foreign}
+        (problem,) = await fresh.store.refresh()
+        assert foreign in problem
+
+    run(main)
+
+
+def test_a_list_that_was_only_read_badly_stays() -> None:
+    async def main() -> None:
+        objects = MemoryStore()
+        alice, bob = machine(objects), machine(objects, BOB)
+        packs = [await put_blocks(bob, BLOCKS[at : at + 1]) for at in range(2)]
+        await alice.store.refresh()
+        for pack in packs:
+            await remove(alice, [pack.name])
+        first, second = removal_names(objects)
+        plan = FaultPlan().corrupt("get", prefix=first)
+        alice = machine(FaultyStore(objects, plan))
+        assert len(await alice.store.refresh()) == 1
+        assert alice.store.removals is not None
+        await alice.store.removals._sweep()
+        assert removal_names(objects) == [first, second]
+
+    run(main)
+
+
 def test_a_key_is_written_few_times_however_many_lists_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         objects = MemoryStore()

@@ -377,6 +377,16 @@ class Year:
                 raise Broken(f"{member.name}: healed, and its cache is {found}")
             if lacking := member.idents() - self.facts.present:
                 raise Broken(f"{member.name}: healed, and {len(lacking)} of its blocks are not in the cache")
+            self._check_garbage(member)
+
+    def _check_garbage(self, member: Member) -> None:
+        """See that a system leaves nothing of its own that is damaged, but for the newest. Raises: Broken."""
+        garbage = self.disk.garbage()
+        for folder in ("index", "gc", "stamp", "checked"):
+            prefix = f"{folder}/{member.identity.system.hex()}/"
+            newest = max((name for name in self.disk.objects if name.startswith(prefix)), default="")
+            if left := [name for name in sorted(garbage) if name.startswith(prefix) and name < newest]:
+                raise Broken(f"{member.name}: what is damaged of its own stays: {left}")
 
     def figures(self) -> str:
         """Return what it came to."""

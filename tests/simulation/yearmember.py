@@ -243,9 +243,10 @@ class Member:
         members = await Certificates.load(objects, self.identity.domain, self.identity.vault_public)
         before = len(port.asked.read)
         side, _ = await open_side(found, objects, self.identity, self.state, members, own_only=False)
-        read = [(name, size) for name, size in port.asked.read[before:] if name.startswith(("index/", "gc/"))]
         after = self._listing()
-        new, gone = (there | after) - self._known, self._known - after
+        whole = there | after
+        read = [(name, size) for name, size in port.asked.read[before:] if name in whole]
+        new, gone = whole - self._known, self._known - after
         sizes = self.disk.written
         self.refreshes.append(
             (
@@ -259,7 +260,13 @@ class Member:
         return side
 
     def _listing(self) -> set[str]:
-        return {name for name in self.disk.objects if name.startswith(("index/", "gc/"))}
+        """Return what of the index is there and whole: what is damaged may be read again and again."""
+        disk = self.disk
+        return {
+            name
+            for name, data in disk.objects.items()
+            if name.startswith(("index/", "gc/")) and disk.written.get(name) == data
+        }
 
     async def session(self, trouble: Trouble) -> bool | None:
         """Back up; True: nothing is missing in the cache of what it looked at. None: the machine died."""

@@ -21,6 +21,7 @@ import engine.cache.trimplan
 import engine.cache.verification
 import engine.indexmerge
 import engine.pipeline.commit
+import engine.removals
 from engine.cache.trim import Trimmer
 from engine.packstore import PackStore
 from tests.simulation.clockwork import put_in
@@ -113,6 +114,16 @@ def removals_ignored() -> None:
     rewritten(PackStore, "refresh", ("refresh.problems += await self.removals.refresh()", "pass"))
 
 
+def garbage_stays() -> None:
+    """What was cut off when it was put stays, and everybody reads it again and again."""
+
+    async def nothing(*_: Any) -> None:
+        return
+
+    put_in(engine.indexmerge.FragmentMerge, _sweep=nothing)
+    put_in(engine.removals.Removals, _sweep=nothing)
+
+
 # Each with the seed that is known to find it.
 YEAR_MUTATIONS: Final[dict[str, tuple[int, Callable[[], None]]]] = {
     made.__name__: (first, made)
@@ -131,5 +142,6 @@ YEAR_MUTATIONS: Final[dict[str, tuple[int, Callable[[], None]]]] = {
         (1, bits_not_settled),
         (1, business_hours_ignored),
         (1, removals_ignored),
+        (26, garbage_stays),
     )
 }
