@@ -204,11 +204,11 @@ class Filled:
         return Room(100 << 20, (2 << 20) + self._left - size_of(self._cache))
 
 
-def size_of(cache: Path) -> int:
-    return sum(path.stat().st_size for path in packs(cache))
+def size_of(store: Path) -> int:
+    return sum(path.stat().st_size for path in packs(store))
 
 
-def healed(machine: CrashMachine, free_bytes: int) -> PointsHealed:
+def healed(machine: CrashMachine, free_bytes: int, held_max: int = 16) -> PointsHealed:
     """Heal with so much room on the cache's device, sixteen blocks at once."""
     machine.write_config()
     config = load_config(machine.config)
@@ -221,7 +221,7 @@ def healed(machine: CrashMachine, free_bytes: int) -> PointsHealed:
                 assert session.cache is not None
                 device = Filled(cache_of(machine), free_bytes)
                 session = msgspec.structs.replace(session, cache=msgspec.structs.replace(session.cache, device=device))
-                setup = HealSetup(session=session, history=state.history, volumes=["data"], held_max=16)
+                setup = HealSetup(session=session, history=state.history, volumes=["data"], held_max=held_max)
                 healing = Healing(setup)
                 assert await healing.run()
                 assert healing.problems == []
@@ -238,6 +238,43 @@ def days_of(paths: Iterable[Path], store: Path) -> set[int]:
         assert name is not None
         found.update(check_pack(name, path.read_bytes(), None, None).days.tolist())
     return {day_of(time.time_ns() // 1_000_000) - day for day in found}
+
+
+def test_no_pack_of_the_vault_is_read_twice_and_no_record_comes_twice(
+    template: CrashMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with in_memory(tmp_path) as root:
+        volume = random_volume(root / "data.img", 60, seed=1)
+        machine = CrashMachine(
+            root / "machine", root / "vault", root / "cache", volumes={"data": volume}, forge=template.forge,
+            extra=dict(POINTS),
+        )  # fmt: skip
+        machine.init()
+        generator = random.Random(7)
+        for days_ago in (9, 7, 5, 3):
+            lived(machine, days_ago)
+            for block in range(40):
+                overwrite(volume, block, generator.randbytes(4096))
+        lose(machine)
+        past_verify(machine, 2)
+        lived(machine, 2)
+        current = set(packs(cache_of(machine)))
+        # The newest come first, and their sources are looked for while the packs of those are still to be read.
+        monkeypatch.setattr("engine.cache.bringing.HELD_BYTES", 1)
+        monkeypatch.setattr("engine.cache.bringing.READS_MAX", 1)
+        done = healed(machine, 1000 * BLOCK, 1 << 20)
+        assert (done.healed, done.no_room) == (done.missing, 0)
+        assert deltas(cache_of(machine)) > 0
+        came = [name for path in set(packs(cache_of(machine))) - current for name in ids_of(path, cache_of(machine))]
+        assert len(came) == len(set(came)) >= done.missing > 40
+        assert done.read_bytes <= size_of(machine.vault)
+        assert None not in contents(machine, "--only-cache").values()
+
+
+def ids_of(path: Path, store: Path) -> list[bytes]:
+    name = PackName.parse(path.relative_to(store).as_posix())
+    assert name is not None
+    return [each.tobytes() for each in check_pack(name, path.read_bytes(), None, None).ids]
 
 
 def test_it_keeps_within_the_bounds_of_trimming_and_neither_undoes_the_other(
