@@ -15,7 +15,7 @@ from engine.cache.seen import PackBits, SeenRows
 from engine.columns import Column64
 from engine.distinct import distinct
 from engine.index import PackIndex
-from engine.state import Entries, Masks, Pages, VolumeState
+from engine.state import PAGE_ENTRIES, Entries, Masks, Pages, VolumeState
 
 READ_PAGES: Final = 512  # 2 MiB of map
 # Ids are looked up in ascending order, so many at a time that an index that is not in memory is read in long pieces:
@@ -23,7 +23,9 @@ READ_PAGES: Final = 512  # 2 MiB of map
 STRETCH_PAGES: Final = 32_768
 WINDOW_PAGES: Final = 32 * STRETCH_PAGES  # 4 TiB: however large a volume is, a list of its pages is small
 LOOKED_UP: Final = 1 << 16
-
+LOOKED_UP_LEAST: Final = 1 << 11
+ENTRY_BYTES: Final = 28  # of all five columns of an index
+TOUCHED_BYTES: Final = 1 << 25  # of an index, before what was mapped of it is let go
 
 N = TypeVar("N", bound=np.generic)
 
@@ -71,13 +73,16 @@ class Comparison:
     def pages(self, state: VolumeState, pages: Pages) -> tuple[int, int]:
         """Settle the missing bits of `pages`; return how many non-zero blocks they have, and how many are missing."""
         used: list[Mask] = []
-        ids: list[Column64] = []
+        ids = np.empty((len(pages) * PAGE_ENTRIES, 2), np.uint64)
+        filled = 0
         for part in self._in_parts(pages, READ_PAGES):
             words = _words_of(state.read(part))
             nonzero = (words[:, :, 0] | words[:, :, 1]) != 0
             used.append(nonzero)
-            ids.append(words[:, :, :2][nonzero])
-        there = self._locate(np.concatenate(ids))
+            found = words[:, :, :2][nonzero]
+            ids[filled : filled + len(found)] = found
+            filled += len(found)
+        there = self._locate(ids[:filled])
         absent = np.concatenate(used)
         absent[absent] = ~there
         _set_missing(state, pages, masks_of(absent))
@@ -86,7 +91,10 @@ class Comparison:
     def _locate(self, ids: Column64) -> Mask:
         there: Mask = np.empty(len(ids), np.bool_)
         order = ids[:, 0].argsort().astype(np.uint32)
-        for part in self._in_parts(order, LOOKED_UP):
+        entries = sum(map(len, self._index.views()))
+        # Of a large index, few ids at a time touch as much as many do of a small one.
+        most = len(ids) * (TOUCHED_BYTES // ENTRY_BYTES) // max(1, entries)
+        for part in self._in_parts(order, min(max(most, LOOKED_UP_LEAST), LOOKED_UP)):
             asked = ids[part]
             there[part], places = self._index.locate(asked[:, 0].copy(), asked[:, 1].copy())
             for view, rows in places:

@@ -8,7 +8,7 @@ becomes of them survives that the views change.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -26,6 +26,8 @@ ENTRIES_AT_ONCE: Final = 1 << 21
 _SLICE: Final = 1 << 20
 _COUNT: Final = struct.Struct("<I")
 _HALF: Final = np.uint64(32)
+_ONE: Final = np.uint64(1)
+_BYTES_AT_ONCE: Final = 1 << 20
 
 
 class PackBits(msgspec.Struct, frozen=True, eq=False):
@@ -58,27 +60,34 @@ class PackBits(msgspec.Struct, frozen=True, eq=False):
 
     def take(self, rows: Rows) -> PackBits:
         """Return the packs at `rows`, ascending."""
-        starts = self.starts()
-        return PackBits(
-            self.keys[rows], self.counts[rows], self.bits[_spread(starts[rows], starts[rows + 1] - starts[rows])]
-        )
+        starts, lengths = self.starts()[rows], (self.counts[rows].astype(np.int64) + 7) // 8
+        bits: Bits = np.empty(int(lengths.sum()), np.uint8)
+        done = 0
+        for first, stop in in_batches(lengths, _BYTES_AT_ONCE):
+            part = self.bits[_spread(starts[first:stop], lengths[first:stop])]
+            bits[done : done + len(part)] = part
+            done += len(part)
+        return PackBits(self.keys[rows], self.counts[rows], bits)
 
-    def union(self, newer: PackBits) -> PackBits:
-        """Return what is set in either; of a pack that has another count of records in `newer`, what is set there."""
-        keys = distinct(self.keys, newer.keys)
+    @classmethod
+    def together(cls, parts: Sequence[PackBits]) -> PackBits:
+        """Return what is set in any; of a pack that is counted differently, what is set where it is as in the last."""
+        keys = distinct(np.empty(0, np.uint64), *(part.keys for part in parts))
         counts = np.zeros(len(keys), np.uint32)
-        counts[keys.searchsorted(self.keys)] = self.counts
-        counts[keys.searchsorted(newer.keys)] = newer.counts
-        out = PackBits(keys, counts, np.empty(0, np.uint8))
-        starts = out.starts()
-        bits = np.zeros(int(starts[-1]), np.uint8)
-        for part in (self, newer):
+        for part in parts:
+            counts[keys.searchsorted(part.keys)] = part.counts
+        starts = cls(keys, counts, np.empty(0, np.uint8)).starts()
+        bits: Bits = np.zeros(int(starts[-1]), np.uint8)
+        for part in parts:
             at = keys.searchsorted(part.keys)
             (same,) = (counts[at] == part.counts).nonzero()
             mine = part.take(same) if len(same) < len(part) else part
-            lengths = np.diff(mine.starts())
-            bits[_spread(starts[at[same]], lengths)] |= mine.bits
-        return PackBits(keys, counts, bits)
+            into, whence = starts[at[same]], mine.starts()
+            lengths = np.diff(whence)
+            # A position takes eight times what it stands for.
+            for first, stop in in_batches(lengths, _BYTES_AT_ONCE):
+                bits[_spread(into[first:stop], lengths[first:stop])] |= mine.bits[whence[first] : whence[stop]]
+        return cls(keys, counts, bits)
 
     def encode(self) -> bytes:
         """Return it as bytes: count | keys | counts | bits, little-endian."""
@@ -130,12 +139,14 @@ class SeenRows:
         return count, size
 
     def packs(self) -> PackBits:
-        """Return what is marked, for all packs of which anything is."""
-        found = PackBits.none()
-        for view, marked in self._marked.items():
-            for part in _packs_of(view, marked, self._relax):
-                found = found.union(part)
-        return found
+        """Return what is marked, for all packs of which anything is, and forget it: of a large cache one is enough."""
+        parts: list[PackBits] = []
+        while self._marked:
+            view = next(iter(self._marked))
+            marked = self._marked.pop(view)
+            parts += _packs_of(view, marked, self._relax)
+            del marked
+        return PackBits.together(parts)
 
 
 def _packs_of(view: View, marked: Bits, relax: Callable[[], None]) -> Iterator[PackBits]:
@@ -147,8 +158,8 @@ def _packs_of(view: View, marked: Bits, relax: Callable[[], None]) -> Iterator[P
         hit[packs[seen]] = True
     counts[~hit] = 0
     for first, stop in in_batches(counts, ENTRIES_AT_ONCE):
-        if counts[first:stop].any():
-            yield _packs_in(view, _slices(view, marked, relax), first, stop, hit)
+        if entries := int(counts[first:stop].sum()):
+            yield _packs_in(view, _slices(view, marked, relax), first, stop, hit, entries)
 
 
 def in_batches(counts: npt.NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
@@ -181,29 +192,40 @@ def _slices(view: View, marked: Bits, relax: Callable[[], None]) -> Iterator[tup
         relax()
 
 
-def _packs_in(view: View, slices: Iterator[tuple[int, Column32, Mask]], first: int, stop: int, hit: Mask) -> PackBits:
-    """Return the marked packs among the rows [first, stop) of the pack table."""
-    tables: list[Rows] = []
-    offsets: list[Column32] = []
-    seen_there: list[Mask] = []
+def _packs_in(
+    view: View, slices: Iterator[tuple[int, Column32, Mask]], first: int, stop: int, hit: Mask, entries: int
+) -> PackBits:
+    """Return the marked packs among the rows [first, stop) of the pack table, which have so many entries."""
+    # One word an entry, which sorts as they lie: row of its pack, offset, whether it is marked.
+    words = np.empty(entries, np.uint64)
+    filled = 0
     for start, packs, seen in slices:
         (here,) = ((packs >= first) & (packs < stop)).nonzero()
         here = here[hit[packs[here]]]
-        tables.append(packs[here].astype(np.intp))
-        offsets.append(view.columns.offset[start : start + _SLICE][here])
-        seen_there.append(seen[here])
-    table = np.concatenate(tables)
-    order, begin = as_they_lie(table, np.concatenate(offsets))
-    seen = np.logical_or.reduceat(np.concatenate(seen_there)[order], begin)
-    table = table[order[begin]]
+        part = words[filled : filled + len(here)]
+        np.subtract(packs[here], first, out=part, casting="unsafe")
+        part <<= _HALF
+        part |= view.columns.offset[start : start + _SLICE][here]
+        part <<= _ONE
+        part |= seen[here]
+        filled += len(here)
+    words.sort()
+    # Listed twice, it is one record; the last one of it is marked if any is.
+    last: Mask = np.ones(len(words), np.bool_)
+    np.greater(words[1:] ^ words[:-1], _ONE, out=last[:-1])
+    words = words[last]
+    seen = words & _ONE != 0
+    words >>= _HALF + _ONE
+    table = words.astype(np.intp)
     (head,) = np.concatenate([[True], table[1:] != table[:-1]]).nonzero()
     counts = np.diff(np.append(head, len(table)))
-    rank = np.arange(len(table)) - np.repeat(head, counts)
     lengths = (counts + 7) // 8
     starts = np.cumsum(lengths) - lengths
     flat = np.zeros(int(lengths.sum()) * 8, np.bool_)
-    flat[np.repeat(starts * 8, counts) + rank] = seen
-    bits = PackBits(view.keys[table[head]], counts.astype(np.uint32), np.packbits(flat, bitorder="little"))
+    into = np.repeat(starts * 8 - head, counts)
+    into += np.arange(len(table))
+    flat[into] = seen
+    bits = PackBits(view.keys[table[head] + first], counts.astype(np.uint32), np.packbits(flat, bitorder="little"))
     return _ordered(bits)
 
 

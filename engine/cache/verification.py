@@ -339,7 +339,7 @@ class Verification:
         assert self._comparison is not None
         earlier = PackBits.decode(self._checkpoint.seen) if self._checkpoint.seen else PackBits.none()
         self._measured = [sum(each) for each in zip(self._measured, self._comparison.seen.sizes(), strict=True)]
-        return earlier.union(self._comparison.seen.packs())
+        return PackBits.together([earlier, self._comparison.seen.packs()])
 
     def _stamping(self) -> Stamping:
         setup = self._setup

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import engine.cache.seen
 from engine.acks import PackAck
 from engine.bits import rows_of
 from engine.cache.comparison import Comparison, Stopped
@@ -127,19 +128,25 @@ def packed(drawn: dict[int, list[bool]]) -> PackBits:
         one = PackBits(
             np.array([key], np.uint64), np.array([len(bits)], np.uint32), np.packbits(bits, bitorder="little")
         )
-        found = found.union(one)
+        found = PackBits.together([found, one])
     return found
 
 
 @settings(max_examples=100, deadline=None)
-@given(drawn_bits, drawn_bits)
-def test_the_union_of_bits_is_that_of_sets(first: dict[int, list[bool]], second: dict[int, list[bool]]) -> None:
+@given(drawn_bits, drawn_bits, st.sampled_from([1, 3, 1 << 20]))
+def test_the_union_of_bits_is_that_of_sets(
+    first: dict[int, list[bool]], second: dict[int, list[bool]], at_once: int
+) -> None:
     joined = {**first, **second}
     for key in first.keys() & second.keys():
         if len(first[key]) == len(second[key]):
             joined[key] = [a or b for a, b in zip(first[key], second[key], strict=True)]
-    found = packed(first).union(packed(second))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.cache.seen, "_BYTES_AT_ONCE", at_once)
+        found = PackBits.together([packed(first), packed(second)])
+        kept = found.take(np.arange(0, len(found), 2))
     assert found.encode() == packed(joined).encode()
+    assert kept.encode() == packed({key: joined[key] for key in sorted(joined)[::2]}).encode()
     assert PackBits.decode(found.encode()).encode() == found.encode()
 
 
@@ -152,7 +159,10 @@ def test_bits_that_were_not_written_here_are_refused(data: bytes) -> None:
     assert found.encode() == data
 
 
-def test_marks_of_many_entries_are_each_one_bit() -> None:
+@pytest.mark.parametrize("at_once", [1, 700, 1 << 21])
+def test_marks_of_many_entries_are_each_one_bit(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.cache.seen, "ENTRIES_AT_ONCE", at_once)
+    monkeypatch.setattr(engine.cache.seen, "_SLICE", 1 << 8)
     generator = np.random.default_rng(7)
     ids = generator.integers(1, 1 << 63, (3000, 2), dtype=np.uint64)
     packs = [ack(ALICE, start, ids[start : start + 300]) for start in range(0, 3000, 300)]
@@ -165,4 +175,5 @@ def test_marks_of_many_entries_are_each_one_bit() -> None:
         seen.mark(of, rows)
         seen.mark(of, rows)  # again changes nothing
     found = marked(seen.packs(), packs)
+    assert not len(seen.packs())
     assert {(lo, hi) for _, lo, hi in found} == {tuple(row) for row in asked.tolist()}

@@ -50,7 +50,7 @@ def bits(records: set[tuple[int, int]]) -> PackBits:
         one = PackBits(
             np.array([pack], np.uint64), np.array([COUNTS[pack]], np.uint32), np.packbits(flags, bitorder="little")
         )
-        found = found.union(one)
+        found = PackBits.together([found, one])
     return found
 
 
