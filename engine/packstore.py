@@ -261,7 +261,7 @@ class PackStore:
         """Return a whole record with this id (16 bytes) from any place the index knows, or None; it is not opened."""
         return await self._opener.record_by_id(ident)
 
-    async def present(self, names: Collection[PackName]) -> set[PackName]:
+    async def absent(self, names: Collection[PackName]) -> set[PackName]:
         """Return those of `names` that are not there with the right size; of damaged ones, what stands in counts."""
         absent = await self._reads.absent([*map(self.stand_in, names)])
         return {name for name in names if self.stand_in(name) in absent}

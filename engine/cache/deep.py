@@ -86,8 +86,8 @@ async def choose(
 
     Raises: StoreUnavailable, StoreRejected.
     """
-    identity, heads = stamping.identity, (await stamping.read()).heads
-    used = distinct(np.empty(0, np.uint64), *(head.packs for head in heads if stamping.wrote(head)))
+    identity = stamping.identity
+    used = distinct(np.empty(0, np.uint64), *(head.packs for head in await stamping.own_heads()))
     others = await checked_by_others(stamping.objects, identity.keys, stamping.members, identity.system, used, today)
     return await anyio.to_thread.run_sync(plan, packs.index.views(), present, used, checked, others, today)
 

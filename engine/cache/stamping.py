@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import anyio.to_thread
@@ -47,15 +48,6 @@ OWN_STAMPS_MAX: Final = 32  # objects; a session that finds more writes them as 
 STAMPS_MAX: Final = 4096  # of one system; a listing of more is nobody's doing but a fault's
 
 
-class Stamps(msgspec.Struct, frozen=True):
-    """What all systems say: their heads, `newest` day by system, and `ignored` ones, whose clocks run ahead."""
-
-    heads: list[StampHead]
-    newest: dict[bytes, int]
-    ignored: set[bytes]
-    problems: list[str]
-
-
 class Stamping(msgspec.Struct, frozen=True):
     """The stamps in one cache as one system reads and writes them; `incarnation` (8 bytes) of its state directory."""
 
@@ -64,10 +56,6 @@ class Stamping(msgspec.Struct, frozen=True):
     members: Members
     incarnation: bytes
     now_ms: int
-
-    def wrote(self, head: StampHead) -> bool:
-        """Tell whether a stamp is one of this system's."""
-        return head.name.writer == self.identity.system
 
     async def listed(self, writer: bytes | None = None) -> dict[bytes, list[StampName]]:
         """Return the stamps of the domain's systems, or of one of them, by writer, oldest first. Raises: StoreError."""
@@ -79,29 +67,14 @@ class Stamping(msgspec.Struct, frozen=True):
                 found[name.writer].append(name)
         return {writer: sorted(names) for writer, names in found.items() if names}
 
-    async def read(self) -> Stamps:
-        """Return what all systems' stamps say, as far as their heads tell. Raises: StoreError."""
-        listed = await self.listed()
-        heads: list[StampHead] = []
-        problems: list[str] = []
-        for names in listed.values():
-            for name in names:
-                try:
-                    heads.append(await self.head(name))
-                except StoreCorrupt as error:
-                    problems.append(f"{error}; what it said of blocks that are in use is not known")
-                except ObjectMissing:
-                    continue  # its writer has written it anew
-        newest: dict[bytes, int] = {}
-        for head in heads:
-            newest[head.name.writer] = max(newest.get(head.name.writer, 0), head.name.day)
-        others = {writer: day for writer, day in newest.items() if writer != self.identity.system}
-        ahead = clocks.ignored(others, day_of(self.now_ms))
-        problems += [
-            f"the clock of system {writer.hex()} runs more than a day ahead of the others': its stamps do not count"
-            for writer in sorted(ahead)
-        ]
-        return Stamps([head for head in heads if head.name.writer not in ahead], newest, ahead, problems)
+    async def own_heads(self) -> list[StampHead]:
+        """Return the heads of this system's stamps, as far as they can be read. Raises: StoreError."""
+        heads = []
+        for name in (await self.listed(self.identity.system)).get(self.identity.system, []):
+            # What is damaged is told of when it is replaced; what is gone was written anew.
+            with suppress(StoreCorrupt, ObjectMissing):
+                heads.append(await self.head(name))
+        return heads
 
     async def details(self, head: StampHead) -> StampDetails:
         """Return the days of single records that a stamp has. Raises: StoreCorrupt, ObjectMissing, StoreError."""
@@ -229,11 +202,12 @@ def seen_on(bits: PackBits, day: int) -> Iterator[Seen]:
 
 
 def _oldest_of(said: Iterator[Seen], hear: Callable[[int], None]) -> Iterator[Seen]:
-    """Yield what is said, and tell at its end the least day in it."""
+    """Yield what is said, and tell at its end the least day in it, 0: there is none."""
     oldest = 0
     for each in said:
-        least = int(each.days.min(where=each.days > 0, initial=np.uint16(0xFFFF)))
-        oldest = min(oldest or least, least)
+        if (days := each.days[each.days > 0]).size:
+            least = int(days.min())
+            oldest = min(oldest or least, least)
         yield each
     hear(oldest)
 

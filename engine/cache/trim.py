@@ -223,7 +223,7 @@ class Trimmer:
         if self._absent is None:
             there = await listed_keys(self._cache.objects, ["data"])
             listed = held.names(np.flatnonzero(held.data & ~np.isin(held.keys, there)))
-            self._absent = {name.key: name.size for name in await self._cache.present(listed)}
+            self._absent = {name.key: name.size for name in await self._cache.absent(listed)}
         found: Mask = np.isin(held.keys, _keys(self._absent))
         return found
 

@@ -341,7 +341,7 @@ class Committer(msgspec.Struct):
         index = cache.packs.index
         keys = await anyio.to_thread.run_sync(healing_packs, states, index)
         try:
-            absent = await cache.packs.present([name for name in index.pack_names(keys) if name is not None])
+            absent = await cache.packs.absent([name for name in index.pack_names(keys) if name is not None])
         except StoreError as error:
             self._give_cache_up(error)
         else:

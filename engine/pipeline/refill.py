@@ -83,7 +83,7 @@ class Refill:
         """See that everything that was put lies in the vault, and is listed in its index."""
         await self.vault.packs.publish_index()
         await self.vault.packs.flush()
-        if unkept := await self.vault.packs.present(self._put_there):
+        if unkept := await self.vault.packs.absent(self._put_there):
             raise not_kept(str(min(unkept, key=str)))
         self._put_there.clear()
 
@@ -134,7 +134,7 @@ class Refill:
             packs[rows[whole]] = places["pack"][whole]
         named = {key: index.pack_name(key) for key in distinct(packs).tolist() if key}
         own = {key: name for key, name in named.items() if name and name.writer == self._setup.identity.system}
-        absent = await self.vault.packs.present(own.values())
+        absent = await self.vault.packs.absent(own.values())
         good = np.array(sorted(key for key, name in own.items() if name not in absent), np.uint64)
         for start in range(0, len(packs), ASKED):
             wanted.found[start : start + ASKED] |= _among(packs[start : start + ASKED], good)

@@ -125,7 +125,7 @@ class Reliance(msgspec.Struct):
         """
         absent: list[PackName] = []
         for start in range(0, len(keys), NAMES_AT_ONCE):
-            absent += sorted(await self.store.present(self._names(keys[start : start + NAMES_AT_ONCE], written)))
+            absent += sorted(await self.store.absent(self._names(keys[start : start + NAMES_AT_ONCE], written)))
         for name in absent:
             again = "blocks are sent" if name.kind == "data" else "pages are written"
             self.problems.append(f"object {name} is gone from the vault or has a wrong size; its {again} again")

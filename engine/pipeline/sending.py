@@ -63,7 +63,7 @@ class Sending:
         wanted |= {name for name in own if not self._acknowledged(name)}
         mine = sorted(wanted, key=lambda name: (name.kind, name.hash))
         # An index that lists a pack's records was made after its acknowledgement; the listing tells if it is there yet.
-        absent = await self._vault.packs.present(mine)
+        absent = await self._vault.packs.absent(mine)
         missing = [name for name in mine if name in absent or not self._acknowledged(name)]
         rest = iter([name for name in missing if name not in self.lost])
         sent: list[int] = []
@@ -85,7 +85,7 @@ class Sending:
         Raises: StoreUnavailable, StoreRejected.
         """
         lost = {name for name in self.lost.intersection(names) if not self._acknowledged(name)}
-        return lost | await self._vault.packs.present(names)
+        return lost | await self._vault.packs.absent(names)
 
     def _acknowledged(self, name: PackName) -> bool:
         packs = self._vault.packs

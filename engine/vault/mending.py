@@ -173,7 +173,7 @@ class Mending:
             if places is not None and bool((places["length"] > 0).all()):
                 others = index.pack_names(np.ascontiguousarray(places["pack"]))
                 found[name] = {other for other in others if other is not None}
-        absent = await self._refill.vault.packs.present({other for others in found.values() for other in others})
+        absent = await self._refill.vault.packs.absent({other for others in found.values() for other in others})
         return {name for name, others in found.items() if not others & absent}
 
     async def _find_runs(self, lost: Sequence[PackName], unpaged: Column64) -> None:

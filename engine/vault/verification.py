@@ -188,7 +188,7 @@ class VaultVerification:
         for start in range(0, len(rows), CONFIRMED_AT_ONCE):
             self.phase = f"asking for packs that were not listed: {start} of {len(rows)}"
             part = rows[start : start + CONFIRMED_AT_ONCE]
-            lost.absent |= await vault.packs.present(needs.names(part))
+            lost.absent |= await vault.packs.absent(needs.names(part))
         gone = np.array([name.key for name in lost.absent], np.uint64)
         needs.there = ~np.isin(needs.keys(), gone)
         return lost

@@ -558,13 +558,13 @@ def test_a_pack_of_the_wrong_size_is_absent_or_read_from_where_it_was_written_ag
         assert len(data) != len(wrong or b"")
         with pytest.raises(ObjectMissing, match=name):
             await alice.open_block(TEAM.ref(BLOCKS[1]))
-        assert await alice.store.present([pack.name, other.name]) == {pack.name}
+        assert await alice.store.absent([pack.name, other.name]) == {pack.name}
         objects.objects[f"{name}.1"] = b"wrong as well"
         objects.objects[f"{name}.2"] = data
         for _ in range(2):
             assert await alice.open_block(TEAM.ref(BLOCKS[1])) == BLOCKS[1]
         if wrong is not None:
-            assert await alice.store.present([pack.name, other.name]) == set()
+            assert await alice.store.absent([pack.name, other.name]) == set()
 
     run(main)
 
@@ -580,17 +580,17 @@ def test_of_a_damaged_pack_what_stands_in_for_it_is_read_and_asked_about() -> No
         standing = stand_in_for(pack, TEAM.keys, TEAM.signer(pack.name.writer))
         objects.objects[str(pack.name)] = bytes(pack.name.size)
         alice.store.rely_instead({pack.name: standing.name})
-        assert await alice.store.present([pack.name, other.name]) == {pack.name}
+        assert await alice.store.absent([pack.name, other.name]) == {pack.name}
         assert finds(alice, BLOCKS[:2]) == [False, False]
         await alice.store.put_pack(standing)
-        assert await alice.store.present([pack.name, other.name]) == set()
+        assert await alice.store.absent([pack.name, other.name]) == set()
         assert await alice.store.read_records(pack.name, where) == [record]
         assert alice.index.lookup(ids(BLOCKS[1:2], TEAM))["pack"] == [standing.name.key]
         # It was taken away, and put again as it was.
         objects.objects[str(pack.name)] = bytes(pack.data)
         alice.store.rely_instead({pack.name: pack.name})
         del objects.objects[str(standing.name)]
-        assert await alice.store.present([pack.name]) == set()
+        assert await alice.store.absent([pack.name]) == set()
 
     run(main)
 
@@ -603,11 +603,11 @@ def test_presence_is_asked_by_stat_or_by_listing(count: int) -> None:
         packs = [await put_blocks(alice if at % 2 else bob, [BLOCKS[at]], publish=False) for at in range(count)]
         missing = PackName("page", ALICE, b"\x01" * 32, 700)
         names = [pack.name for pack in packs]
-        assert await alice.store.present(names) == set()
+        assert await alice.store.absent(names) == set()
         objects.objects[str(names[0])] = b"cut"
         del objects.objects[str(names[1])]
-        assert await alice.store.present([*names, missing]) == {names[0], names[1], missing}
-        assert await alice.store.present([]) == set()
+        assert await alice.store.absent([*names, missing]) == {names[0], names[1], missing}
+        assert await alice.store.absent([]) == set()
 
     run(main)
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cache.seen import PackBits
-from engine.cache.stamping import OWN_STAMPS_MAX, Stamping
+from engine.cache.stamping import OWN_STAMPS_MAX, Stamping, _oldest_of
+from engine.cache.stamps import Seen
 from engine.names import StampName
 from engine.vault.identity import Identity
 from tests.engine.fakes_packs import ALICE, BOB, Team
@@ -116,19 +117,39 @@ async def test_what_was_said_of_packs_that_are_gone_is_forgotten() -> None:
     assert oldest == [100, 102, 0]
 
 
-async def test_others_stamps_are_left_alone_and_read_together() -> None:
-    store = MemoryStore()
+async def test_others_stamps_are_left_alone_and_who_asks_for_own_ones_reads_none_of_them() -> None:
+    store = Reading()
     await stamping(store, BOB, 100).add(bits({(1, 0)}))
     await stamping(store, ALICE, 101).renew(bits({(1, 1)}))
+    await stamping(store, ALICE, 101).add(bits({(2, 1)}))
     assert await said(store, BOB) == {(1, 0): 100}
-    found = await stamping(store, ALICE, 101).read()
-    assert (found.newest, found.ignored, found.problems) == ({ALICE: 101, BOB: 100}, set(), [])
-    # Bob's clock runs ahead: what he says does not count, and he is named.
-    await stamping(store, BOB, 150).add(bits({(2, 0)}))
-    found = await stamping(store, ALICE, 101).read()
-    assert found.ignored == {BOB}
-    assert {head.name.writer for head in found.heads} == {ALICE}
-    assert BOB.hex() in found.problems[0]
+    store.gets.clear()
+    heads = await stamping(store, ALICE, 101).own_heads()
+    assert [head.packs.tolist() for head in heads] == [[1], [2]]
+    assert store.gets == [str(head.name) for head in heads]
+    # One that is damaged says nothing.
+    store.objects[str(heads[0].name)] = b"x" * 100
+    assert [head.name for head in await stamping(store, ALICE, 101).own_heads()] == [heads[1].name]
+
+
+class Reading(MemoryStore):
+    """Notes what is read of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gets: list[str] = []
+
+    async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        self.gets.append(name)
+        return await super().get(name, offset, length)
+
+
+@pytest.mark.parametrize(("said_days", "oldest"), [([[0, 0]], 0), ([[0], [7, 0], [0, 9]], 7), ([[9], [0]], 9), ([], 0)])
+def test_the_oldest_day_is_of_what_has_one(said_days: list[list[int]], oldest: int) -> None:
+    heard: list[int] = []
+    given = [Seen(pack, np.array(days, np.uint16)) for pack, days in enumerate(said_days)]
+    assert list(_oldest_of(iter(given), heard.append)) == given
+    assert heard == [oldest]
 
 
 async def test_a_clock_that_ran_ahead_is_taken_back_once_the_others_show_it() -> None:
