@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 SEED = 8
-MUTATIONS = ("protected_for_fourteen_dates", "bits_not_settled", "business_hours_ignored")
+MUTATIONS = ("protected_for_fourteen_dates", "bits_not_settled", "business_hours_ignored", "due_too_late")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -27,7 +27,7 @@ import engine.cache.verification
 import engine.indexmerge
 from engine.cache.health import health_of
 from engine.names import FORMAT, FragmentName, PackName, PinName, RemovalName, StampName
-from engine.policy import HOUR_S, BusinessHours, TrimPolicy, VerifyPolicy
+from engine.policy import DAY_MINUTES, HOUR_S, BusinessHours, TrimPolicy, VerifyPolicy
 from engine.ports import ObjectStore
 from engine.vault.adoption import adopt_cache
 from engine.vault.certificate import Certificate, Certificates
@@ -55,6 +55,8 @@ CADENCES_H: Final = (48, 168, 168, 240, 168, 336, 336, 720, 96, 168, 240, 336, 1
 FRAGMENTS_MAX: Final = 12  # of one system, before it merges them
 OBJECTS_MAX: Final = {"stamp": 40, "gc": 12, "pin": 4, "index": 24}  # of one system
 GROWTH_MAX: Final = 2.5
+AROUND: Final = 3  # of five systems, this one has business hours that last from Monday to Friday
+LATE_MS: Final = HOUR_MS // 5  # a verification that begins later than that after it had to, is late
 SMALL_BYTES: Final = 200  # of stamps or lists, a pack
 READ_AGAIN_MAX: Final = 2  # bytes of an index that are read, for each that is new
 SKEWS_MS: Final = tuple(
@@ -133,7 +135,7 @@ class Year:
             None if retires is None else EPOCH_MS + retires * DAY_MS,
             VerifyPolicy(max(24, every_h) * HOUR_S, in_business_hours=chance.random() < 0.6),
             TrimPolicy(chance.choice((0.15, 0.15, 0.3)), age_days_max=chance.choice((None, None, None, 30))),
-            BusinessHours(),
+            BusinessHours(start_minute=0, end_minute=DAY_MINUTES) if number % 5 == AROUND else BusinessHours(),
             chance.choice((UTC, UTC, ZoneInfo("Europe/Berlin"), ZoneInfo("America/New_York"))),
         )
 
@@ -215,11 +217,11 @@ class Year:
         for member in self.members:
             if member.clock.skew_ms and self.chance.random() < 0.1:
                 member.clock.skew_ms = 0
-                member.started.clear()
+                member.forget_times()
                 member.tell("its clock is set right")
             elif self.chance.random() < 0.001:
                 member.clock.skew_ms = self.chance.choice(SKEWS_MS)
-                member.started.clear()
+                member.forget_times()
                 member.tell(f"its clock is wrong by {member.clock.skew_ms / DAY_MS:.2f} days")
 
     def _fault(self) -> None:
@@ -238,7 +240,7 @@ class Year:
             disk.hurt(name, content)
             self._tell(f"fault: {name} {how}")
             if (stamp := StampName.parse(name)) is not None:
-                self.facts.stamp_hurt(stamp.writer)
+                self.facts.stamp_hurt(stamp.writer, gone=content is None)
             else:
                 self.facts.lost(name, how)
 
@@ -247,7 +249,7 @@ class Year:
         habits = member.habits
         await self._until(habits.joins_ms)
         self._buy(member)
-        session_ms = true_ms()
+        session_ms = free_ms = true_ms()
         while (now := true_ms()) < EPOCH_MS + self.days * DAY_MS:
             if habits.retires_ms is not None and now >= habits.retires_ms:
                 self.facts.lapsed.update(self.facts.pinned.pop(member.identity.system, {}))
@@ -258,20 +260,22 @@ class Year:
             if not self.calm and member.chance.random() < 0.01:
                 until = now + member.chance.randrange(2, 60) * DAY_MS
                 member.tell(f"is switched off for {(until - now) / DAY_MS:.0f} days")
-                member.started.clear()
                 await self._until(min(until, EPOCH_MS + (self.days - CALM_DAYS) * DAY_MS))
+                free_ms = true_ms()
                 continue
             verify_ms = member.next_verification_ms()
             if now >= session_ms:
                 self._change(member)
                 await member.session(self._trouble(member))
                 await self._pins(member)
-                session_ms = self._following(member, now)
+                session_ms, free_ms = self._following(member, now), true_ms()
             elif verify_ms is not None and verify_ms <= now:
-                self._check_start(member)
+                self._check_start(member, free_ms)
                 if await member.verify(self._trouble(member), 0.1) is not True:
                     await anyio.sleep(3600)
+                free_ms = true_ms()
             else:
+                self._check_not_late(member, free_ms)
                 await self._until(min(session_ms, verify_ms or session_ms, now + DAY_MS))
 
     async def _pins(self, member: Member) -> None:
@@ -291,17 +295,29 @@ class Year:
         night = after // DAY_MS * DAY_MS + 2 * HOUR_MS
         return night if member.chance.random() < 0.8 and night > now else after
 
-    def _check_start(self, member: Member) -> None:
+    def _check_not_late(self, member: Member, free_ms: int) -> None:
+        """See that none is late, on a machine that does nothing else since `free_ms`. Raises: Broken."""
+        if member.due_ms is None or member.state.upkeep(member.store).checkpoint() is not None:
+            return
+        policy, at_ms = member.habits.verify, member.due_ms
+        forced_ms = at_ms + round(policy.force_after_s * 1000)
+        while not policy.in_business_hours and at_ms < forced_ms and member.works_at(at_ms):
+            at_ms += LATE_MS // 2
+        if true_ms() > max(at_ms, free_ms) + LATE_MS:
+            late_h = (true_ms() - at_ms) / HOUR_MS
+            raise Broken(f"{member.name}: a verification is {late_h:.1f} h late, at {wall(member)}")
+
+    def _check_start(self, member: Member, free_ms: int) -> None:
         """See that a verification begins neither too early nor too late. Raises: Broken."""
+        self._check_not_late(member, free_ms)
         policy, now = member.habits.verify, true_ms()
         if not member.sound or not member.started or member.state.upkeep(member.store).checkpoint() is not None:
             return
         gap_h = (now - member.started[-1]) / HOUR_MS
         every_h, force_h = policy.every_s / HOUR_S, policy.force_after_s / HOUR_S
-        at = wall(member)
-        working = at.weekday() < 5 and 8 <= at.hour < 18
+        working = member.works_at(now)
         if gap_h < every_h - 0.1 or (working and not policy.in_business_hours and gap_h < every_h + force_h - 0.1):
-            raise Broken(f"{member.name}: a verification begins {gap_h:.1f} h after the last one, at {at}")
+            raise Broken(f"{member.name}: a verification begins {gap_h:.1f} h after the last one, at {wall(member)}")
 
     def _trouble(self, member: Member) -> Trouble:
         chance = member.chance

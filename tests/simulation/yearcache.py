@@ -70,7 +70,6 @@ class Facts:
     present: set[bytes] = field(default_factory=set)
     changed: dict[bytes, int] = field(default_factory=dict)
     seen: dict[bytes, dict[bytes, Sighting]] = field(default_factory=lambda: defaultdict(dict))  # by id and system
-    void: dict[bytes, int] = field(default_factory=dict)  # when a system's stamps were hurt last
     pinned: dict[bytes, dict[bytes, Sighting]] = field(default_factory=dict)  # by system and id
     lapsed: set[bytes] = field(default_factory=set)  # pinned by systems that are gone: one day they count no more
     touched: dict[bytes, int] = field(default_factory=dict)  # id → ms at which anyone may have spoken of it last
@@ -104,9 +103,11 @@ class Facts:
         for ident in idents:
             self.touched[ident] = max(ms, self.touched.get(ident, 0))
 
-    def stamp_hurt(self, system: bytes) -> None:
-        """Learn that a stamp of a system is not what it was: what it saw until now, nobody may know."""
-        self.void[system] = self.now_ms()
+    def stamp_hurt(self, system: bytes, *, gone: bool) -> None:
+        """Learn that a stamp of a system is not what it was: if it is gone, nobody may know what it saw until now."""
+        if gone:
+            for sightings in self.seen.values():
+                sightings.pop(system, None)
         self.unstamped |= self.present
 
     def said_of_days_to_come(self, system: bytes, idents: Iterable[bytes]) -> None:
@@ -138,8 +139,11 @@ class Facts:
         elif (removal := RemovalName.parse(name)) is not None:
             raise AssertionError(f"{removal} is told with who put it")
 
-    def announce(self, name: str, data: bytes, look: int, look_at_pins: int) -> None:
-        """Learn of packs that are to go, by whoever looked at stamps and pins last in these places. Raises: Broken."""
+    def announce(self, name: str, data: bytes, look: int, look_at_pins: int) -> bool:
+        """Learn of packs that are to go, by whoever looked at stamps and pins last in these places.
+
+        Return whether there are any of which nobody had said so. Raises: Broken.
+        """
         removal = RemovalName.parse(name)
         assert removal is not None
         keys = [key for part in open_removals(removal, data, None, None).packs.values() for key in part.tolist()]
@@ -149,6 +153,7 @@ class Facts:
             pack.announced = True
         for pack in fresh:
             self._settle(pack, (look, look_at_pins))
+        return bool(fresh)
 
     def removed(self, name: str, look: int, look_at_pins: int) -> None:
         """Learn that a pack was deleted by a system that trims. Raises: Broken."""
@@ -199,7 +204,7 @@ class Facts:
         """Return who saw a block less than 14 days ago, and said so before stamps were looked at, and when."""
         since = self.now_ms() - PROTECTED_DAYS * DAY_MS
         for system, (ms, order) in self.seen.get(ident, {}).items():
-            if ms > since and self.void.get(system, -1) < ms:
+            if ms > since:
                 if order <= look:
                     return system, ms
                 self.raced += 1
@@ -209,17 +214,19 @@ class Facts:
         """Return the ids that any system pins."""
         return {ident for pinned in self.pinned.values() for ident in pinned}
 
-    def left_behind(self, today: int, free_bytes: int, pinned: Set[bytes]) -> list[PackFact]:
-        """Return packs that whoever trims on day `today` must not leave there while there is too little room.
+    def left_behind(self, system: bytes, today: int, free_bytes: int, since: int, pinned: Set[bytes]) -> list[PackFact]:
+        """Return packs that `system`, trimming on day `today`, must not leave there while there is too little room.
 
-        `pinned`: ids that were as it began; whether their pins went meanwhile it need not know.
+        `since`: the event at which it began, `pinned`: ids that were then: what others put or unpinned meanwhile it
+        need not know.
 
         By the rules of docs/ARCHITECTURE.md: those of which all is old go, and those of which an eighth is, if there
         is room for the rest. As old counts only what nobody can have said anything of for 16 days.
         """
         found, kept_for = [], pinned | self.pinned_now()
         for pack in self.packs.values():
-            if not pack.good or pack.rotten:
+            came = pack.good_since > since and pack.writer != system
+            if not pack.good or pack.rotten or came:
                 continue
             old = [ident not in kept_for and self._old(ident, today) for ident in pack.ids]
             kept = [length for length, goes in zip(pack.lengths, old, strict=True) if not goes]

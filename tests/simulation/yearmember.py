@@ -158,6 +158,9 @@ class Member:
         self.volumes: dict[str, list[int]] = {}
         self.committed: dict[str, list[int]] = {}
         self.started: list[int] = []  # when its verifications began, true time
+        self.due_ms: int | None = None  # since when, or from when on, the next one is due; None: its clock was wrong
+        self._ran = False  # a session has ended
+        self._set_aside: set[int] = set()  # keys of packs it found damaged
         self.refreshes: list[
             tuple[int, int, int, int]
         ] = []  # objects that came or went, new bytes, read objects and bytes
@@ -180,6 +183,16 @@ class Member:
     def tell(self, what: str) -> None:
         """Tell what this system does."""
         self._told(f"{self.name}: {what}")
+
+    def forget_times(self) -> None:
+        """Learn that its clock was put forward or back: by it nothing is known to be due."""
+        self.started.clear()
+        self.due_ms = None
+
+    def works_at(self, ms: int) -> bool:
+        """Tell whether a true time lies in its business hours, if its clock is right."""
+        at, hours = wall(self, ms), self.habits.hours
+        return at.weekday() < 5 and hours.start_minute <= at.hour * 60 < hours.end_minute
 
     def used(self) -> set[int]:
         """Return the numbers of all blocks its local state knows."""
@@ -302,6 +315,8 @@ class Member:
                 # The index does not tell a session which of two copies is gone: maybe it saw that one.
                 self._saw(told - self.facts.in_ghosts(), started_true)
         self.state.history.note_session(self.store, self.clock.now_ms())
+        if not self._ran:
+            self._ran, self.due_ms = True, true_ms() if self.sound else None
         if near.side is not None and not isinstance(near.gave_up, StoreUnavailable):
             port.trimming = True
             try:
@@ -314,7 +329,7 @@ class Member:
         """Trim the cache, and see that the thresholds are met, or why not. Raises: StoreError, Broken."""
         self.trims += 1
         policy, disk, facts = self.habits.trim, self.disk, self.facts
-        before, at = self.facts.trimmed, (0, 0)
+        before, since, at = facts.trimmed, facts.events, (0, 0)
         small, counted, pinned = disk.small_bytes, self._counted(), facts.pinned_now()
 
         def measured() -> Room:
@@ -346,7 +361,8 @@ class Member:
             raise Broken(f"{self.name}: {lacking} bytes are to go, and nothing was looked at")
         if any("others filled it meanwhile" in problem for problem in report.problems):
             return
-        left = facts.left_behind(counted, min(disk.free_bytes, report.free_bytes or 0), pinned)
+        free_bytes = min(disk.free_bytes, report.free_bytes or 0)
+        left = facts.left_behind(self.identity.system, counted, free_bytes, since, pinned)
         if left and lacking > max(0, disk.small_bytes - small):
             raise Broken(f"{self.name}: {lacking} bytes are to go, and {left[0].name} is left, which is old; {report}")
 
@@ -456,6 +472,7 @@ class Member:
         if self.state.upkeep(self.store).checkpoint() is None:
             self._window = None
             self.started.append(began_ms)
+            self.due_ms = began_ms + round(self.habits.verify.every_s * 1000) if self.sound else None
         if self._window is None:
             self._window = self.facts.events
         self.facts.touch(self.idents(), max(self.clock.now_ms(), began_ms))
@@ -539,6 +556,11 @@ class Member:
             pack = self.facts.by_key[key]
             if pack.there and pack.whole and not pack.rotten:
                 raise Broken(f"{self.name}: {pack.name} counts as damaged, and is not")
+        for key in self._set_aside - damaged:
+            pack = self.facts.by_key[key]
+            if pack.good and pack.rotten:
+                raise Broken(f"{self.name}: {pack.name} was found damaged, and counts as sound again")
+        self._set_aside = damaged
         own = self._unlisted()
         for name, volume in self.committed.items():
             for at, number in enumerate(volume):
@@ -557,11 +579,10 @@ class Member:
         return len(marked)
 
 
-def wall(member: Member) -> datetime:
-    """Return what the clock on a system's wall shows."""
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=member.clock.now_ms())).astimezone(
-        member.habits.zone
-    )
+def wall(member: Member, ms: int | None = None) -> datetime:
+    """Return what the clock on a system's wall shows, now, or at a true time if it is right."""
+    shown = timedelta(milliseconds=member.clock.now_ms() if ms is None else ms)
+    return (datetime(1970, 1, 1, tzinfo=UTC) + shown).astimezone(member.habits.zone)
 
 
 def day(ms: int) -> int:

@@ -22,8 +22,14 @@ import engine.cache.verification
 import engine.indexmerge
 import engine.pipeline.commit
 import engine.removals
+from engine.cache.lastseen import StampedDays
+from engine.cache.listing import listed_keys
+from engine.cache.stamping import Stamping
 from engine.cache.trim import Trimmer
+from engine.cache.verification import Verification
+from engine.mirror import Mirror
 from engine.packstore import PackStore
+from engine.removal import REMOVALS_PREFIX
 from tests.simulation.clockwork import put_in
 from tests.simulation.mutations import rewritten
 
@@ -114,6 +120,95 @@ def removals_ignored() -> None:
     rewritten(PackStore, "refresh", ("refresh.problems += await self.removals.refresh()", "pass"))
 
 
+def others_stamps_not_read() -> None:
+    """Whoever trims goes by what it saw itself."""
+    rewritten(
+        StampedDays, "_read_heads",
+        ("{name for each in listed.values() for name in each}", "{*listed.get(self._stamping.identity.system, [])}"),
+    )  # fmt: skip
+
+
+def first_stamp_counts() -> None:
+    """Of what several systems saw, the day that is read first counts, not the latest."""
+    rewritten(
+        StampedDays, "_take_up",
+        ("self._newest[rows] = np.maximum(", "self._newest[rows] = np.where(self._newest[rows] > 0, "),
+        ("self._oldest[rows] = np.maximum(", "self._oldest[rows] = np.where(self._oldest[rows] > 0, "),
+    )  # fmt: skip
+
+
+def stamps_pile_up() -> None:
+    """Stamps that newer ones stand for stay."""
+    rewritten(Stamping, "renew", ("await self.objects.delete(str(name))", "pass"))
+
+
+def verification_does_not_stamp() -> None:
+    """A verification tells nobody what it saw."""
+
+    async def nothing(_: Verification) -> None:
+        return
+
+    put_in(Verification, _stamp=nothing)
+
+
+def due_too_late() -> None:
+    """A verification begins an hour after it is due."""
+    rewritten(engine.cache.due, "_chance", ("max(now_ms, due_ms)", "max(now_ms, due_ms + 3_600_000)"))
+
+
+def never_forced() -> None:
+    """A verification waits for the end of business hours, however long they last."""
+    rewritten(engine.cache.due, "_chance", ("forced_ms = due_ms +", "forced_ms = due_ms + 10**9 +"))
+
+
+def damage_forgotten() -> None:
+    """What was found damaged counts as sound with the next verification."""
+    rewritten(Verification, "_rely_on", ("known.damaged[np.isin(known.damaged, self._present)]", "known.damaged[:0]"))
+
+
+def moved_packs_look_gone() -> None:
+    """A verification that finds packs gone does not look what took their place."""
+
+    async def once(packs: PackStore, gone: Any) -> Any:
+        return await listed_keys(packs.objects)
+
+    put_in(engine.cache.verification, listed_as_known=once)
+
+
+def nothing_is_rewritten() -> None:
+    """Packs of which something is needed stay whole."""
+    planner = engine.cache.trimplan._Planner
+    rewritten(planner, "_touched", ("~(rewritten | (self._newest <= day))", "self._newest > day"))
+
+
+def plan_counts_missing_packs() -> None:
+    """Packs that are gone are to make room."""
+    rewritten(
+        Trimmer, "_round",
+        ("np.where(absent, 0, held.sizes)", "held.sizes"),
+        ("classes.bytes_[absent[classes.pack]] = 0", "pass"),
+    )  # fmt: skip
+
+
+def fragments_fetched_again() -> None:
+    """What of the index lies here is not known when it is opened."""
+    load = Mirror.load
+
+    def forgotten(mirror: Mirror) -> None:
+        if not mirror._loaded:
+            for file in mirror._files.names():
+                if not file.startswith(REMOVALS_PREFIX):
+                    mirror._files.remove(file)
+        load(mirror)
+
+    put_in(Mirror, load=forgotten)
+
+
+def pins_looked_at_once() -> None:
+    """What is pinned while a cache is trimmed may go."""
+    rewritten(Trimmer, "_carry_out", ("await self._pins_came()", "False"))
+
+
 def garbage_stays() -> None:
     """What was cut off when it was put stays, and everybody reads it again and again."""
 
@@ -143,5 +238,17 @@ YEAR_MUTATIONS: Final[dict[str, tuple[int, Callable[[], None]]]] = {
         (1, business_hours_ignored),
         (1, removals_ignored),
         (26, garbage_stays),
+        (1, others_stamps_not_read),
+        (1, first_stamp_counts),
+        (1, stamps_pile_up),
+        (1, verification_does_not_stamp),
+        (1, due_too_late),
+        (1, never_forced),
+        (1, damage_forgotten),
+        (4, moved_packs_look_gone),
+        (1, nothing_is_rewritten),
+        (1, plan_counts_missing_packs),
+        (1, fragments_fetched_again),
+        (1, pins_looked_at_once),
     )
 }

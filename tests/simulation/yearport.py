@@ -10,8 +10,9 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from engine.block import Bytes
+from engine.names import StampName
 from engine.ports import ObjectInfo
-from tests.simulation.stores import Port, Weather
+from tests.simulation.stores import Broken, Port, Weather
 from tests.simulation.yearcache import CacheDisk, Facts
 
 
@@ -39,7 +40,7 @@ class CachePort(Port):
     ) -> None:
         super().__init__(disk, weather, chance, event, may, lambda name, data: None)
         self._disk, self._facts, self._slow_s = disk, facts, slow_s
-        self.trimming, self.look, self.look_at_pins = False, 0, 0
+        self.trimming, self.look, self.look_at_pins, self._announced = False, 0, 0, 0
         self.asked = Asked()
 
     async def _enter(self, what: str) -> None:
@@ -71,7 +72,10 @@ class CachePort(Port):
             return
         self.asked.put.append(name)
         if name.startswith("gc/"):
-            self._facts.announce(name, there, self.look, self.look_at_pins)
+            if self._facts.announce(name, there, self.look, self.look_at_pins):
+                if min(self.look, self.look_at_pins) <= self._announced:
+                    raise Broken(f"{name}: more packs go, and nobody looked again what is needed")
+                self._announced = self._facts.look()
         else:
             self._facts.put(name, there, trimming=self.trimming)
 
@@ -82,7 +86,9 @@ class CachePort(Port):
 
     async def delete(self, name: str) -> None:
         if name.startswith("stamp/") and self._disk.objects.get(name) != self._disk.written.get(name):
-            self._facts.unstamped |= self._facts.present  # as long as it was there, it counted as if it said something
+            stamp = StampName.parse(name)  # as long as it was there, it counted as if it said something
+            assert stamp is not None
+            self._facts.stamp_hurt(stamp.writer, gone=True)
         try:
             await super().delete(name)
         finally:
