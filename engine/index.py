@@ -79,6 +79,14 @@ class PackIndex:
         """Tell whether nothing in the packs of this key is relied on."""
         return pack_key in self._barred_packs
 
+    def holds(self, keys: Column64) -> Mask:
+        """Tell which of these packs are relied on, as far as `lookup` would."""
+        views = self._views
+        held: Mask = np.zeros(len(keys), np.bool_)
+        for view in views.mine() if self._own_only else views.all():
+            held |= view.holds(keys)
+        return held
+
     def absent(self, present: Column64) -> Column64:
         """Return the keys of all packs that are listed but not among `present` (ascending)."""
         absent: list[Column64] = [np.empty(0, np.uint64)]

@@ -21,6 +21,7 @@ from engine.parts import Origins, PartEntries
 from engine.ports import AckLog, MirrorFiles
 from engine.staterecords import Checkpoint as Checkpoint
 from engine.staterecords import Compared as Compared
+from engine.staterecords import FoundRuns as FoundRuns
 from engine.staterecords import Head as Head
 from engine.staterecords import Intent as Intent
 from engine.staterecords import Newest as Newest
@@ -196,6 +197,18 @@ class TrimNotes(Protocol):
         ...
 
 
+class HealNotes(Protocol):
+    """What of older restore points was found in one cache (*sync*). It can be lost: it is looked for again."""
+
+    def found(self) -> FoundRuns:
+        """Return what was noted; nothing if nobody knows."""
+        ...
+
+    def put_found(self, found: FoundRuns) -> None:
+        """Note this, and nothing else. Raises: SessionAborted."""
+        ...
+
+
 class History(Protocol):
     """Sessions that ended, newest first, and small facts that outlive them."""
 
@@ -351,6 +364,10 @@ class StateStore(Protocol):
 
     def trim_notes(self, store: bytes) -> TrimNotes:
         """Return what is noted of the last trimming of the cache with this id."""
+        ...
+
+    def heal_notes(self, store: bytes) -> HealNotes:
+        """Return what is noted of older points in the cache with this id."""
         ...
 
     def intent(self) -> Intent | None:

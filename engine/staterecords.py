@@ -91,6 +91,26 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     seen: bytes = b""
 
 
+class FoundStretch(msgspec.Struct, frozen=True, array_like=True):
+    """What a run names in the blocks [first, stop): found in `packs`, but for what lacks (`blocks`, `ids`, `places`).
+
+    Columns as in `engine.cache.pointsfound.Stretch`, as bytes.
+    """
+
+    first: int
+    stop: int
+    packs: bytes
+    blocks: bytes
+    ids: bytes
+    places: bytes
+
+
+class FoundRuns(msgspec.Struct, frozen=True):
+    """In which packs of a cache the runs of kept points (16-byte digests) were found."""
+
+    runs: dict[bytes, list[FoundStretch]] = {}
+
+
 class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     """One row of history: a session that ended. `report` is the JSON document `backup --json` printed."""
 

@@ -215,6 +215,13 @@ class View:
         held[which[self.listed()[table]]] = True
         return held
 
+    def holds(self, keys: Column64) -> Mask:
+        """Tell of which of these packs there are entries here, and they are not barred."""
+        which, table = self._rows_with(keys)
+        held: Mask = np.zeros(len(keys), np.bool_)
+        held[which[self.listed()[table] & self._open(table)]] = True
+        return held
+
     def count_packs(self, writer: bytes) -> int:
         """Return how many packs of this writer there are entries of."""
         if writer not in self._counts:

@@ -13,7 +13,7 @@ verification.log     what verifications did, were skipped for, and when the next
 volumes/<hash>/      map, staged pages and missing-block bitmap of a volume (maps.py), parts of its blocks (parts.py)
 index/<store id>/    mirror of a store's index fragments; index/<store id>.acks: acknowledged packs no fragment lists
 index/<cache id>.*   what is noted of a cache: packs it lost, how far its verification came (upkeep.py),
-                     what its last trimming told (trimnotes.py)
+                     what its last trimming told (trimnotes.py), what of older points was found in it (healnotes.py)
 ```
 Everything here can be rebuilt from vault and volumes. Maps and origins of parts hold keys of blocks: folders and files
 are the owner's alone.
@@ -43,6 +43,7 @@ from engine.staterecords import Intent, Newest
 # Imported where they are used: whoever only looks at newest point and history needs no numpy.
 if TYPE_CHECKING:
     from adapters.state.fragments import AckFile, MirrorFolder
+    from adapters.state.healnotes import HealFile
     from adapters.state.maps import VolumeMap
     from adapters.state.trimnotes import TrimFile
     from adapters.state.upkeep import UpkeepFiles
@@ -200,6 +201,12 @@ class StateDirectory:
         from adapters.state.trimnotes import TrimFile
 
         return TrimFile(self.path / "index", store, self._disk)
+
+    def heal_notes(self, store: bytes) -> HealFile:
+        """Return what is noted of older points in the cache with this id."""
+        from adapters.state.healnotes import HealFile
+
+        return HealFile(self.path / "index", store, self._disk)
 
     @property
     def history(self) -> HistoryFile:

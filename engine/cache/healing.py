@@ -20,12 +20,12 @@ from typing import Final
 import anyio
 import anyio.to_thread
 import msgspec
-import numpy as np
 
 from engine.cache.attempt import PointsHealed
 from engine.cache.bringing import Bringing
 from engine.cache.inventory import listed_bytes
 from engine.cache.pointneeds import HELD_MAX, Needed, PointNeeds
+from engine.cache.pointsfound import PointsFound
 from engine.cache.stamping import Stamping
 from engine.cache.stamps import day_of
 from engine.cache.trimplan import spare_bytes
@@ -76,6 +76,7 @@ class Healing:
         self._before = before or PointsHealed()
         self.done = self._before
         self._packed = secrets.token_bytes(16)  # what its packs name instead of a session
+        self._found: PointsFound | None = None
         self.phase = "opening the vault"
         self.problems: list[str] = []
 
@@ -96,6 +97,7 @@ class Healing:
                     self.done = msgspec.structs.replace(self.done, error=str(error))
                 over = True
             group.cancel_scope.cancel()
+        await anyio.to_thread.run_sync(self._note_found)
         if over:
             await anyio.to_thread.run_sync(self._record)
         return over
@@ -136,32 +138,32 @@ class Healing:
             copies = PageCopies(vault.packs, cache.packs, pages, lambda: self._new_pack("page"))
             await copies.bring(needs.names(needs.rows["kind"] == KINDS.index("page")), ())
             await cache.packs.publish_index()
+        noted = await anyio.to_thread.run_sync(self._session.state.heal_notes(cache.store_id).found)
+        self._found = PointsFound(cache.packs.index, noted, kept.digests)
         name_of = PackTable(needs.rows).find
         while True:
-            needed, problems = await self._needed(kept, refill, cache)
+            needed, problems = await self._needed(kept, refill)
             healed = self.done.healed
             await self._bring(vault, cache, members, name_of, needed)
             if not needed.more or self.done.no_room or self.done.healed == healed:
                 break
         self.problems += problems[:NAMED_MAX]
 
-    async def _needed(self, kept: Kept, refill: Refill, cache: Side) -> tuple[Needed, list[str]]:
-        state, today = self._session.state, self._today
+    async def _needed(self, kept: Kept, refill: Refill) -> tuple[Needed, list[str]]:
+        state, today, age = self._session.state, self._today, self._policy.age_days_in_force
+        assert self._found is not None
+        await anyio.to_thread.run_sync(self._found.check)
         looking = PointNeeds(
             kept,
             refill.pages(cache_first=True),
-            cache.packs.index,
+            self._found,
             {name: state.volume(name) for name in self._setup.volumes},
             today,
+            today - age if age is not None else 0,
             self._looked,
             held_max=self._setup.held_max,
         )
-        needed = await looking.run()
-        age = self._policy.age_days_in_force
-        if age is not None:
-            young = needed.days.astype(np.int64) >= today - age
-            needed = Needed(needed.ids[young], needed.places[young], needed.days[young], needed.more)
-        return needed, looking.problems
+        return await looking.run(), looking.problems
 
     async def _bring(
         self, vault: Side, cache: Side, members: Certificates, name_of: Callable[[int], PackName | None], needed: Needed
@@ -216,6 +218,12 @@ class Healing:
 
     def _looked(self, done: int, runs: int) -> None:
         self.phase = f"looking for what restore points need: {done} of {runs} runs"
+
+    def _note_found(self) -> None:
+        """Note what was found, for the next one (*sync*). Raises: SessionAborted."""
+        cache = self._session.identity.cache
+        if self._found is not None and cache is not None and (found := self._found.noted()) is not None:
+            self._session.state.heal_notes(cache).put_found(found)
 
     def _record(self) -> None:
         """Note with the verification it follows what was done, and that nothing is left to go on with (*sync*)."""

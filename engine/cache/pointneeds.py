@@ -1,7 +1,7 @@
 """What the restore points that are kept need of blocks, and a cache lacks; but for what the volumes have still.
 
-    points, newest first → each run they list, gone through once: ids that the cache's index does not have → the newest
-    point that shows each of them
+    points, newest first → each run they list, gone through once, but for what was found before (pointsfound.py): ids
+    that the cache's index does not have → the newest point that shows each of them
 
 When a block was seen last is the day of the newest point that shows it: a run says nothing of that, since newer runs
 of later points may have named its blocks again. So where something is lacking, the runs are gone through once more, to
@@ -11,7 +11,7 @@ which heal it without asking the vault.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final, TypeAlias
 
@@ -20,12 +20,12 @@ import msgspec
 import numpy as np
 
 from engine.block import PLACE, Ids, Mask, Places, blocks_in
+from engine.cache.pointsfound import LACKING_MAX, STRETCH_BLOCKS, PointsFound, Stretch
 from engine.cache.stamps import day_of
 from engine.cache.trimplan import Days
 from engine.columns import Column64, Rows
 from engine.distinct import distinct
 from engine.errors import StoreCorrupt
-from engine.index import PackIndex
 from engine.page import IdLeaf
 from engine.pagestore import PageReader
 from engine.pipeline.lost import NO_IDS
@@ -60,25 +60,26 @@ class _Part(msgspec.Struct, eq=False):
 
 
 class PointNeeds:
-    """Looks for what the points of `kept` need and `index`, of the cache, does not have; `run` once.
+    """Looks for what the points of `kept` need and the cache that `found` knows of does not have; `run` once.
 
-    `states`: local state of the volumes that are backed up still; `today`: the newest day that counts. `problems`:
-    runs that cannot be read.
+    `states`: local state of the volumes that are backed up still; `today`: the newest day that counts, `oldest`: the
+    least day of a point that does. `problems`: runs that cannot be read.
     """
 
     def __init__(
         self,
         kept: Kept,
         pages: PageReader,
-        index: PackIndex,
+        found: PointsFound,
         states: Mapping[str, VolumeState],
         today: int,
+        oldest: int = 0,
         told: Callable[[int, int], None] = lambda done, runs: None,
         *,
         held_max: int = HELD_MAX,
     ) -> None:
-        self._kept, self._pages, self._index, self._states = kept, pages, index, states
-        self._today, self._told, self._held_max = today, told, held_max
+        self._kept, self._pages, self._found, self._states = kept, pages, found, states
+        self._today, self._oldest, self._told, self._held_max = today, oldest, told, held_max
         self._done = 0
         self.problems: list[str] = []
 
@@ -103,6 +104,8 @@ class PointNeeds:
         found: dict[str, list[Shown]] = {}
         for point in self._kept.points:
             day = min(day_of(point.id.order), self._today)
+            if day < self._oldest:
+                continue  # what younger points do not show is older still
             for volume in point.volumes:
                 shown = found.setdefault(volume.name, [])
                 if not shown or shown[-1][1] != volume.runs:
@@ -124,23 +127,59 @@ class PointNeeds:
                 if held >= room:
                     return parts, True
                 try:
-                    async with aclosing(RunReader(self._pages, self._kept.runs[run]).leaves()) as leaves:
-                        async for leaf in leaves:
-                            part = await anyio.to_thread.run_sync(self._lacking_of, name, run, leaf)
+                    async with aclosing(self._parts(name, run)) as found:
+                        async for part in found:
                             held += len(part.blocks)
                             parts += [part] if len(part.blocks) else []
                             if held >= room:
                                 break
                 except StoreCorrupt as error:
+                    self._found.forget(self._kept.digests[run])
                     raise_if_away(error)
                     self.problems.append(f"{error}; what it names is not looked for in the cache")
         return parts, held >= room
 
-    def _lacking_of(self, name: str, run: int, leaf: IdLeaf) -> _Part:
-        (rows,) = (self._index.lookup(leaf.ids)["length"] == 0).nonzero()
-        if rows.size and (state := self._states.get(name)) is not None:
-            rows = rows[~on_volume(state, leaf.blocks[rows], leaf.ids[rows])]
-        return _Part(run, leaf.blocks[rows], leaf.ids[rows], leaf.places[rows])
+    async def _parts(self, name: str, run: int) -> AsyncGenerator[_Part, None]:
+        """Yield what is lacking of a run, and have what was gone through remembered, stretch by stretch."""
+        digest = self._kept.digests[run]
+        for stretch in await anyio.to_thread.run_sync(self._found.known, digest):
+            yield await anyio.to_thread.run_sync(self._part, name, run, stretch)
+        reader = RunReader(self._pages, self._kept.runs[run])
+        for first, stop in self._found.unknown(digest):
+            stretch, sure, count = Stretch.at(first), True, 0
+            async with aclosing(reader.leaves(first, stop)) as leaves:
+                async for leaf in leaves:
+                    if count >= STRETCH_BLOCKS:
+                        if sure:
+                            self._found.note(digest, stretch)
+                        stretch, sure, count = Stretch.at(stretch.stop), True, 0
+                    lacking, known = await anyio.to_thread.run_sync(self._look, stretch, leaf)
+                    sure, count = sure and known, count + len(leaf.blocks)
+                    yield await anyio.to_thread.run_sync(self._part, name, run, lacking)
+            stretch.stop = stop
+            if sure:
+                self._found.note(digest, stretch)
+
+    def _look(self, stretch: Stretch, leaf: IdLeaf) -> tuple[Stretch, bool]:
+        """Take a leaf into a stretch (*sync*); return what lacks of it, and whether the rest is known to be there."""
+        packs, lacks, sure = self._found.look(leaf)
+        stretch.packs, stretch.stop = distinct(stretch.packs, packs), leaf.stop_block
+        ids, places = leaf.ids[lacks], leaf.places[lacks]
+        lacking = Stretch(leaf.first_block, leaf.stop_block, packs, leaf.blocks[lacks], ids, places)
+        # One that lacks so much is not noted.
+        if lacks.any() and len(stretch.blocks) <= LACKING_MAX:
+            stretch.blocks = np.concatenate((stretch.blocks, lacking.blocks))
+            stretch.ids = np.concatenate((stretch.ids, ids))
+            stretch.places = np.concatenate((stretch.places, places))
+        return lacking, sure
+
+    def _part(self, name: str, run: int, stretch: Stretch) -> _Part:
+        """Return what is lacking of a stretch, but for what the volumes have (*sync*)."""
+        blocks, ids, places = stretch.blocks, stretch.ids, stretch.places
+        if len(blocks) and (state := self._states.get(name)) is not None:
+            rest = ~on_volume(state, blocks, ids)
+            blocks, ids, places = blocks[rest], ids[rest], places[rest]
+        return _Part(run, blocks, ids, places)
 
     async def _dated(self, parts: Sequence[_Part], shown: Sequence[Shown]) -> Days:
         """Return for each block of `parts` the day of the newest point that shows it, 0: none does."""

@@ -62,12 +62,14 @@ class KeptPoint(msgspec.Struct, frozen=True):
 class Kept(msgspec.Struct):
     """What a vault keeps of one system: points, newest first, and the runs they are made of, without envelopes.
 
-    `damaged`: keys of packs that notes say do not hold together; `broken`: a sentence for each root that cannot be
-    opened; `others`: how many are of another domain, whose keys are not here.
+    `digests`: of each run, for ever the same, 16 bytes. `damaged`: keys of packs that notes say do not hold together;
+    `broken`: a sentence for each root that cannot be opened; `others`: how many are of another domain, whose keys are
+    not here.
     """
 
     points: list[KeptPoint] = []
     runs: list[RunDescriptor] = []
+    digests: list[bytes] = []
     damaged: set[int] = set()
     broken: list[str] = []
     others: int = 0
@@ -94,6 +96,7 @@ class Kept(msgspec.Struct):
         number = self._numbers.setdefault(digest, len(self.runs))
         if number == len(self.runs):
             self.runs.append(bare)
+            self.digests.append(digest)
         return number
 
 

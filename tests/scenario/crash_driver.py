@@ -49,6 +49,7 @@ WARM: Final = (
     "adapters.main",
     "adapters.priority",
     "adapters.state.fragments",
+    "adapters.state.healnotes",
     "adapters.state.identity",
     "adapters.state.maps",
     "adapters.state.missing",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from adapters.lifetime import lifetime
 from adapters.state import identity as files
 from adapters.state.directory import StateDirectory
 from engine.block import DELTA_FLAG
+from engine.cache import pointneeds
 from engine.cache.attempt import PointsHealed
 from engine.cache.healing import Healing, HealSetup
 from engine.cache.stamps import day_of
 from engine.names import PackName
 from engine.pack import check_pack
+from engine.page import BLOCKS_MAX, IdLeaf
 from engine.ports import Room
+from engine.runs import RunReader
 from tests.scenario.crash_driver import Fault
 from tests.scenario.crash_machine import KILLED, CrashMachine, Forge, in_memory, made
 from tests.scenario.halting import beside
@@ -238,6 +241,39 @@ def days_of(paths: Iterable[Path], store: Path) -> set[int]:
         assert name is not None
         found.update(check_pack(name, path.read_bytes(), None, None).days.tolist())
     return {day_of(time.time_ns() // 1_000_000) - day for day in found}
+
+
+def test_what_was_found_is_not_looked_for_again_and_what_then_goes_is(
+    machine: CrashMachine, before: dict[str, bytes | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone_through: list[tuple[int, int]] = []
+
+    class Told(RunReader):
+        def leaves(self, first: int = 0, stop: int = BLOCKS_MAX) -> AsyncGenerator[IdLeaf, None]:
+            gone_through.append((first, stop))
+            return super().leaves(first, stop)
+
+    monkeypatch.setattr(pointneeds, "RunReader", Told)
+    assert healed(machine, 1000 * BLOCK).missing == 0
+    assert len(gone_through) >= 3
+    gone_through.clear()
+    assert healed(machine, 1000 * BLOCK).missing == 0
+    assert gone_through == []
+    # Each pack in turn, as if trimmed, lost or rotted; and what only the volumes need is left to the sessions.
+    for path in packs(cache_of(machine)):
+        path.unlink()
+        verify(machine, expect=None)
+        found = verify(machine, expect=None)["points"]
+        assert (found["missing"], found["healed"]) == (0, 0)
+        machine.backup()
+        now = contents(machine, "--only-cache")
+        assert {point: now[point] for point in before} == before
+    # The notes lost or damaged, everything is gone through again.
+    gone_through.clear()
+    (notes,) = machine.state.glob("index/*.found")
+    notes.write_bytes(notes.read_bytes()[:-1])
+    assert healed(machine, 1000 * BLOCK).missing == 0
+    assert len(gone_through) >= 3
 
 
 def test_no_pack_of_the_vault_is_read_twice_and_no_record_comes_twice(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.cache.trimrecord import TrimRecord
-from engine.state import CheckedPacks, Checkpoint, Intent, LostPacks, Newest, SessionRow
+from engine.state import CheckedPacks, Checkpoint, FoundRuns, Intent, LostPacks, Newest, SessionRow
 from tests.engine.fakes_packs import MemoryAcks, MemoryMirror
 from tests.fakes_state import MemoryCacheHistory, MemoryVolumeState
 from tests.simulation.clockwork import chance
@@ -53,6 +53,19 @@ class MemoryTrimNotes:
         self._last = record
 
 
+class MemoryHealNotes:
+    """HealNotes in memory."""
+
+    def __init__(self) -> None:
+        self._found = FoundRuns()
+
+    def found(self) -> FoundRuns:
+        return self._found
+
+    def put_found(self, found: FoundRuns) -> None:
+        self._found = found
+
+
 class MemoryHistory(MemoryCacheHistory):
     """History and CacheHistory in memory."""
 
@@ -93,6 +106,7 @@ class MemoryState:
         self._acks: dict[bytes, MemoryAcks] = {}
         self._upkeep: dict[bytes, MemoryUpkeep] = {}
         self._trims: dict[bytes, MemoryTrimNotes] = {}
+        self._heals: dict[bytes, MemoryHealNotes] = {}
         self._newest: Newest | None = None
         self._intent: Intent | None = None
         self._open: list[bytes] = []
@@ -124,6 +138,9 @@ class MemoryState:
 
     def trim_notes(self, store: bytes) -> MemoryTrimNotes:
         return self._trims.setdefault(store, MemoryTrimNotes())
+
+    def heal_notes(self, store: bytes) -> MemoryHealNotes:
+        return self._heals.setdefault(store, MemoryHealNotes())
 
     def intent(self) -> Intent | None:
         return self._intent
