@@ -80,11 +80,11 @@ def no_cache_flush() -> None:
 def short_objects_trusted() -> None:
     """A pack counts as present whatever its size is."""
 
-    async def present(store: PackStore, names: Any) -> Any:
+    async def absent(store: PackStore, names: Any) -> Any:
         there = {info.name.rpartition("-")[0] async for info in store.objects.list("")}
         return {name for name in names if str(name).rpartition("-")[0] not in there}
 
-    put_in(PackStore, present=present)
+    put_in(PackStore, absent=absent)
 
 
 def presence_not_checked() -> None:
