@@ -41,7 +41,7 @@ from tests.simulation.founding import PASSPHRASE
 from tests.simulation.inchild import answer_of
 from tests.simulation.stores import Broken, Port, SimStore, Weather, any_weather, away
 from tests.simulation.yearcache import DAY_MS, CacheDisk, Facts
-from tests.simulation.yearmember import HOUR_MS, ZERO, Contents, Habits, Member, Trouble, true_ms, wall
+from tests.simulation.yearmember import HOUR_MS, ZERO, Contents, Habits, Member, Trouble, pack_names, true_ms, wall
 from tests.simulation.yearmutations import YEAR_MUTATIONS
 
 T = TypeVar("T")
@@ -53,7 +53,11 @@ COMMON: Final = 120  # blocks that many systems have
 CAPACITY_BYTES: Final = 6 << 20
 CADENCES_H: Final = (48, 168, 168, 240, 168, 336, 336, 720, 96, 168, 240, 336, 168, 336, 720, 240, 168, 336, 336, 240)
 FRAGMENTS_MAX: Final = 12  # of one system, before it merges them
-OBJECTS_MAX: Final = {"stamp": 40, "gc": 12, "pin": 4, "index": 24}  # of one system
+OBJECTS_MAX: Final = {"stamp": 40, "gc": 12, "pin": 4, "index": 24, "checked": 4}  # of one system
+# What a system keeps of the cache on its own disk: files of its mirror besides removal lists, days of the cache's size.
+MIRROR_FILES_MAX: Final = 12
+GROWN_DAYS_MAX: Final = 60
+MIRROR_BYTES_MAX: Final = 2  # for each byte of the index
 GROWTH_MAX: Final = 2.5
 AROUND: Final = 3  # of five systems, this one has business hours that last from Monday to Friday
 LATE_MS: Final = HOUR_MS // 5  # a verification that begins later than that after it had to, is late
@@ -149,6 +153,7 @@ class Year:
         self._check_growth()
         for member in self.members:
             self._check_refreshes(member)
+            self._check_kept(member)
 
     async def _days(self, group: object) -> None:
         """What happens to the world, day by day."""
@@ -195,6 +200,27 @@ class Year:
         new_bytes, read_bytes = (sum(each[at] for each in member.refreshes) for at in (1, 3))
         if read_bytes > READ_AGAIN_MAX * new_bytes:
             raise Broken(f"{member.name}: {new_bytes} bytes were new in the index, and {read_bytes} were read")
+
+    def _check_kept(self, member: Member) -> None:
+        """See that what a system keeps of the cache on its own disk does not pile up. Raises: Broken."""
+        if member.habits.retires_ms is not None or not member.sessions:
+            return
+        state, store = member.state, member.store
+        upkeep, trim = state.upkeep(store), state.trim_notes(store).last()
+        mirror = {name: len(data) for name, data in state.mirror(store).files.items()}
+        index = {name: len(data) for name, data in self.disk.objects.items() if name.startswith(("index/", "gc/"))}
+        there = len(pack_names(self.disk))
+        kept = {
+            "acknowledgements": (len(state.acks(store).read()), 1),
+            "files of the index": (len([name for name in mirror if not name.startswith("gc/")]), MIRROR_FILES_MAX),
+            "bytes of the index": (sum(mirror.values()), MIRROR_BYTES_MAX * sum(index.values())),
+            "sizes of the cache": (len(trim.grown) if trim is not None else 0, GROWN_DAYS_MAX),
+            "packs it has read": (len(upkeep.checked_packs().keys), there),
+            "damaged packs": (len(upkeep.lost_packs().damaged), there),
+        }
+        for what, (count, most) in kept.items():
+            if count > most:
+                raise Broken(f"{member.name}: it keeps {count} {what}, and {most} are enough")
 
     def _other_data(self) -> None:
         disk, chance = self.disk, self.chance
@@ -299,11 +325,11 @@ class Year:
         """See that none is late, on a machine that does nothing else since `free_ms`. Raises: Broken."""
         if member.due_ms is None or member.state.upkeep(member.store).checkpoint() is not None:
             return
-        policy, at_ms = member.habits.verify, member.due_ms
-        forced_ms = at_ms + round(policy.force_after_s * 1000)
+        policy, at_ms = member.habits.verify, max(member.due_ms, free_ms)
+        forced_ms = member.due_ms + round(policy.force_after_s * 1000)
         while not policy.in_business_hours and at_ms < forced_ms and member.works_at(at_ms):
             at_ms += LATE_MS // 2
-        if true_ms() > max(at_ms, free_ms) + LATE_MS:
+        if true_ms() > at_ms + LATE_MS:
             late_h = (true_ms() - at_ms) / HOUR_MS
             raise Broken(f"{member.name}: a verification is {late_h:.1f} h late, at {wall(member)}")
 

@@ -18,6 +18,7 @@ import engine.cache.stamping
 import engine.cache.trim
 import engine.cache.trimming
 import engine.cache.trimplan
+import engine.cache.trimrecord
 import engine.cache.verification
 import engine.indexmerge
 import engine.pipeline.commit
@@ -209,6 +210,38 @@ def pins_looked_at_once() -> None:
     rewritten(Trimmer, "_carry_out", ("await self._pins_came()", "False"))
 
 
+def damaged_stamps_passed_over() -> None:
+    """A stamp that cannot be read stops nobody from trimming what only it may have named."""
+    rewritten(StampedDays, "_read", ("if self._last < name.day <= self._believed:", "if False:"))
+
+
+def acknowledgements_pile_up() -> None:
+    """What is listed in a fragment stays in the log of what is not."""
+    rewritten(PackStore, "_rewrite_log", ("self._acks.clear()", "pass"))
+
+
+def checks_pile_up() -> None:
+    """What a system told of packs it has read stays beside what it tells now."""
+    rewritten(engine.cache.verification, "tell_checks", ("await objects.delete(str(each))", "pass"))
+
+
+def read_packs_pile_up() -> None:
+    """Of packs that are gone, it is remembered when they were read."""
+    rewritten(
+        engine.cache.verification, "with_read",
+        ("checked.keys[np.isin(checked.keys, present)], read", "checked.keys, read"),
+    )  # fmt: skip
+
+
+def sizes_pile_up() -> None:
+    put_in(engine.cache.trimrecord, GROWN_MAX=10**6)
+
+
+def mirror_never_merged() -> None:
+    """The files of the index on a system's own disk stay as many as there are fragments."""
+    put_in(Mirror, compact=lambda mirror: None)
+
+
 def garbage_stays() -> None:
     """What was cut off when it was put stays, and everybody reads it again and again."""
 
@@ -250,5 +283,11 @@ YEAR_MUTATIONS: Final[dict[str, tuple[int, Callable[[], None]]]] = {
         (1, plan_counts_missing_packs),
         (1, fragments_fetched_again),
         (1, pins_looked_at_once),
+        (1, acknowledgements_pile_up),
+        (1, checks_pile_up),
+        (1, read_packs_pile_up),
+        (26, sizes_pile_up),
+        (1, mirror_never_merged),
+        (26, damaged_stamps_passed_over),
     )
 }
