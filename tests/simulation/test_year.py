@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 SEED = 8
-MUTATIONS = ("protected_for_fourteen_dates", "bits_not_settled", "business_hours_ignored", "due_too_late")
+MUTATIONS = ("first_stamp_counts", "bits_not_settled", "business_hours_ignored", "due_too_late")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,7 +28,8 @@ def test_no_promise_is_broken_in_a_year() -> None:
 
 
 def test_mistakes_made_on_purpose_are_found() -> None:
-    done = run("--mutation", *MUTATIONS)
+    # Whatever changes what the agent does changes what comes of a seed: one of a few finds each.
+    done = run("--seeds", "4", "--mutation", *MUTATIONS)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert [line.partition(":")[0] for line in lines] == list(MUTATIONS)

@@ -252,7 +252,7 @@ def garbage_stays() -> None:
     put_in(engine.removals.Removals, _sweep=nothing)
 
 
-# Each with the seed that is known to find it.
+# Each with a seed that found it. What comes of a seed changes with what the agent does: `--seeds` tries others, too.
 YEAR_MUTATIONS: Final[dict[str, tuple[int, Callable[[], None]]]] = {
     made.__name__: (first, made)
     for first, made in (
