@@ -44,11 +44,33 @@ def rows_from_bytes(data: Bytes) -> PackRows:
 
 
 def sorted_rows(rows: PackRows) -> PackRows:
-    """Return `rows` sorted by hash, each hash once."""
-    if not len(rows):
+    """Return `rows` sorted by hash, each hash once; themselves, if they are: a table may have millions."""
+    hashes = _hashes(rows)
+    if bool((hashes[1:] > hashes[:-1]).all()):
         return rows
-    _, first = np.unique(_hashes(rows), return_index=True)
-    return rows[first]
+    order = hashes.argsort(kind="stable")
+    first: Mask = np.ones(len(order), np.bool_)
+    for start in range(1, len(order), _SLICE):
+        part = order[start - 1 : start + _SLICE]
+        first[start : start + _SLICE] = hashes[part[1:]] != hashes[part[:-1]]
+    del hashes
+    return rows[order[first]]
+
+
+def with_rows(rows: PackRows, more: PackRows) -> PackRows:
+    """Return `rows` and what they lack of a few others, both sorted by hash, each hash once."""
+    hashes, wanted = _hashes(rows), _hashes(more)
+    at = hashes.searchsorted(wanted)
+    lacking: Mask = np.ones(len(wanted), np.bool_)
+    (inside,) = (at < len(hashes)).nonzero()
+    lacking[inside] = hashes[at[inside]] != wanted[inside]
+    del hashes
+    return np.insert(rows, at[lacking], more[lacking]) if lacking.any() else rows
+
+
+def order_of(rows: PackRows) -> npt.NDArray[np.uint64]:
+    """Return the first eight bytes of the hashes as numbers that ascend where the hashes do."""
+    return np.ascontiguousarray(rows["hash"][:, :8]).view(">u8").reshape(-1).astype(np.uint64)
 
 
 def pack_name(row: np.void) -> PackName:

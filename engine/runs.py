@@ -21,7 +21,7 @@ import numpy as np
 from engine.block import ID_BYTES, PLACE, REF_BYTES, Mask, Places, Refs
 from engine.errors import StoreCorrupt
 from engine.names import PackName
-from engine.packtable import PackRows, PackTable, fault_in, rows_from_bytes, rows_of, sorted_rows
+from engine.packtable import PackRows, PackTable, fault_in, rows_from_bytes, rows_of, sorted_rows, with_rows
 from engine.page import (
     BLOCKS_MAX,
     TABLE_ROWS,
@@ -242,17 +242,17 @@ class RunReader:
         Raises: StoreCorrupt, StoreUnavailable, StoreRejected.
         """
         if self._table is None:
-            parts, expected = [self._near.rows], 0
+            found, expected = bytearray(), 0
             async with aclosing(self._walk(self.descriptor.table, None, 0, BLOCKS_MAX, by_table=False)) as pages:
                 async for where, page in pages:
                     if not isinstance(page, TableLeaf) or page.first_block != expected:
                         raise StoreCorrupt(where, "the pack table of a run does not hold together")
                     expected = page.stop_block
-                    parts.append(page.rows)
-            rows = np.concatenate(parts[1:]) if expected else rows_of(())
+                    found += page.rows.tobytes()  # that grows where it lies: there may be millions of rows
+            rows = rows_from_bytes(found)
             if fault := fault_in(rows):
                 raise StoreCorrupt(self._name, f"its pack table is wrong: {fault}")
-            self._table = PackTable(sorted_rows(np.concatenate((rows, parts[0]))))
+            self._table = PackTable(with_rows(rows, self._near.rows))
         return self._table
 
     @property

@@ -21,7 +21,7 @@ from engine.columns import Column64, Rows
 from engine.errors import FormatTooNew, ObjectMissing, StoreCorrupt, StoreError
 from engine.names import PackName, PointId
 from engine.note import NoteBody, incomplete_by, open_note
-from engine.packtable import KINDS, PACK_ROW_BYTES, PackRows, keys_of, pack_names, rows_of, sorted_rows
+from engine.packtable import KINDS, PACK_ROW_BYTES, PackRows, keys_of, order_of, pack_names, rows_of, sorted_rows
 from engine.pagesources import PagesAway
 from engine.pagestore import PageReader
 from engine.pipeline.lost import Ranges
@@ -36,7 +36,8 @@ from engine.workers import run_workers
 
 READERS: Final = 16  # roots read at once
 TABLES: Final = 8  # pack tables read at once
-LISTED_AT_ONCE: Final = 1 << 16
+LISTED_AT_ONCE: Final = 1 << 14
+JOINED_AT_ONCE: Final = 1 << 16
 T = TypeVar("T")
 _OUT: Final = ("removed", "superseded")
 _TELLING: Final = ("incomplete", *_OUT)
@@ -227,14 +228,17 @@ class Needs:
         self._more.append(rows)
         self._count += len(rows)
         # Taken together once they are as many as what is there, so that each is moved few times.
-        if self._count > max(len(self.rows), LISTED_AT_ONCE):
+        if self._count > max(len(self.rows), JOINED_AT_ONCE):
             self._join()
 
     def close(self) -> None:
         """Say that all tables were added (*sync*)."""
         self._join()
         self.there = np.zeros(len(self.rows), np.bool_)
-        self._hashes = np.ascontiguousarray(self.rows["hash"]).view("S32").reshape(-1)
+        self._order = order_of(self.rows)
+        # How many packs share the first eight bytes of their hash at most: one, but for forgeries.
+        same = np.flatnonzero(np.concatenate(([True], self._order[1:] != self._order[:-1], [True])))
+        self._sharing = int(np.diff(same).max()) if len(self.rows) else 0
 
     def prefixes(self) -> list[str]:
         """Return what is listed to see which of the packs are there."""
@@ -246,9 +250,10 @@ class Needs:
         seen = rows_of(names)
         if not len(seen) or not len(self.rows):
             return
-        hashes = np.ascontiguousarray(seen["hash"]).view("S32").reshape(-1)
-        at = self._hashes.searchsorted(hashes).clip(max=len(self.rows) - 1)
-        self.there[at[(_words(self.rows[at]) == _words(seen)).all(axis=1)]] = True
+        first = self._order.searchsorted(order_of(seen))
+        for step in range(self._sharing):
+            at = (first + step).clip(max=len(self.rows) - 1)
+            self.there[at[(_words(self.rows[at]) == _words(seen)).all(axis=1)]] = True
 
     def keys(self) -> Column64:
         """Return the keys of all packs, in the order of `rows`."""
@@ -259,8 +264,10 @@ class Needs:
         return pack_names(self.rows[rows])
 
     def _join(self) -> None:
-        self.rows = sorted_rows(np.concatenate([self.rows, *self._more]))
+        tables = [table for table in (self.rows, *self._more) if len(table)]
         self._more, self._count = [], 0
+        if tables:
+            self.rows = sorted_rows(np.concatenate(tables) if len(tables) > 1 else tables[0])
 
 
 async def look(needs: Needs, objects: ObjectStore, told: Callable[[int], None]) -> None:

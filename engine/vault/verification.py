@@ -141,6 +141,7 @@ class VaultVerification:
             await self._read(needs, vault, kept, lost)
         finally:
             self._remember(lost)
+        del needs  # mending reads the tables of runs again, one at a time
         await self._mend(kept, refill, lost)
 
     async def _cache(self, certificates: Certificates) -> Side | None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.block import PLACE, Ids, Places
 from engine.errors import StoreCorrupt
-from engine.packtable import PACK_ROW, PackRows, PackTable, fault_in, rows_of, sorted_rows
+from engine.packtable import PACK_ROW, PackRows, PackTable, fault_in, order_of, rows_of, sorted_rows, with_rows
 from engine.page import (
     BLOCKS_MAX,
     CHILD,
@@ -240,6 +240,16 @@ def test_a_pack_table_is_sorted_by_hash_without_repeats_and_finds_each_pack(chos
     for name in names:
         assert table.find(name.key) == name
     assert table.find(12345) is None
+
+
+@given(st.sets(st.integers(0, 50), max_size=40), st.sets(st.integers(0, 60), max_size=6))
+def test_a_table_takes_in_what_it_lacks_of_a_few_others(chosen: set[int], more: set[int]) -> None:
+    rows = rows_of(map(data_pack, chosen))
+    both = with_rows(rows, rows_of(map(data_pack, more)))
+    assert np.array_equal(both, rows_of(map(data_pack, chosen | more)))
+    assert (both is rows) == (more <= chosen)
+    firsts = order_of(both)
+    assert bool((firsts[1:] >= firsts[:-1]).all())
 
 
 @given(st.lists(st.binary(min_size=32, max_size=32), unique=True, max_size=30))

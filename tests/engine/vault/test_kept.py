@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.names import PackName
-from engine.packtable import rows_of
+from engine.packtable import PACK_ROW, rows_of
 from engine.vault import kept as module
 from engine.vault.kept import Needs, holes_digest
 from engine.vault.mending import LostRun, joined
@@ -21,7 +23,7 @@ def pack(number: int, writer: int = 1, size: int = 5000, kind: str = "data") -> 
 def test_what_is_needed_is_there_if_a_pack_of_the_name_with_the_size_was_listed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "LISTED_AT_ONCE", 3)
+    monkeypatch.setattr(module, "JOINED_AT_ONCE", 3)
     needs = Needs()
     # Hashes that end in zero bytes, and tables that share packs.
     for table in ([pack(1), pack(256)], [pack(256), pack(1 << 200), pack(4, kind="page")], [pack(9, writer=2)], []):
@@ -38,6 +40,27 @@ def test_what_is_needed_is_there_if_a_pack_of_the_name_with_the_size_was_listed(
     nothing.close()
     nothing.see([pack(1)])
     assert nothing.prefixes() == []
+
+
+def test_a_table_of_many_packs_is_held_once() -> None:
+    hashes = np.sort(np.random.default_rng(3).integers(0, 256, (1 << 17, 32), np.uint8).view("S32").reshape(-1))
+    rows = np.zeros(len(hashes), PACK_ROW)
+    rows["hash"] = hashes.view(np.uint8).reshape(-1, 32)
+    rows["size"] = 1
+    needs = Needs()
+    tracemalloc.start()
+    needs.add(rows)
+    needs.close()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert needs.rows is rows
+    assert most < rows.nbytes
+    # What one table lacks of another is put in between.
+    needs = Needs()
+    for part in (rows[::2], rows[1::3], rows):
+        needs.add(part)
+    needs.close()
+    assert np.array_equal(needs.rows, rows)
 
 
 def test_holes_are_the_same_in_whatever_order_they_come() -> None:
