@@ -37,16 +37,12 @@ _SLICE: Final = 1 << 18
 
 
 class Found(NamedTuple):
-    """Ids that were found: their positions among those asked for, and a place to rely on for each, as columns.
-
-    `rows`: the entries of the view the places are of.
-    """
+    """Ids that were found: their positions among those asked for, and a place to rely on for each, as columns."""
 
     which: Rows
     pack: Column64
     offset: Column32
     length: Column32
-    rows: Rows
 
 
 class View:
@@ -93,6 +89,17 @@ class View:
 
     def find(self, lo: Column64, hi: Column64) -> Found | None:
         """Return a place to rely on for each id that has one here; None: there is none."""
+        found = self.find_rows(lo, hi)
+        if found is None:
+            return None
+        (which, rows), columns = found, self.columns
+        return Found(which, self.keys[columns.pack.take(rows)], columns.offset.take(rows), columns.length.take(rows))
+
+    def find_rows(self, lo: Column64, hi: Column64) -> tuple[Rows, Rows] | None:
+        """Return pairs (position of an id, row of an entry to rely on), one for each id that has one; None: none has.
+
+        The table of the packs is not touched.
+        """
         columns = self.columns
         if not columns.entries:
             return None
@@ -116,10 +123,7 @@ class View:
                 usable = candidates[self.usable(candidates)]
                 rows[position] = usable[0] if usable.size else -1
             which, rows = which[rows >= 0], rows[rows >= 0]
-            if not which.size:
-                return None
-            pack, length = columns.pack.take(rows), columns.length.take(rows)
-        return Found(which, self.keys[pack], columns.offset.take(rows), length, rows)
+        return (which, rows) if which.size else None
 
     def find_exact(self, lo: Column64, hi: Column64, places: Places) -> Rows:
         """Return, for each id, the row of the entry at exactly that place, barred or not; -1: there is none."""

@@ -77,7 +77,7 @@ class ViewSet(msgspec.Struct, frozen=True, eq=False):
             if found is None:
                 continue
             which = asked[found.which]
-            for name, values in zip(PLACE.names or (), found[1:4], strict=True):
+            for name, values in zip(PLACE.names or (), found[1:], strict=True):
                 places[name][which] = values
             left = np.ones(len(lo), np.bool_) if left is None else left
             left[which] = False
@@ -92,10 +92,11 @@ class ViewSet(msgspec.Struct, frozen=True, eq=False):
         places: list[tuple[View, Rows]] = []
         for view in self.mine() if own_only else self.all():
             (asked,) = (~there).nonzero()
-            found = view.find(lo[asked], hi[asked]) if asked.size else None
+            found = view.find_rows(lo[asked], hi[asked]) if asked.size else None
             if found is not None:
-                there[asked[found.which]] = True
-                places.append((view, found.rows))
+                which, rows = found
+                there[asked[which]] = True
+                places.append((view, rows))
         return there, places
 
     def gated(self) -> ViewSet:
