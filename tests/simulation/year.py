@@ -35,7 +35,7 @@ from engine.vault.formatobject import new_store
 from engine.vault.founding import enrol
 from engine.vault.identity import Identity
 from engine.vault.slots import KdfCost
-from tests.simulation import clockwork
+from tests.simulation import clockwork, yearmember
 from tests.simulation.clockwork import EPOCH_MS, VirtualClock, put_in
 from tests.simulation.founding import PASSPHRASE
 from tests.simulation.inchild import answer_of
@@ -63,9 +63,6 @@ AROUND: Final = 3  # of five systems, this one has business hours that last from
 LATE_MS: Final = HOUR_MS // 5  # a verification that begins later than that after it had to, is late
 SMALL_BYTES: Final = 200  # of stamps or lists, a pack
 READ_AGAIN_MAX: Final = 2  # bytes of an index that are read, for each that is new
-SKEWS_MS: Final = tuple(
-    sign * ms for ms in (HOUR_MS, DAY_MS, 4 * DAY_MS, 40 * DAY_MS, 500 * DAY_MS) for sign in (1, -1)
-)
 
 
 @dataclass(frozen=True)
@@ -246,7 +243,7 @@ class Year:
                 member.forget_times()
                 member.tell("its clock is set right")
             elif self.chance.random() < 0.001:
-                member.clock.skew_ms = self.chance.choice(SKEWS_MS)
+                member.clock.skew_ms = self.chance.choice(yearmember.SKEWS_MS)
                 member.forget_times()
                 member.tell(f"its clock is wrong by {member.clock.skew_ms / DAY_MS:.2f} days")
 

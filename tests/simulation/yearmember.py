@@ -50,6 +50,10 @@ SOUND_MS: Final = 60_000  # a clock that is wrong by no more is right
 HOUR_MS: Final = 3_600_000
 PACK_BYTES: Final = 64 << 10
 ERRORS: Final = CacheErrorPolicy(retries_max=4)
+# How wrong a clock may be.
+SKEWS_MS: Final = tuple(
+    sign * ms for ms in (HOUR_MS, DAY_MS, 4 * DAY_MS, 40 * DAY_MS, 500 * DAY_MS) for sign in (1, -1)
+)
 OWN: Final = ("data", "index", "gc", "stamp", "pin", "checked")  # folders of a cache in which each has its own objects
 FIRST_DAY: Final = 18_262  # days of stamps count from 2020
 ZERO: Final = 0  # instead of a content's number: a zero block

@@ -31,8 +31,10 @@ from engine.cache.verification import Verification
 from engine.mirror import Mirror
 from engine.packstore import PackStore
 from engine.removal import REMOVALS_PREFIX
+from tests.simulation import yearmember
 from tests.simulation.clockwork import put_in
 from tests.simulation.mutations import rewritten
+from tests.simulation.yearcache import DAY_MS
 
 
 def deduplication_not_stamped() -> None:
@@ -215,6 +217,15 @@ def damaged_stamps_passed_over() -> None:
     rewritten(StampedDays, "_read", ("if self._last < name.day <= self._believed:", "if False:"))
 
 
+def counted_from_any_day() -> None:
+    """What is old is counted from today, also by a clock that runs ahead of all others."""
+    # Ahead by more trimming is refused: that clocks are wrong by just so much, and where it matters, comes up seldom.
+    put_in(yearmember, SKEWS_MS=(4 * DAY_MS, 8 * DAY_MS, 12 * DAY_MS))
+    rewritten(
+        engine.cache.clocks, "judge_clock", ("min(today, live[len(live) // 2]) if live else today", "today")
+    )  # fmt: skip
+
+
 def acknowledgements_pile_up() -> None:
     """What is listed in a fragment stays in the log of what is not."""
     rewritten(PackStore, "_rewrite_log", ("self._acks.clear()", "pass"))
@@ -289,5 +300,6 @@ YEAR_MUTATIONS: Final[dict[str, tuple[int, Callable[[], None]]]] = {
         (26, sizes_pile_up),
         (1, mirror_never_merged),
         (26, damaged_stamps_passed_over),
+        (1, counted_from_any_day),
     )
 }
