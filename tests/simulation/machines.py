@@ -125,6 +125,11 @@ class Machine:
         own = name.startswith(OWN) and name.split("/")[1] == self.system
         return op == "put" and (own or (self.identity.vault_pending and name.startswith(FOUNDING)))
 
+    def _may_in(self, kind: Kind, op: str, name: str) -> bool:
+        """Tell the same of one store: from a cache its writer removes index fragments that were cut, or merged."""
+        merged = kind == "cache" and op == "delete" and name.startswith(f"index/{self.system}/")
+        return merged or self.may(op, name)
+
     def puts(self, kind: Kind, name: str, data: bytes) -> None:
         """Remember what was put, and what a root stands for. Raises: Broken."""
         self._own.add(name)
@@ -214,7 +219,7 @@ class Machine:
     def port(self, kind: Kind, weather: Weather) -> Port:
         """Return this machine's way to a store."""
         puts = partial(self.puts, kind)
-        return Port(self.stores[kind], weather, self.chance, self.event, self.may, puts, self.sees)
+        return Port(self.stores[kind], weather, self.chance, self.event, partial(self._may_in, kind), puts, self.sees)
 
     def config(self) -> Config:
         """Return the configuration."""
