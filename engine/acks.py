@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from engine.block import Ids, ids_from_bytes
 from engine.names import PackName
 from engine.pack import FinishedPack
+from engine.ports import AckLog
 
 
 class PackAck(msgspec.Struct, frozen=True, eq=False):
@@ -87,6 +88,15 @@ class SourceTable(NamedTuple):
 def encode_durable(count: int) -> bytes:
     """Return the entry saying that the first `count` packs in the log are durable."""
     return msgspec.msgpack.encode(count)
+
+
+def rewrite(log: AckLog, packs: Iterable[PackAck], durable: int) -> None:
+    """Let a log hold these packs only, the first `durable` of them durable (*sync*). Raises: SessionAborted."""
+    log.clear()
+    for pack in packs:
+        log.append(pack.encode())
+    if durable:
+        log.append(encode_durable(durable))
 
 
 def decode_log(entries: Sequence[bytes]) -> tuple[list[PackAck], list[PackAck]]:

@@ -12,8 +12,10 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
+import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 
 from engine.block import Bytes, Mask
 from engine.errors import ObjectMissing, StoreCorrupt
@@ -126,6 +128,15 @@ class PackReads:
 
         await run_workers(work, min(REQUESTS_MAX, len(requests)))
         return Extents(pieces)
+
+    async def whole(self, pack: PackName) -> bytes | None:
+        """Return all bytes of a pack; None: it is not there, or they are not those of its name."""
+        try:
+            data = bytes(await self._objects.get(str(pack), 0, pack.size))
+        except ObjectMissing:
+            return None
+        same = await anyio.to_thread.run_sync(lambda: blake3(data).digest() == pack.hash)
+        return data if same else None
 
     async def absent(self, names: Collection[PackName]) -> set[PackName]:
         """Return those of `names` that are not there with the right size."""

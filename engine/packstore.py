@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 import anyio
 import anyio.to_thread
 import msgspec
 import numpy as np
-from blake3 import blake3
 
-from engine.acks import PackAck, decode_log, encode_durable
+from engine.acks import PackAck, decode_log, encode_durable, rewrite
 from engine.block import Bytes, Mask
 from engine.columns import Column64
 from engine.distinct import distinct
-from engine.errors import ObjectMissing, StoreRejected
+from engine.errors import StoreRejected
 from engine.fragment import encode_fragment, open_fragment
 from engine.index import PackIndex
 from engine.indexmerge import FragmentMerge
@@ -40,7 +40,7 @@ from engine.removals import SEQUENCES_TRIED_MAX, Removals
 from engine.stage import barrier_of, free_name
 from engine.subkeys import DomainKeys
 from engine.view import View
-from engine.viewset import Beside
+from engine.viewset import Beside, lists_any
 
 UNLISTED_ENTRIES_MAX: Final = 1 << 18  # acknowledged records without a fragment; at more, one is written
 READ_BACK_BYTES_MAX: Final = 1 << 30  # of packs an interrupted session did not flush; the rest is sent again
@@ -127,14 +127,16 @@ class PackStore:
             if self.removals is not None:
                 # After the fragments: whoever knows what took the place of packs must not believe in those still.
                 refresh.problems += await self.removals.refresh()
-                unknown = refresh.listed.keys() - self._mirror.superseded() - self._mirror.held().keys()
-                named = {name.writer for name in refresh.listed}
-                self._known_whole = {self.writer, *named} - {name.writer for name in unknown}
+                self._known_whole = refresh.whole_writers()
             await anyio.to_thread.run_sync(self._install)
             if not self._recalled:
                 await self._recall()
                 self._recalled = True
             return refresh.problems
+
+    def knows_all_of(self, writer: bytes) -> bool:
+        """Tell whether all that fragments in the store list of this writer's packs was known at the last refresh."""
+        return writer in self._known_whole
 
     async def announce_removal(self, packs: Collection[PackName]) -> None:
         """List packs as removed: from now on nothing in them is relied on, here and by whoever refreshes."""
@@ -210,8 +212,7 @@ class PackStore:
             return True
         keys = np.array([name.key for name in names if not self.holds(name)], np.uint64)
         beside = self._beside or Beside(np.empty(0, np.uint64))
-        known = [view.lists_packs(keys) for view in (*beside.own, *beside.foreign)]
-        return bool(np.any([self.lies_beside(keys), *known], axis=0).all())
+        return bool((self.lies_beside(keys) | lists_any((*beside.own, *beside.foreign), keys)).all())
 
     def own_views(self) -> list[View]:
         """Return the views of what this store's index lists of this system."""
@@ -271,12 +272,22 @@ class PackStore:
         if not packs:
             return 0
         await self.flush()
+        if self.removals is not None and not (packs := await self._still_there(packs)):
+            return 0
         name, self._name = self._name or await self._next_name(), None
         data = await anyio.to_thread.run_sync(encode_fragment, name, packs, self._keys, self._signer)
         await self.objects.put(str(name), data)
         await self.flush()
         await anyio.to_thread.run_sync(self._settle, name, data, packs)
         return len(data)
+
+    async def _still_there(self, packs: list[PackAck]) -> list[PackAck]:
+        """Let go of packs that were removed as such that nobody lists; return the others."""
+        gone = await self.absent([pack.name for pack in packs])
+        if gone:
+            self.index.bar(name.key for name in gone)
+            await anyio.to_thread.run_sync(self._let_go, gone)
+        return [pack for pack in packs if pack.name not in gone]
 
     async def _recall(self) -> None:
         """Take up the packs of an interrupted session that no fragment lists."""
@@ -291,7 +302,9 @@ class PackStore:
             room -= ack.name.size
             if room < 0:
                 break
-            if await self._reads_back(ack.name):
+            if (data := await self._reads.whole(ack.name)) is not None:
+                # What was read may lie in memory only, and a flush vouches for what was put through this store object.
+                await self.objects.put(str(ack.name), data)
                 again.append(ack)
         await anyio.to_thread.run_sync(self._take_up, [*durable, *again], len(durable))
 
@@ -304,20 +317,9 @@ class PackStore:
         if self._there is not None:
             mine = [ack for ack in mine if ack.name.key in self._there]
         keys = np.array([ack.name.key for ack in mine], np.uint64)
-        listed = np.any([np.zeros(len(keys), np.bool_), *(view.lists_packs(keys) for view in own)], axis=0)
-        return [ack for ack, known in zip(mine, listed.tolist(), strict=True) if not known]
-
-    async def _reads_back(self, name: PackName) -> bool:
-        """Tell whether a pack is there, whole; if it is, the next flush makes it durable."""
-        try:
-            data = await self.objects.get(str(name), 0, name.size)
-        except ObjectMissing:
-            return False
-        if not await anyio.to_thread.run_sync(lambda: blake3(data).digest() == name.hash):
-            return False
-        # What was read may lie in memory only, and a flush vouches for what was put through this store object.
-        await self.objects.put(str(name), data)
-        return True
+        mine = [ack for ack, known in zip(mine, lists_any(own, keys).tolist(), strict=True) if not known]
+        gone = await self.absent([ack.name for ack in mine]) if self.removals is not None else ()
+        return [ack for ack in mine if ack.name not in gone]
 
     async def _next_name(self) -> FragmentName:
         first = FragmentName(self.writer, self.incarnation, self._sequence + 1)
@@ -358,13 +360,7 @@ class PackStore:
 
     def _may_be_listed(self, writer: bytes, keys: Column64) -> Mask:
         """Tell which of these packs of `writer` a fragment in the store may list."""
-        if writer not in self._known_whole:
-            return np.ones(len(keys), np.bool_)
-        own, foreign = self._mirror.views()
-        listed: Mask = np.zeros(len(keys), np.bool_)
-        for view in (*own, *foreign):
-            listed |= view.lists_packs(keys)
-        return listed
+        return lists_any(chain(*self._mirror.views()), keys) | np.bool_(writer not in self._known_whole)
 
     def _mark_durable(self, first: PackName, count: int) -> None:
         with self._ack_lock:
@@ -383,6 +379,12 @@ class PackStore:
             self._rewrite_log(rest, 0)
             self._install()
 
+    def _let_go(self, gone: Collection[PackName]) -> None:
+        """Forget packs that were put and not listed (*sync*)."""
+        with self._ack_lock:
+            durable = sum(pack.name not in gone for pack in self._unlisted[: self._durable])
+            self._rewrite_log([pack for pack in self._unlisted if pack.name not in gone], durable)
+
     def _take_up(self, packs: list[PackAck], durable: int) -> None:
         with self._ack_lock:
             if packs or self._acks.read():
@@ -391,10 +393,6 @@ class PackStore:
                 self.index.add_pack(pack)
 
     def _rewrite_log(self, packs: list[PackAck], durable: int) -> None:
-        self._acks.clear()
-        for pack in packs:
-            self._acks.append(pack.encode())
-        if durable:
-            self._acks.append(encode_durable(durable))
+        rewrite(self._acks, packs, durable)
         self._unlisted, self._durable = packs, durable
         self._unlisted_entries = sum(len(pack.ids) for pack in packs)

@@ -64,6 +64,8 @@ class Refresh(msgspec.Struct):
     damaged: dict[FragmentName, int] = {}
     _others: set[bytes] = set()  # members besides that have fragments there
     _skipped: bool = False  # others' fragments were too many to hold their names
+    _named: set[bytes] = set()  # writers of whom all fragments that lie there are known by name
+    _doubted: set[bytes] = set()  # writers of whom a fragment went, or changed, while it was looked at
     _bad: set[FragmentName] = set()
     _large: anyio.Lock = msgspec.field(default_factory=anyio.Lock)
     _mirror_lock: anyio.Lock = msgspec.field(default_factory=anyio.Lock)
@@ -75,6 +77,7 @@ class Refresh(msgspec.Struct):
         writers = self._choose_writers()
         if self._skipped:
             await self._list_of(self._others.intersection(writers))
+            self._named.intersection_update({self.writer, *self.preferred, *writers})
         self._report_rewritten()
         for _ in range(_ROUNDS_MAX):
             # Again after every round: what was fetched may stand for what is held, which then leaves.
@@ -91,10 +94,20 @@ class Refresh(msgspec.Struct):
             self.listed.pop(name, None)
         self.problems.sort()
 
+    def whole_writers(self) -> set[bytes]:
+        """Return the systems, own and of those asked for, of which everything that fragments list is in the mirror.
+
+        So nothing else lies in packs of theirs that anybody could find; a system without fragments may be one of them.
+        """
+        known = self.mirror.superseded() | self.mirror.held().keys()
+        unknown = {name.writer for name in {*self.listed, *self._bad} - known}
+        return self._named - unknown - self._doubted
+
     async def _list(self) -> None:
         stray = 0
         needed = {self.writer, *self.preferred}
         members = set(() if self.own_only else self.members.systems()) - needed
+        self._named = needed | members
         foreign: dict[FragmentName, int] = {}
         async for info in self.objects.list("index/"):
             name = FragmentName.parse(info.name)
@@ -133,6 +146,7 @@ class Refresh(msgspec.Struct):
                 self._bad.add(name)
                 self.problems.append(f"object {name} is damaged: it has another size; what it listed is put again")
             else:
+                self._doubted.add(name.writer)
                 self.problems.append(
                     f"object {name} was written again with other content by system {name.writer.hex()} or someone in "
                     "its place; what it said first is used"
@@ -199,8 +213,9 @@ class Refresh(msgspec.Struct):
                     self.damaged[name] = size
                 self.problems.append(f"{error}; it is not used (it has the name of system {name.writer.hex()})")
             except ObjectMissing:
-                # Collected since it was listed.
+                # Collected since it was listed: what stands for it may be there, and not be listed.
                 self.listed.pop(name, None)
+                self._doubted.add(name.writer)
 
     async def _fetch(self, name: FragmentName, size: int) -> None:
         data = bytes(await self.objects.get(str(name), 0, size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -19,6 +19,14 @@ from engine.view import View
 _FRESH_EXPECTED: Final = 1 << 18
 _SORTED_MIN: Final = 256
 _ROWS_COMPARED: Final = 1 << 16
+
+
+def lists_any(views: Iterable[View], keys: Column64) -> Mask:
+    """Tell of which of these packs there are entries in any of `views`."""
+    listed: Mask = np.zeros(len(keys), np.bool_)
+    for view in views:
+        listed |= view.lists_packs(keys)
+    return listed
 
 
 class ViewSet(msgspec.Struct, frozen=True, eq=False):

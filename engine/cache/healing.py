@@ -198,6 +198,8 @@ class Healing:
         lost = await anyio.to_thread.run_sync(self._session.state.upkeep(cache.store_id).lost_packs)
         left = distinct(cache.packs.removals.keys, lost.gone)
         size = await anyio.to_thread.run_sync(listed_bytes, cache.packs.index.views(), left)
+        trimmed = await anyio.to_thread.run_sync(self._session.state.trim_notes(cache.store_id).last)
+        size += trimmed.report.unlisted_bytes if trimmed is not None else 0
         room = await settings.device.room() if settings.device is not None else Room()
         return spare_bytes(self._policy, size, room)
 

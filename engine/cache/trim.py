@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from engine.block import DELTA_FLAG, LENGTH_MASK, Ids, Mask
-from engine.cache.finishing import finish_removals
+from engine.cache.finishing import finish_removals, remove_packs
 from engine.cache.footers import Footers, unseen_of
 from engine.cache.inventory import Inventory, Records
 from engine.cache.listing import listed_keys
@@ -41,7 +41,7 @@ from engine.cache.trimplan import (
     plan_trim,
 )
 from engine.columns import U32, Column32, Column64, Rows
-from engine.errors import ObjectMissing, StoreCorrupt, StoreRejected
+from engine.errors import ObjectMissing, StoreCorrupt
 from engine.events import EventLog
 from engine.names import PackName
 from engine.pack import FinishedPack, PackBuilder, check_pack
@@ -114,7 +114,8 @@ class Trimmer:
     """Trims one cache, whose index was refreshed. `new_pack` opens an own pack of blocks.
 
     `room` tells what is known of the device now; `pinned`: ids that must not go, and `pins_came` tells whether there
-    may be more of them by now; `damaged`: keys of packs known to be that. While it runs `phase` says what it does,
+    may be more of them by now; `damaged`: keys of packs known to be that; `unlisted_bytes` of the cache's are in packs
+    that no index lists. While it runs `phase` says what it does,
     `needed_bytes` what has to go for the thresholds, `freed_bytes` what has gone. Methods raise StoreUnavailable and
     StoreRejected where they ask the cache.
     """
@@ -130,11 +131,12 @@ class Trimmer:
         pinned: Ids | None = None,
         damaged: Iterable[int] = (),
         pins_came: Callable[[], Awaitable[bool]] | None = None,
+        unlisted_bytes: int = 0,
     ) -> None:
         assert cache.removals is not None
         self._cache, self._removals, self._seen = cache, cache.removals, seen
         self._keys, self._verifier, self._new_pack, self._room = keys, verifier, new_pack, room
-        self._pins_came = pins_came
+        self._pins_came, self._unlisted_bytes = pins_came, unlisted_bytes
         self._pinned = np.empty(0, np.uint64) if pinned is None else np.sort(pinned[:, 0])
         self._problems: list[str] = []
         self._heirs: list[tuple[PackName, Days]] = []
@@ -193,7 +195,9 @@ class Trimmer:
         left = DAMAGED_MAX
         while True:
             packs = CachePacks(
-                np.where(absent, 0, held.sizes), whole | absent | np.isin(held.keys, _keys(self._damaged))
+                np.where(absent, 0, held.sizes),
+                whole | absent | np.isin(held.keys, _keys(self._damaged)),
+                self._unlisted_bytes,
             )
             plan = await anyio.to_thread.run_sync(plan_trim, packs, classes, policy, await self._room(), counted)
             known = len(self._damaged), len(self._gone)
@@ -298,17 +302,7 @@ class Trimmer:
 
     async def _remove(self, names: Sequence[PackName]) -> None:
         """List packs as removed, and delete them."""
-        rest = list(names)
-        try:
-            await self._cache.announce_removal(names)
-        except StoreRejected:
-            # No room for a list, maybe: half of what goes makes it. Until then it is missing where it is listed.
-            for pack in rest[: -(-len(rest) // 2)]:
-                await self._delete(pack)
-            rest = rest[-(-len(rest) // 2) :]
-            await self._cache.announce_removal(names)
-        for pack in rest:
-            await self._delete(pack)
+        await remove_packs(self._cache, names, self._delete)
 
     async def _delete(self, pack: PackName) -> None:
         await self._cache.objects.delete(str(pack))

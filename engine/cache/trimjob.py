@@ -13,11 +13,12 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from engine.cache.orphans import OrphanSweep
 from engine.cache.stamping import Stamping
 from engine.cache.stamps import day_of
 from engine.cache.trim import Trimmer
 from engine.cache.trimming import trim_cache
-from engine.cache.trimrecord import TrimReport, noted
+from engine.cache.trimrecord import Orphans, TrimReport, noted
 from engine.errors import ConfigError, ForebayError
 from engine.pack import PackBuilder
 from engine.pipeline.stores import Side, open_side
@@ -73,6 +74,7 @@ async def trim_side(
         # Systems of the domain that have another vault: what they saw counts, too.
         return await certificates.refresh(side.objects)
 
+    sweep = OrphanSweep(before.orphans if before is not None else Orphans())
     report = await trim_cache(
         side.packs,
         Stamping(side.objects, identity, certificates, setup.state.incarnation, now_ms),
@@ -83,10 +85,12 @@ async def trim_side(
         grown=before.grown if before is not None else (),
         stood=(before.others_day, before.stood_day) if before is not None else (0, 0),
         damaged=(await anyio.to_thread.run_sync(setup.state.upkeep(side.store_id).lost_packs)).damaged.tolist(),
+        sweep=sweep,
         watch=watch,
     )
     await side.packs.merge_fragments()
-    record = noted(before, report, setup.clock.now_ms(), aged=due and policy.age_days_in_force is not None)
+    aged = due and policy.age_days_in_force is not None
+    record = noted(before, report, setup.clock.now_ms(), aged=aged, orphans=sweep.known)
     await anyio.to_thread.run_sync(notes.put, record)
     return report
 

@@ -1,7 +1,8 @@
 """One trimming of a cache, from the question whether anything has to go to the stamps that say what is left (§3.4).
 
 What an earlier trimming announced is deleted first, whoever it was. Then the thresholds are looked at; where all of
-them are met, that is all: the device is asked once, and sizes are summed up, but no record is looked at. Nothing goes
+them are met, that is all: the device is asked once, and sizes are summed up, but no record is looked at. In between,
+now and then, packs that no index lists are looked for (orphans.py). Nothing goes
 by a clock that is not believed (clocks.py), nor while a stamp of the protected days cannot be read.
 """
 
@@ -20,13 +21,14 @@ from engine.cache.clocks import ClockVerdict
 from engine.cache.finishing import finish_removals
 from engine.cache.inventory import listed_bytes
 from engine.cache.lastseen import StampedDays
+from engine.cache.orphans import OrphanSweep
 from engine.cache.pins import read_pins
 from engine.cache.seen import PackBits
 from engine.cache.stamping import Stamping
 from engine.cache.stamps import Seen, day_of
 from engine.cache.trim import Trimmer
 from engine.cache.trimplan import forecast_full, last_unprotected, needed_bytes
-from engine.cache.trimrecord import TrimReport
+from engine.cache.trimrecord import Orphans, TrimReport
 from engine.errors import StoreCorrupt
 from engine.events import EventLog
 from engine.names import PinName
@@ -68,6 +70,7 @@ async def trim_cache(
     grown: Sequence[tuple[int, int]] = (),
     damaged: Iterable[int] = (),
     stood: tuple[int, int] = (0, 0),
+    sweep: OrphanSweep | None = None,
     watch: Callable[[Trimmer], None] = lambda trimmer: None,
 ) -> TrimReport:
     """Trim a cache whose index was refreshed once, until the thresholds are met or only protected records are left.
@@ -75,51 +78,64 @@ async def trim_cache(
     `room` tells what is known of the device now; `new_pack` opens an own pack of blocks; `members`, asked if anything
     has to go: whose stamps and pins count, if not those `stamping` knows; `grown`: (day, bytes) of this cache on former
     days, for the forecast; `damaged`: keys of packs known to be that; `stood` as for `judge_clock`.
-    `watch` is given what trims.
+    `sweep`: what looks for packs no index lists; `watch` is given what trims.
     Raises: StoreUnavailable, StoreRejected, StateCorrupt, SessionAborted.
     """
     assert cache.removals is not None
     keys = stamping.identity.keys
 
     def make(seen: StampedDays, pinned: Ids, pins_came: Callable[[], Awaitable[bool]]) -> Trimmer:
-        trimmer = Trimmer(cache, seen, keys, cache.members, new_pack, room, pinned, damaged, pins_came)
+        trimmer = Trimmer(
+            cache, seen, keys, cache.members, new_pack, room, pinned, damaged, pins_came, report.unlisted_bytes
+        )
         watch(trimmer)
         return trimmer
 
+    async def with_members() -> Stamping:
+        return stamping if members is None else msgspec.structs.replace(stamping, members=await members())
+
     await finish_removals(cache)
-    size, device = await _size(cache), await room()
+    today, sweep = day_of(stamping.now_ms), sweep or OrphanSweep(Orphans())
+    await sweep.run(cache, with_members, today, lambda: judge(stamping, stood))
+    size, device = await _size(cache) + sweep.known.size_bytes, await room()
     report = TrimReport(
-        day=day_of(stamping.now_ms),
+        day=today,
         size_bytes=size,
+        unlisted=sweep.known.packs,
+        unlisted_bytes=sweep.known.size_bytes,
+        deleted=sweep.deleted,
+        freed_bytes=sweep.freed_bytes,
         device_bytes=device.device_bytes,
         free_bytes=device.free_bytes,
         needed_bytes=max(needed_bytes(policy, size, device), 0),
-        problems=() if device.free_bytes is not None else (NO_ROOM,),
+        problems=(*sweep.problems, *(() if device.free_bytes is not None else (NO_ROOM,))),
     )
     if report.needed_bytes or policy.age_days_in_force is not None:
         # What others did since this session began: neither what they put nor what they removed is known yet.
         problems = await cache.refresh()
         report = msgspec.structs.replace(report, problems=(*report.problems, *problems))
-        if members is not None:
-            stamping = msgspec.structs.replace(stamping, members=await members())
+        stamping = await with_members()
         verdict = await judge(stamping, stood)
         report = msgspec.structs.replace(report, others_day=verdict.others_day)
         if verdict.refused is None:
             report = await _unless_pins_are_unknown(cache, stamping, policy, room, make, verdict, report)
         else:
             report = msgspec.structs.replace(report, refused=verdict.refused, lacking_bytes=report.needed_bytes)
-        ahead = (
-            f"the clock of system {writer.hex()} runs more than a day ahead of the others': of days more than 14 ahead "
-            "what it stamps does not count"
-            for writer in sorted(verdict.ahead)
-        )
-        report = msgspec.structs.replace(report, problems=(*report.problems, *ahead))
+        report = msgspec.structs.replace(report, problems=(*report.problems, *_ahead(verdict)))
     if report.free_bytes is not None:
         known = [*grown, (report.day, report.size_bytes)]
         full = await anyio.to_thread.run_sync(forecast_full, known, report.free_bytes, report.day)
         report = msgspec.structs.replace(report, full_day=full)
     _log(report)
     return report
+
+
+def _ahead(verdict: ClockVerdict) -> list[str]:
+    return [
+        f"the clock of system {writer.hex()} runs more than a day ahead of the others': of days more than 14 ahead "
+        "what it stamps does not count"
+        for writer in sorted(verdict.ahead)
+    ]
 
 
 async def _unless_pins_are_unknown(
@@ -183,16 +199,16 @@ async def _trim(
     problems = [*done.problems, *seen.problems]
     if told:
         problems += await stamping.add(PackBits.none(), told)
-    size, device = await _size(cache) - done.absent_bytes, await room()
+    size, device = await _size(cache) - done.absent_bytes + before.unlisted_bytes, await room()
     return msgspec.structs.replace(
         before,
         size_bytes=size,
         device_bytes=device.device_bytes,
         free_bytes=device.free_bytes,
         needed_bytes=done.plan.needed_bytes,
-        freed_bytes=done.freed_bytes,
+        freed_bytes=before.freed_bytes + done.freed_bytes,
         lacking_bytes=max(needed_bytes(policy, size, device), 0),
-        deleted=done.deleted,
+        deleted=before.deleted + done.deleted,
         rewritten=done.rewritten,
         looked=True,
         protected_bytes=done.plan.protected_bytes,

@@ -53,10 +53,14 @@ Days: TypeAlias = npt.NDArray[np.uint16]  # since 2020-01-01; 0: never seen
 
 
 class CachePacks(msgspec.Struct, frozen=True, eq=False):
-    """The packs of a cache. `sizes` int64[p] bytes; `whole` bool[p]: it holds deltas, so it is not rewritten."""
+    """The packs of a cache. `sizes` int64[p] bytes; `whole` bool[p]: it holds deltas, so it is not rewritten.
+
+    `unlisted_bytes` of packs besides, of which nothing is known.
+    """
 
     sizes: Ints
     whole: Mask
+    unlisted_bytes: int = 0
 
 
 class Classes(msgspec.Struct, frozen=True, eq=False):
@@ -169,7 +173,7 @@ def spare_bytes(policy: TrimPolicy, cache_bytes: int, room: Room) -> int:
 
 def plan_trim(packs: CachePacks, classes: Classes, policy: TrimPolicy, room: Room, today: int) -> TrimPlan:
     """Return what to trim on day `today`; nothing of it was done yet."""
-    needed = needed_bytes(policy, int(packs.sizes.sum()), room)
+    needed = needed_bytes(policy, int(packs.sizes.sum()) + packs.unlisted_bytes, room)
     planner = _Planner(packs, classes, last=last_unprotected(today))
     aged = 0 if policy.age_days_in_force is None else today - policy.age_days_in_force - 1
     cutoffs = planner.cutoffs(needed, aged)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Mapping
 from datetime import date, timedelta
 from typing import Any, Final
 
 import msgspec
 
 GROWN_MAX: Final = 60  # days whose sizes are kept
+ORPHANS_MAX: Final = 1 << 16  # packs no index lists that are kept in mind: 640 KiB
+
+_ORPHAN: Final = struct.Struct("<QH")
 
 
 class TrimReport(msgspec.Struct, frozen=True, kw_only=True):
     """What one trimming did, and what it could not do.
 
-    `day` since 2020-01-01. `size_bytes`: of the cache's packs, afterwards; `device_bytes`, `free_bytes`: of the device
+    `day` since 2020-01-01. `size_bytes`: of the cache's packs, afterwards, of them `unlisted_bytes` in so many
+    `unlisted` ones that no index lists, when they were looked for last; `device_bytes`, `free_bytes`: of the device
     it lies on, afterwards, None: unknown. `needed_bytes`: what had to go for the thresholds; `freed_bytes`: what went;
     `lacking_bytes`: what has to go still. `deleted`, `rewritten`: packs. `looked`: whether anything had to go, so that
     every record was looked at; only then are known: `protected_bytes` of records that must not go, of them
@@ -37,6 +43,8 @@ class TrimReport(msgspec.Struct, frozen=True, kw_only=True):
     pinned_bytes: int = 0
     unseen_bytes: int = 0
     refused: str | None = None
+    unlisted: int = 0
+    unlisted_bytes: int = 0
     others_day: int = 0
     full_day: int | None = None
     problems: tuple[str, ...] = ()
@@ -63,13 +71,34 @@ def date_of(day: int) -> date:
     return date(2020, 1, 1) + timedelta(days=day)
 
 
+class Orphans(msgspec.Struct, frozen=True):
+    """Packs no index listed when this system looked for such last, on `day`: `packs`, `size_bytes` of them.
+
+    `noted`: for each the first 8 bytes of its name, and the first day from which on no look found it listed.
+    """
+
+    day: int = 0
+    packs: int = 0
+    size_bytes: int = 0
+    noted: bytes = b""
+
+    @classmethod
+    def of(cls, day: int, packs: int, size_bytes: int, since: Mapping[int, int]) -> Orphans:
+        """Return what a look found; `since`: the first day by key."""
+        return cls(day, packs, size_bytes, b"".join(_ORPHAN.pack(*each) for each in sorted(since.items())))
+
+    def since(self) -> dict[int, int]:
+        """Return the first day of each pack, by key."""
+        return dict(_ORPHAN.iter_unpack(self.noted[: len(self.noted) // _ORPHAN.size * _ORPHAN.size]))
+
+
 class TrimRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The last trimming of a cache that came to its end here: one is kept for each cache.
 
     `ended_ms` since 1970; `report`: what it told; `looked`: the newest one that looked at every record, if any: it says
     what is protected. `aged_day`: on which what is older than `max_age` went last, 0: never. `others_day` as last seen,
     and `stood_day`: since when it is that. `grown`: (day, bytes of the cache's packs), ascending, the last one of each
-    of the newest 60 days with one: what `forecast_full` wants.
+    of the newest 60 days with one: what `forecast_full` wants. `orphans`: as last looked for.
     """
 
     ended_ms: int
@@ -79,9 +108,12 @@ class TrimRecord(msgspec.Struct, frozen=True, kw_only=True):
     others_day: int = 0
     stood_day: int = 0
     grown: tuple[tuple[int, int], ...] = ()
+    orphans: Orphans = Orphans()
 
 
-def noted(before: TrimRecord | None, report: TrimReport, ended_ms: int, *, aged: bool) -> TrimRecord:
+def noted(
+    before: TrimRecord | None, report: TrimReport, ended_ms: int, *, aged: bool, orphans: Orphans | None = None
+) -> TrimRecord:
     """Return the record after a trimming; `aged`: it was asked to let go of what is older than `max_age`, too."""
     grown = {**dict(before.grown if before else ()), report.day: report.size_bytes}
     # A clock that ran ahead and was put back: what it dated is not of the past.
@@ -98,4 +130,5 @@ def noted(before: TrimRecord | None, report: TrimReport, ended_ms: int, *, aged:
         others_day=others_day,
         stood_day=stood_day,
         grown=tuple(kept),
+        orphans=orphans or (before.orphans if before else Orphans()),
     )

@@ -176,6 +176,7 @@ class Year:
         for (folder, system), count in counts.items():
             if count > OBJECTS_MAX.get(folder, count):
                 raise Broken(f"system {system} has {count} objects in {folder}/")
+        self.facts.check_unlisted()
         packs = sum(name.startswith("data/") for name in self.disk.objects)
         self.samples.append((packs, sizes.get("stamp", 0), sizes.get("gc", 0), sizes.get("index", 0)))
 
@@ -349,7 +350,9 @@ class Year:
             return Trouble(slow_s=slow_s)
         trouble = Trouble(slow_s=slow_s)
         what = chance.random()
-        if what < 0.4:
+        if what < 0.2:
+            trouble.dies_unlisted = True
+        elif what < 0.4:
             trouble.dies_at = round(2 ** chance.uniform(0, 7))
         elif what < 0.6:
             trouble.gives_way_at = round(2 ** chance.uniform(0, 7))

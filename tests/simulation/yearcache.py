@@ -19,6 +19,7 @@ from tests.simulation.stores import Broken, SimStore
 
 DAY_MS: Final = 86_400_000
 PINNED_DAYS: Final = 180
+UNLISTED_DAYS: Final = 60  # for systems that trim twice a month: fifteen days between two looks, clocks that lag
 PROTECTED_DAYS: Final = 14  # as DESIGN.md §3.4 says, not as the code does
 
 
@@ -213,6 +214,14 @@ class Facts:
     def pinned_now(self) -> set[bytes]:
         """Return the ids that any system pins."""
         return {ident for pinned in self.pinned.values() for ident in pinned}
+
+    def check_unlisted(self) -> None:
+        """See that no pack stays that nobody lists, and nothing in it is pinned. Raises: Broken."""
+        since, kept_for = self.now_ms() - UNLISTED_DAYS * DAY_MS, self.pinned_now() | self.lapsed
+        for pack in self.packs.values():
+            if pack.there and not pack.listed and pack.put_ms < since and kept_for.isdisjoint(pack.ids):
+                days = (self.now_ms() - pack.put_ms) / DAY_MS
+                raise Broken(f"{pack.name} is there for {days:.0f} days, and nobody lists it")
 
     def left_behind(self, system: bytes, today: int, free_bytes: int, since: int, pinned: Set[bytes]) -> list[PackFact]:
         """Return packs that `system`, trimming on day `today`, must not leave there while there is too little room.

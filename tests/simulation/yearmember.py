@@ -95,17 +95,21 @@ class Habits:
 
 @dataclass
 class Trouble:
-    """What happens while a system does something. `dies_at`: at which of its calls to the cache."""
+    """What happens while a system does something. `dies_at`: at which of its calls to the cache.
+
+    `dies_unlisted`: when it has put packs and not listed them.
+    """
 
     weather: Weather = field(default_factory=Weather)
     slow_s: float = 0.0
     dies_at: int | None = None
+    dies_unlisted: bool = False
     gives_way_at: int | None = None
 
     @property
     def calm(self) -> bool:
         """Whether there is none."""
-        return self.weather.calm and self.dies_at is None and self.gives_way_at is None
+        return self.weather.calm and self.dies_at is None and not self.dies_unlisted and self.gives_way_at is None
 
 
 @dataclass(frozen=True)
@@ -245,6 +249,9 @@ class Member:
             if not self.dead:
                 raise
             self.tell(f"dies at call {self._calls}")
+            if random.Random(f"{self.name} {self._calls} {self.sessions}").random() < 0.5:
+                self.tell("and forgets what it had put")
+                self.state.acks(self.store).clear()
             for state in self.state.volumes.values():
                 state.discard_staged()
             self.state.clear_intent()
@@ -300,7 +307,7 @@ class Member:
         changed = self._stage_changes(near)
         if (side := near.good) is not None:
             try:
-                await self._send(side, changed)
+                await self._send(side, changed, trouble)
             except StoreError as error:
                 near.gave_up = error
         told = {self.contents.ref(number)[:16] for number in changed}
@@ -399,7 +406,7 @@ class Member:
                     state.stage(page, mask, entries)
         return candidates - {ZERO}
 
-    async def _send(self, side: Side, numbers: set[int]) -> None:
+    async def _send(self, side: Side, numbers: set[int], trouble: Trouble) -> None:
         """Put what the cache lacks there. Raises: StoreError."""
         packs, keys = side.packs, self.keys
         wanted = sorted(numbers)
@@ -418,6 +425,9 @@ class Member:
         if builder.count:
             await packs.put_pack(builder.finish())
         await packs.flush()
+        if trouble.dies_unlisted and not all(there.tolist()):
+            self.dead = True
+            raise Died(True)
         await packs.publish_index()
 
     def _committer(self, near: CacheSide, started_ms: int) -> Committer:

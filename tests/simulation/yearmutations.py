@@ -25,6 +25,7 @@ import engine.pipeline.commit
 import engine.removals
 from engine.cache.lastseen import StampedDays
 from engine.cache.listing import listed_keys
+from engine.cache.orphans import OrphanSweep
 from engine.cache.stamping import Stamping
 from engine.cache.trim import Trimmer
 from engine.cache.verification import Verification
@@ -228,7 +229,11 @@ def counted_from_any_day() -> None:
 
 def acknowledgements_pile_up() -> None:
     """What is listed in a fragment stays in the log of what is not."""
-    rewritten(PackStore, "_rewrite_log", ("self._acks.clear()", "pass"))
+    rewritten(
+        PackStore,
+        "_rewrite_log",
+        ("rewrite(self._acks, packs, durable)", "[self._acks.append(pack.encode()) for pack in packs]"),
+    )
 
 
 def checks_pile_up() -> None:
@@ -263,6 +268,15 @@ def garbage_stays() -> None:
     put_in(engine.removals.Removals, _sweep=nothing)
 
 
+def unlisted_packs_stay() -> None:
+    """What was put and is listed by nobody takes room for ever."""
+
+    async def nothing(*_: Any) -> None:
+        return
+
+    put_in(OrphanSweep, run=nothing)
+
+
 # Each with a seed that found it. What comes of a seed changes with what the agent does: `--seeds` tries others, too.
 YEAR_MUTATIONS: Final[dict[str, tuple[int, Callable[[], None]]]] = {
     made.__name__: (first, made)
@@ -281,6 +295,7 @@ YEAR_MUTATIONS: Final[dict[str, tuple[int, Callable[[], None]]]] = {
         (1, bits_not_settled),
         (1, business_hours_ignored),
         (1, removals_ignored),
+        (1, unlisted_packs_stay),
         (26, garbage_stays),
         (1, others_stamps_not_read),
         (1, first_stamp_counts),
