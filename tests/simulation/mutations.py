@@ -317,7 +317,7 @@ MUTATIONS: Final[dict[str, tuple[str | None, int, Callable[[], None]]]] = {
         ("deaths", 1, no_fsync),
         ("deaths", 6, no_folder_fsync),
         ("cuts", 1, no_cache_flush),
-        ("losses", 8, short_objects_trusted),
+        ("losses", 27, short_objects_trusted),
         ("losses", 6, presence_not_checked),
         ("deaths", 6, journal_not_replayed),
         ("deaths", 9, journal_always_replayed),
