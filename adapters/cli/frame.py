@@ -139,7 +139,8 @@ pass_context = click.make_pass_decorator(Context, ensure=True)
 def run_async(main: Callable[[], Awaitable[T]]) -> T:
     """Run `main` on asyncio; SIGTERM and SIGHUP (a terminal that went away) end it as Ctrl-C does.
 
-    Tasks are cancelled, then KeyboardInterrupt is raised. A SIGHUP that was being ignored (nohup) stays ignored.
+    Tasks are cancelled, then KeyboardInterrupt is raised. A signal that was being ignored stays ignored: SIGHUP under
+    nohup, SIGINT in what a script starts in the background.
 
     Raises: what `main` raises, an exception group as its weightiest member (see `sole_error`).
     """
@@ -151,6 +152,8 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
 
     async def guarded() -> T:
         interrupt = signal.getsignal(signal.SIGINT)
+        if deaf:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if callable(interrupt):
             for number in ends:
                 signal.signal(number, interrupt)
@@ -161,6 +164,10 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     ends = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.getsignal(number) for number in ends}
+    deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if deaf:
+        # Only in place of this one does asyncio put the handler that the other signals are to have.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return anyio.run(guarded, backend="asyncio")
     except BaseExceptionGroup as group:
@@ -168,6 +175,8 @@ def run_async(main: Callable[[], Awaitable[T]]) -> T:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if deaf:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def sole_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

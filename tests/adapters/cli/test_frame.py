@@ -135,6 +135,29 @@ def test_a_signal_cancels_the_work_and_leaves_the_handlers_as_they_were(number: 
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.usefixtures("usual_signals")
+def test_what_was_started_in_the_background_ignores_ctrl_c_and_ends_as_usual_when_told_to() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cleaned = []
+
+    async def main() -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+            await anyio.lowlevel.checkpoint()
+            cleaned.append("not yet")
+            signal.raise_signal(signal.SIGTERM)
+            await anyio.sleep_forever()
+        finally:
+            cleaned.append("now")
+        return 0
+
+    with pytest.raises(KeyboardInterrupt):
+        frame.run_async(main)
+    assert cleaned == ["not yet", "now"]
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def passphrase_file(folder: Path, content: bytes, mode: int = 0o600) -> Path:
     file = folder / "passphrase"
     file.write_bytes(content)
