@@ -4,8 +4,8 @@
 BIN := .venv/bin
 READY := .venv/.ready
 CODE := engine adapters deploy tests
-# Three workers, also on two cores: a fifth of the time a test waits for a disk, a server or a process that starts.
-PYTEST := $(BIN)/python -m pytest -q -n 3 --dist worksteal
+# Two workers: a third one gains a tenth of the time on two cores, and tests of slow lines need one to themselves.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 # The tests start processes by the thousand: what they import is compiled once, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 

@@ -1,6 +1,6 @@
 """Kill -9 at every change a session makes on a disk, and at random times: no point is ever lost, the next goes on.
 
-`FOREBAY_CRASH_STRIDE=1` kills at every single change, which takes minutes; by default it is every eleventh.
+`FOREBAY_CRASH_STRIDE=1` kills at every single change, which takes minutes; by default it is every 17th.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.scenario.crash_machine import (
 from tests.scenario.machine import Machine, finish
 
 SHARDS = 4
-STRIDE = int(os.environ.get("FOREBAY_CRASH_STRIDE", "11"))
+STRIDE = int(os.environ.get("FOREBAY_CRASH_STRIDE", "17"))
 TWICE = 20
 CHAIN = 100
 REAL = 8

@@ -164,7 +164,7 @@ class History:
             assert not problems_too or not found.report.problems, (self.told, found.report)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_every_point_of_a_long_history_comes_back(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     machine, _ = enrolled(tmp_path, cache=True, blocks=70)
     machine.volumes["logs"] = random_volume(tmp_path / "logs.img", 20, seed=3, tail=100)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.simulation.mutations import MUTATIONS
 
-SEEDS = 30
+SEEDS = 24
 PARTS = 3
 MUTATION_SEEDS = 40
 
