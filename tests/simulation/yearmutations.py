@@ -304,7 +304,7 @@ YEAR_MUTATIONS: Final[dict[str, tuple[int, Callable[[], None]]]] = {
         (1, due_too_late),
         (1, never_forced),
         (1, damage_forgotten),
-        (4, moved_packs_look_gone),
+        (3, moved_packs_look_gone),
         (1, nothing_is_rewritten),
         (1, plan_counts_missing_packs),
         (1, fragments_fetched_again),
