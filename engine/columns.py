@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 U32: Final = np.dtype("<u4")
 U64: Final = np.dtype("<u8")
+ENTRY_BYTES: Final = 2 * U64.itemsize + 3 * U32.itemsize  # of all five columns
 Column32: TypeAlias = npt.NDArray[np.uint32]
 Column64: TypeAlias = npt.NDArray[np.uint64]
 Rows: TypeAlias = npt.NDArray[np.intp]

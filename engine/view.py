@@ -92,13 +92,13 @@ class View:
         found = self.find_rows(lo, hi)
         if found is None:
             return None
-        (which, rows), columns = found, self.columns
-        return Found(which, self.keys[columns.pack.take(rows)], columns.offset.take(rows), columns.length.take(rows))
+        which, rows, pack, length = found
+        return Found(which, self.keys[pack], self.columns.offset.take(rows), length)
 
-    def find_rows(self, lo: Column64, hi: Column64) -> tuple[Rows, Rows] | None:
-        """Return pairs (position of an id, row of an entry to rely on), one for each id that has one; None: none has.
+    def find_rows(self, lo: Column64, hi: Column64) -> tuple[Rows, Rows, Column32, Column32] | None:
+        """Return, for each id that has an entry to rely on, its position and the row of the entry; None: none has.
 
-        The table of the packs is not touched.
+        And of these entries what was looked at, row in the table of the packs and length; the table is not touched.
         """
         columns = self.columns
         if not columns.entries:
@@ -123,7 +123,10 @@ class View:
                 usable = candidates[self.usable(candidates)]
                 rows[position] = usable[0] if usable.size else -1
             which, rows = which[rows >= 0], rows[rows >= 0]
-        return (which, rows) if which.size else None
+            if not which.size:
+                return None
+            pack, length = columns.pack.take(rows), columns.length.take(rows)
+        return which, rows, pack, length
 
     def find_exact(self, lo: Column64, hi: Column64, places: Places) -> Rows:
         """Return, for each id, the row of the entry at exactly that place, barred or not; -1: there is none."""

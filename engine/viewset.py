@@ -102,7 +102,7 @@ class ViewSet(msgspec.Struct, frozen=True, eq=False):
             (asked,) = (~there).nonzero()
             found = view.find_rows(lo[asked], hi[asked]) if asked.size else None
             if found is not None:
-                which, rows = found
+                which, rows, _, _ = found
                 there[asked[which]] = True
                 places.append((view, rows))
         return there, places

@@ -27,6 +27,7 @@ from adapters.state.files import Disk
 from adapters.state.fragments import MirrorFolder
 from engine.acks import PackAck
 from engine.block import Ids
+from engine.columns import ENTRY_BYTES
 from engine.fragment import FRAGMENT_READ_MAX, encode_fragment, open_fragment
 from engine.index import PackIndex
 from engine.mirror import Mirror
@@ -38,7 +39,6 @@ WRITER: Final = b"w" * 16
 KEYS: Final = DomainKeys.of(b"d" * 16, b"secret" * 6)
 PACK_BLOCKS: Final = 370  # in a pack of 16 MiB, of blocks that shrink to two thirds
 RECORD_BYTES: Final = 45_000
-ENTRY_BYTES: Final = 28
 FRAGMENT_ENTRIES: Final = int((FRAGMENT_READ_MAX - 4096) / (ENTRY_BYTES + PACK_ROW_BYTES / PACK_BLOCKS))
 KNOWN: Final = 1 << 18  # ids that are set aside to be looked up
 ASKED_WARM: Final = 1 << 17

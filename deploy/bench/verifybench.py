@@ -25,6 +25,7 @@ from adapters.state.missing import MissingBitmap
 from adapters.state.pagefile import PAGE_BYTES, PageFile, WordFile, check_pages, page_sums
 from deploy.bench import indexbench
 from engine.cache.comparison import Comparison
+from engine.columns import ENTRY_BYTES
 from engine.index import PackIndex
 from engine.mirror import Mirror
 from engine.state import ENTRY, PAGE_ENTRIES, Entries, Masks, Pages
@@ -96,7 +97,7 @@ def main() -> None:
 
 def run(folder: Path, blocks: int) -> dict[str, Any]:
     """Return all figures; `folder` is there only meanwhile."""
-    needed = blocks * (2 * (indexbench.ENTRY_BYTES + 1) + ENTRY.itemsize) + (1 << 28)
+    needed = blocks * (2 * (ENTRY_BYTES + 1) + ENTRY.itemsize) + (1 << 28)
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
         raise SystemExit(f"{folder.parent} has {free >> 20} MiB free, {blocks} blocks take {needed >> 20}")

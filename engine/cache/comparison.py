@@ -12,7 +12,7 @@ import numpy.typing as npt
 from engine.bits import masks_of
 from engine.block import Mask
 from engine.cache.seen import PackBits, SeenRows
-from engine.columns import Column64
+from engine.columns import ENTRY_BYTES, Column64
 from engine.distinct import distinct
 from engine.index import PackIndex
 from engine.state import PAGE_ENTRIES, Entries, Masks, Pages, VolumeState
@@ -24,7 +24,6 @@ STRETCH_PAGES: Final = 32_768
 WINDOW_PAGES: Final = 32 * STRETCH_PAGES  # 4 TiB: however large a volume is, a list of its pages is small
 LOOKED_UP: Final = 1 << 16
 LOOKED_UP_LEAST: Final = 1 << 11
-ENTRY_BYTES: Final = 28  # of all five columns of an index
 TOUCHED_BYTES: Final = 1 << 25  # of an index, before what was mapped of it is let go
 
 N = TypeVar("N", bound=np.generic)

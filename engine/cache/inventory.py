@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from engine.block import DELTA_FLAG, LENGTH_MASK, Mask
-from engine.cache.seen import as_they_lie, in_batches
+from engine.cache.seen import in_batches
 from engine.cache.trimplan import Ints
 from engine.columns import U32, Column32, Column64, Rows
 from engine.distinct import distinct
@@ -120,7 +120,7 @@ class Inventory:
                 lengths.append(part.length[here] & U32.type(LENGTH_MASK))
                 lo.append(part.lo[here])
         of, at_offset = np.concatenate(packs), np.concatenate(offsets)
-        order, begin = as_they_lie(of, at_offset)
+        order, begin = _as_they_lie(of, at_offset)
         order = order[begin]
         return Records(
             packs=np.asarray(rows, np.int64),
@@ -163,3 +163,12 @@ class Inventory:
             self.bytes_ += np.bincount(of, lengths.astype(np.float64), count)[:-1].astype(np.int64)
             with_deltas = of[part.length & U32.type(DELTA_FLAG) != 0]
             self.deltas[with_deltas[with_deltas < len(self)]] = True
+
+
+def _as_they_lie(packs: Ints, offsets: Column32) -> tuple[Rows, Rows]:
+    """Return the order of entries by pack and offset, and where in it each record begins: listed twice, it is one."""
+    where = packs.astype(np.uint64) << np.uint64(32) | offsets
+    order = where.argsort(kind="stable")
+    where = where[order]
+    (begin,) = np.concatenate([[True], where[1:] != where[:-1]])[: len(where)].nonzero()
+    return order, begin

@@ -162,7 +162,7 @@ class PointNeeds:
 
     def _look(self, stretch: Stretch, leaf: IdLeaf) -> tuple[Stretch, bool]:
         """Take a leaf into a stretch (*sync*); return what lacks of it, and whether the rest is known to be there."""
-        packs, lacks, sure = self._found.look(leaf)
+        packs, lacks, sure = self._found.look(leaf.ids)
         stretch.packs, stretch.stop = distinct(stretch.packs, packs), leaf.stop_block
         ids, places = leaf.ids[lacks], leaf.places[lacks]
         lacking = Stretch(leaf.first_block, leaf.stop_block, packs, leaf.blocks[lacks], ids, places)

@@ -20,7 +20,7 @@ from engine.block import DELTA_FLAG, ID_BYTES, PLACE, Ids, Mask, Places, ids_fro
 from engine.columns import U64, Column64
 from engine.distinct import distinct
 from engine.index import PackIndex
-from engine.page import BLOCKS_MAX, IdLeaf
+from engine.page import BLOCKS_MAX
 from engine.pipeline.lost import NO_IDS
 from engine.staterecords import FoundRuns, FoundStretch
 
@@ -74,7 +74,7 @@ class PointsFound:
         """Return what is known of a run, ascending; what it lacked is looked up again."""
         still = []
         for stretch in self._runs[run]:
-            packs, lacks, sure = self._look(stretch.ids)
+            packs, lacks, sure = self.look(stretch.ids)
             if not lacks.all():
                 stretch.packs = distinct(stretch.packs, packs)
                 stretch.blocks, stretch.ids = stretch.blocks[lacks], stretch.ids[lacks]
@@ -100,12 +100,19 @@ class PointsFound:
         """Forget what is known of a run."""
         self._runs[run] = []
 
-    def look(self, leaf: IdLeaf) -> tuple[Column64, Mask, bool]:
-        """Return the packs in which blocks of a leaf lie, which of them lack, and whether those packs are all it takes.
+    def look(self, ids: Ids) -> tuple[Column64, Mask, bool]:
+        """Return the packs in which blocks lie, which of them lack, and whether those packs are all it takes.
 
         That they are not known to be is so of deltas whose sources nobody here knows.
         """
-        return self._look(leaf.ids)
+        places = self._index.lookup(ids)
+        lacks: Mask = places["length"] == 0
+        packs = distinct(np.ascontiguousarray(places["pack"][~lacks]))
+        (deltas,) = (places["length"] & np.uint32(DELTA_FLAG) != 0).nonzero()
+        if not deltas.size:
+            return packs, lacks, True
+        _, sources, known = self._index.delta_sources(ids[deltas], places[deltas])
+        return distinct(packs, sources), lacks, bool(known.all())
 
     def noted(self) -> FoundRuns | None:
         """Return what is to be noted; None: nothing has changed."""
@@ -123,16 +130,6 @@ class PointsFound:
             }
         )  # fmt: skip
         return found if found != self._noted else None
-
-    def _look(self, ids: Ids) -> tuple[Column64, Mask, bool]:
-        places = self._index.lookup(ids)
-        lacks: Mask = places["length"] == 0
-        packs = distinct(np.ascontiguousarray(places["pack"][~lacks]))
-        (deltas,) = (places["length"] & np.uint32(DELTA_FLAG) != 0).nonzero()
-        if not deltas.size:
-            return packs, lacks, True
-        _, sources, known = self._index.delta_sources(ids[deltas], places[deltas])
-        return distinct(packs, sources), lacks, bool(known.all())
 
 
 def _stretches(noted: list[FoundStretch]) -> Iterator[Stretch]:

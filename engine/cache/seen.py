@@ -173,15 +173,6 @@ def in_batches(counts: npt.NDArray[np.int64], most: int) -> Iterator[tuple[int, 
         first = stop
 
 
-def as_they_lie(packs: Rows | npt.NDArray[np.int64], offsets: Column32) -> tuple[Rows, Rows]:
-    """Return the order of entries by pack and offset, and where in it each record begins: listed twice, it is one."""
-    where = packs.astype(np.uint64) << _HALF | offsets
-    order = where.argsort(kind="stable")
-    where = where[order]
-    (begin,) = np.concatenate([[True], where[1:] != where[:-1]])[: len(where)].nonzero()
-    return order, begin
-
-
 def _slices(view: View, marked: Bits, relax: Callable[[], None]) -> Iterator[tuple[int, Column32, Mask]]:
     """Yield (first entry, its and the following entries' rows in the pack table, which of them are marked)."""
     for start in range(0, len(view), _SLICE):

@@ -276,16 +276,22 @@ def test_what_was_found_is_not_looked_for_again_and_what_then_goes_is(
     assert len(gone_through) >= 3
 
 
+def founded(root: Path, template: CrashMachine) -> tuple[CrashMachine, Path]:
+    """Return a machine of its own that heals restore points, and its volume."""
+    volume = random_volume(root / "data.img", 60, seed=1)
+    machine = CrashMachine(
+        root / "machine", root / "vault", root / "cache", volumes={"data": volume}, forge=template.forge,
+        extra=dict(POINTS),
+    )  # fmt: skip
+    machine.init()
+    return machine, volume
+
+
 def test_no_pack_of_the_vault_is_read_twice_and_no_record_comes_twice(
     template: CrashMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with in_memory(tmp_path) as root:
-        volume = random_volume(root / "data.img", 60, seed=1)
-        machine = CrashMachine(
-            root / "machine", root / "vault", root / "cache", volumes={"data": volume}, forge=template.forge,
-            extra=dict(POINTS),
-        )  # fmt: skip
-        machine.init()
+        machine, volume = founded(root, template)
         generator = random.Random(7)
         for days_ago in (9, 7, 5, 3):
             lived(machine, days_ago)
@@ -317,12 +323,7 @@ def test_it_keeps_within_the_bounds_of_trimming_and_neither_undoes_the_other(
     template: CrashMachine, tmp_path: Path
 ) -> None:
     with in_memory(tmp_path) as root:
-        volume = random_volume(root / "data.img", 60, seed=1)
-        machine = CrashMachine(
-            root / "machine", root / "vault", root / "cache", volumes={"data": volume}, forge=template.forge,
-            extra=dict(POINTS),
-        )  # fmt: skip
-        machine.init()
+        machine, volume = founded(root, template)
         lived(machine, 30)
         generator = random.Random(7)
         for first, days_ago in ((0, 20), (20, 3)):

@@ -11,7 +11,7 @@ from engine.block import PLACE, Ids
 from engine.cache import pointsfound
 from engine.cache.pointsfound import LACKING_MAX, PointsFound, Stretch
 from engine.index import PackIndex
-from engine.page import BLOCKS_MAX, IdLeaf
+from engine.page import BLOCKS_MAX
 from engine.staterecords import FoundRuns, FoundStretch
 from tests.engine.fakes_packs import ALICE, ack, random_ids
 
@@ -30,9 +30,8 @@ def holding(*packs: PackAck) -> PackIndex:
 
 def stretch_of(found: PointsFound, first: int, stop: int, ids: Ids) -> Stretch:
     """Return what going through a stretch of a run gives that names these ids, from block `first` on."""
-    none = np.empty(0, np.uint64)
     blocks = np.arange(first, first + len(ids), dtype=np.uint64)
-    packs, lacks, sure = found.look(IdLeaf(blocks, ids, np.zeros(len(ids), PLACE), none, none))
+    packs, lacks, sure = found.look(ids)
     assert sure
     return Stretch(first, stop, packs, blocks[lacks], ids[lacks], np.zeros(len(ids), PLACE)[lacks])
 
