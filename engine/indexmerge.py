@@ -29,7 +29,7 @@ from engine.fragment import FRAGMENT_READ_MAX, Fragment, encode_fragment, open_f
 from engine.names import FragmentName
 from engine.packtable import pack_names
 from engine.ports import ObjectStore
-from engine.stage import still_damaged
+from engine.stage import remove_damaged
 from engine.subkeys import DomainKeys
 from engine.trailer import Signer, Verifier
 
@@ -91,13 +91,9 @@ class FragmentMerge(msgspec.Struct):
 
     async def _sweep(self) -> None:
         """Remove what is damaged of this system's own, but for a newest one: others may have mirrored it whole."""
-        newest = {name.incarnation: name.sequence for name in sorted(self.listed)}
-        for name, size in sorted(self.damaged.items()):
-            check = partial(open_fragment, name, keys=None, verifier=None)
-            newer = name.sequence < newest.get(name.incarnation, 0)
-            if newer and await still_damaged(self.objects, str(name), min(size, FRAGMENT_READ_MAX), check):
-                await self.objects.delete(str(name))
-                log.info("damaged_fragment_removed", component="cache", object=str(name), bytes=size)
+        check = partial(open_fragment, keys=None, verifier=None)
+        for name in await remove_damaged(self.objects, self.damaged, self.listed, check, FRAGMENT_READ_MAX):
+            log.info("damaged_fragment_removed", component="cache", object=str(name), bytes=self.damaged[name])
 
     async def _worth_merging(self, name: FragmentName) -> list[PackAck] | None:
         """Return what a fragment lists that was not removed; None: it stays as it is."""

@@ -30,7 +30,7 @@ from engine.removal import (
     open_removals,
     removal_domain,
 )
-from engine.stage import barrier_of, free_name, still_damaged
+from engine.stage import barrier_of, free_name, remove_damaged
 from engine.subkeys import DomainKeys
 from engine.trailer import Signer
 from engine.workers import run_workers
@@ -150,13 +150,10 @@ class Removals:
 
         Not a newest one: others may hold it whole.
         """
-        newest = {name.incarnation: name.sequence for name in sorted(self._lists) if name.writer == self._writer}
-        for name, size in sorted(self._damaged.items()):
-            check = partial(open_removals, name, keys=None, verifier=None)
-            newer = name.sequence < newest.get(name.incarnation, 0)
-            if newer and await still_damaged(self._objects, str(name), min(size, REMOVAL_READ_MAX), check):
-                await self._objects.delete(str(name))
-                del self._damaged[name]
+        mine = [name for name in self._lists if name.writer == self._writer]
+        check = partial(open_removals, keys=None, verifier=None)
+        for name in await remove_damaged(self._objects, self._damaged, mine, check, REMOVAL_READ_MAX):
+            del self._damaged[name]
 
     async def _delete(self, names: Sequence[RemovalName]) -> None:
         for name in names:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import TypeVar
 
 import anyio.to_thread
@@ -43,19 +43,32 @@ async def free_name(objects: ObjectStore, first: Numbered, tries: int) -> Number
     return None
 
 
-async def still_damaged(objects: ObjectStore, name: str, size: int, check: Callable[[Bytes], object]) -> bool:
-    """Tell whether an object that was no good, with `size` bytes, is none when it is read again; False if it is gone.
+async def remove_damaged(
+    objects: ObjectStore,
+    damaged: Mapping[Numbered, int],
+    sound: Iterable[Numbered],
+    check: Callable[[Numbered, Bytes], object],
+    read_max: int,
+) -> list[Numbered]:
+    """Remove what is `damaged` (and its bytes) of one system's own objects; return what went, ascending.
 
-    Whoever is about to remove it asks: it may be that it was only read badly. `check` raises StoreCorrupt.
+    The newest of an incarnation stays: others may hold it whole. What is good when it is read again, up to `read_max`
+    bytes of it, stays, too: it may be that it was only read badly. `check` raises StoreCorrupt.
     Raises: StoreUnavailable, StoreRejected.
     """
-    try:
-        await anyio.to_thread.run_sync(check, await objects.get(name, 0, size))
-    except ObjectMissing:
-        return False
-    except StoreCorrupt:
-        return True
-    return False
+    newest = {name.incarnation: name.sequence for name in sorted(sound)}
+    gone = []
+    for name, size in sorted(damaged.items()):
+        if name.sequence >= newest.get(name.incarnation, 0):
+            continue
+        try:
+            await anyio.to_thread.run_sync(check, name, await objects.get(str(name), 0, min(size, read_max)))
+        except StoreCorrupt:
+            await objects.delete(str(name))
+            gone.append(name)
+        except ObjectMissing:
+            continue
+    return gone
 
 
 class Stage:
