@@ -83,6 +83,10 @@ class StampedDays:
         days = np.where((self._newest == self._oldest) | protected, self._newest, np.uint16(MIXED))
         return np.where(days == MIXED, days, np.minimum(days, np.uint16(DAY_MAX)))
 
+    def newest(self) -> Days:
+        """Return for each pack `packs` was asked for the day any of its records was last seen on; 0: none ever was."""
+        return self._newest
+
     async def records(self, keys: Column64, counts: Ints) -> Days:
         """Return the day each of `counts[i]` records of each pack was last seen on; packs `packs` was asked for.
 

@@ -163,8 +163,9 @@ async def _unneeded(
 ) -> list[PackName]:
     """Return those of `packs` that no system saw lately, and that hold nothing that is pinned. Raises: StoreCorrupt."""
     keys, last = distinct(np.array([name.key for name in packs], np.uint64)), last_unprotected(verdict.day)
-    days = await StampedDays(stamping, verdict.believed, last).packs(keys)
-    old = {key for key, day in zip(keys.tolist(), days.tolist(), strict=True) if day <= max(last, 0)}
+    seen = StampedDays(stamping, verdict.believed, last)
+    await seen.packs(keys)
+    old = set(keys[seen.newest() <= max(last, 0)].tolist())
     identity = stamping.identity
     pinned, _ = await read_pins(cache.objects, identity.keys, stamping.members, identity.system, stamping.now_ms)
     left = [name for name in packs if name.key in old]

@@ -25,7 +25,10 @@ PROTECTED_DAYS: Final = 14  # as DESIGN.md §3.4 says, not as the code does
 
 @dataclass(eq=False)
 class PackFact:
-    """A pack that was put. `listed` by a fragment, `announced` as removed; `good_since`: the event it became so."""
+    """A pack that was put. `listed` by a fragment, `announced` as removed; `good_since`: the event it became so.
+
+    `kept_ms`: when something in it was last found pinned while nobody listed it.
+    """
 
     name: str
     key: int
@@ -40,6 +43,7 @@ class PackFact:
     listed: bool = False
     announced: bool = False
     good_since: int = 0
+    kept_ms: int = 0
 
     @property
     def size(self) -> int:
@@ -216,11 +220,14 @@ class Facts:
         return {ident for pinned in self.pinned.values() for ident in pinned}
 
     def check_unlisted(self) -> None:
-        """See that no pack stays that nobody lists, and nothing in it is pinned. Raises: Broken."""
-        since, kept_for = self.now_ms() - UNLISTED_DAYS * DAY_MS, self.pinned_now() | self.lapsed
+        """See, once a day, that no pack stays that nobody lists, and nothing in it was pinned. Raises: Broken."""
+        now_ms, kept_for = self.now_ms(), self.pinned_now() | self.lapsed
         for pack in self.packs.values():
-            if pack.there and not pack.listed and pack.put_ms < since and kept_for.isdisjoint(pack.ids):
-                days = (self.now_ms() - pack.put_ms) / DAY_MS
+            if not pack.there or pack.listed:
+                continue
+            if not kept_for.isdisjoint(pack.ids):
+                pack.kept_ms = now_ms
+            elif (days := (now_ms - max(pack.put_ms, pack.kept_ms)) / DAY_MS) > UNLISTED_DAYS:
                 raise Broken(f"{pack.name} is there for {days:.0f} days, and nobody lists it")
 
     def left_behind(self, system: bytes, today: int, free_bytes: int, since: int, pinned: Set[bytes]) -> list[PackFact]:

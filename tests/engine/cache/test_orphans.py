@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -347,10 +347,11 @@ async def test_pages_stay(world: World) -> None:
     assert (world.root / str(pages.name)).exists()
 
 
-async def test_what_any_system_stamped_lately_stays(world: World) -> None:
+@pytest.mark.parametrize("days", [(DAY + 10,), (DAY, DAY + 10, 0, DAY - 90)], ids=["all of it", "some of it"])
+async def test_what_any_system_stamped_lately_stays(world: World, days: Sequence[int]) -> None:
     lost = await world.put(BOB, range(4))
     await world.trim_until(DAY, DAY + 10)
-    seen = [Seen(lost.name.key, np.array([DAY + 10], np.uint16))]
+    seen = [Seen(lost.name.key, np.array(days, np.uint16))]
     await stamping(world.stores[CAROL], CAROL, DAY + 10).add(PackBits.none(), seen)
     await world.trim_until(DAY + 10, DAY + 25)
     assert world.packs() == {str(lost.name)}
