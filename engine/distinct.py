@@ -20,3 +20,11 @@ def distinct(*arrays: npt.NDArray[T]) -> npt.NDArray[T]:
     first = np.ones(len(values), dtype=np.bool_)
     np.not_equal(values[1:], values[:-1], out=first[1:])
     return values[first]
+
+
+def among(values: npt.NDArray[T], known: npt.NDArray[T]) -> npt.NDArray[np.bool_]:
+    """Tell which `values` are among `known`, which ascend: without the copies of both that `np.isin` sorts."""
+    if not len(known):
+        return np.zeros(len(values), np.bool_)
+    found: npt.NDArray[np.bool_] = known[known.searchsorted(values).clip(max=len(known) - 1)] == values
+    return found

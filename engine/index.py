@@ -17,7 +17,7 @@ import numpy.typing as npt
 from engine.acks import PackAck
 from engine.block import DELTA_FLAG, ID_BYTES, PLACE, Ids, Mask, Places, ids_from_bytes
 from engine.columns import U32, Column64, Rows
-from engine.distinct import distinct
+from engine.distinct import among, distinct
 from engine.idfilter import IDS_MAX
 from engine.names import PackName
 from engine.pack import FinishedPack
@@ -93,8 +93,7 @@ class PackIndex:
         with self._lock:
             for view in self._views.all():
                 keys = view.keys[view.listed()]
-                at = present.searchsorted(keys).clip(max=len(present) - 1) if len(present) else np.zeros(len(keys), int)
-                gone = keys[present[at] != keys] if len(present) else keys
+                gone = keys[~among(keys, present)]
                 if gone.size:
                     absent.append(np.ascontiguousarray(gone))
         return distinct(*absent)

@@ -8,14 +8,13 @@ durable before the root is put and applied after it (DESIGN.md §4, Commit). All
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.block import BATCH_BLOCKS, PLACE
 from engine.cache.attempt import Attempt
-from engine.cache.trimrecord import TrimRecord
 from engine.names import PackName
 from engine.parts import Origins, PartEntries
 from engine.ports import AckLog, MirrorFiles
@@ -26,6 +25,7 @@ from engine.staterecords import Head as Head
 from engine.staterecords import Intent as Intent
 from engine.staterecords import Newest as Newest
 from engine.staterecords import SessionRow as SessionRow
+from engine.upkeep import CacheUpkeep, HealNotes, TrimNotes
 from engine.vault.check import VaultCheck
 
 # The ref of a block and the place of its record in the vault. All zero: a zero block.
@@ -140,72 +140,6 @@ class VolumeState(PartState, Protocol):
 
         Raises: StateCorrupt, SessionAborted.
         """
-        ...
-
-
-class LostPacks(NamedTuple):
-    """Keys of packs, ascending: those that were not there when it was looked, and those found to be damaged."""
-
-    gone: npt.NDArray[np.uint64]
-    damaged: npt.NDArray[np.uint64]
-
-
-class CheckedPacks(NamedTuple):
-    """Keys of packs, ascending, and the day (since 2020-01-01) each was read last."""
-
-    keys: npt.NDArray[np.uint64]
-    days: npt.NDArray[np.uint16]
-
-
-class CacheUpkeep(Protocol):
-    """What is noted here of one cache, bound to its store id. All of it can be lost: it is found out again."""
-
-    def lost_packs(self) -> LostPacks:
-        """Return the packs the cache's index lists, and that are not relied on all the same."""
-        ...
-
-    def set_lost_packs(self, lost: LostPacks) -> None:
-        """Remember these packs as lost, and no others. Raises: SessionAborted."""
-        ...
-
-    def checked_packs(self) -> CheckedPacks:
-        """Return which packs were read whole here, and when."""
-        ...
-
-    def set_checked_packs(self, checked: CheckedPacks) -> None:
-        """Remember these packs as read, and no others. Raises: SessionAborted."""
-        ...
-
-    def checkpoint(self) -> Checkpoint | None:
-        """Return how far a verification of this cache came that has not ended."""
-        ...
-
-    def set_checkpoint(self, checkpoint: Checkpoint | None) -> None:
-        """Remember how far a verification came, durably; None: none is under way. Raises: SessionAborted."""
-        ...
-
-
-class TrimNotes(Protocol):
-    """The last trimming of one cache (*sync*). It can be lost: the next one makes another."""
-
-    def last(self) -> TrimRecord | None:
-        """Return what became of the last one that came to its end; None: there was none, or nobody knows."""
-        ...
-
-    def put(self, record: TrimRecord) -> None:
-        """Remember this one. Raises: SessionAborted."""
-        ...
-
-
-class HealNotes(Protocol):
-    """What of older restore points was found in one cache (*sync*). It can be lost: it is looked for again."""
-
-    def found(self) -> FoundRuns:
-        """Return what was noted; nothing if nobody knows."""
-        ...
-
-    def put_found(self, found: FoundRuns) -> None:
-        """Note this, and nothing else. Raises: SessionAborted."""
         ...
 
 

@@ -82,13 +82,13 @@ class Compared(msgspec.Struct, frozen=True):
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """How far a verification of the cache came: what it goes on from after a pause, a kill or a reboot.
 
-    `seen`: in which records the blocks found so far lie (engine/cache/seen.py, `PackBits`). Where `attempt` is
+    `seen`: in which records the blocks found so far lie, is noted beside it (`CacheUpkeep.seen`). Where `attempt` is
     completed, what is to be gone on with is the healing of restore points after it (engine/cache/healing.py).
     """
 
     attempt: Attempt
     volumes: dict[str, Compared] = {}
-    seen: bytes = b""
+    seen: bool = False
 
 
 class FoundStretch(msgspec.Struct, frozen=True, array_like=True):

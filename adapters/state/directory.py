@@ -12,7 +12,7 @@ history.sqlite       sessions that ended, verifications of the cache, foreign pa
 verification.log     what verifications did, were skipped for, and when the next may begin; .1 to .4: older ones
 volumes/<hash>/      map, staged pages and missing-block bitmap of a volume (maps.py), parts of its blocks (parts.py)
 index/<store id>/    mirror of a store's index fragments; index/<store id>.acks: acknowledged packs no fragment lists
-index/<cache id>.*   what is noted of a cache: packs it lost, how far its verification came (upkeep.py),
+index/<cache id>.*   what is noted of a cache: packs it lost, how far its verification came and what it saw (upkeep.py),
                      what its last trimming told (trimnotes.py), what of older points was found in it (healnotes.py)
 ```
 Everything here can be rebuilt from vault and volumes. Maps and origins of parts hold keys of blocks: folders and files

@@ -159,12 +159,37 @@ class StateFile:
         self.close()
 
 
+class _Nameless(StateFile):
+    """A file in `folder` without a name, or with one that goes when it is closed, however that comes to be."""
+
+    def __init__(self, folder: Path) -> None:
+        import tempfile
+
+        self.path, self._seeking, self._lock = folder, sys.platform == "win32", threading.Lock()
+        self._fd = -1
+        try:
+            self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 - closed by `close`
+        except OSError as error:
+            raise write_failed(folder, error) from error
+        self._fd = self._file.fileno()
+
+    def close(self) -> None:
+        """Let it be gone; safe to call twice."""
+        if self._fd >= 0:
+            self._fd = -1
+            self._file.close()
+
+
 class Disk:
     """What local state does with files and folders besides reading and writing inside one."""
 
     def open(self, path: Path, *, writable: bool) -> StateFile:
         """Open a file, a new one if it is missing and `writable`. Raises: SessionAborted, StateCorrupt."""
         return StateFile(path, writable=writable)
+
+    def scratch(self, folder: Path) -> StateFile:
+        """Make a file in `folder` that is gone once it is closed. Raises: SessionAborted."""
+        return _Nameless(folder)
 
     def read(self, path: Path) -> bytes | None:
         """Return a small file's bytes; None: there is none. Raises: SessionAborted, StateCorrupt."""

@@ -5,21 +5,24 @@ None is believed when it is damaged: the next verification finds out again what 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from adapters.state.atomic import read_struct, write_struct
-from adapters.state.files import Disk
+from adapters.state.atomic import read_pieces, read_struct, write_pieces, write_struct
+from adapters.state.files import Disk, StateFile
 from engine.errors import StateCorrupt
-from engine.state import CheckedPacks, LostPacks
 from engine.staterecords import Checkpoint
+from engine.upkeep import CheckedPacks, LostPacks
 
 _LOST_MAGIC: Final = b"FBLOST\x00\x01"
 _CHECKED_MAGIC: Final = b"FBCHKD\x00\x01"
 _CHECKPOINT_MAGIC: Final = b"FBVRFY\x00\x01"
+_SEEN_MAGIC: Final = b"FBSEEN\x00\x01"
 
 
 class _Lost(msgspec.Struct, frozen=True):
@@ -33,12 +36,12 @@ class _Checked(msgspec.Struct, frozen=True):
 
 
 class UpkeepFiles:
-    """The files `<store id>.lost`, `.checked` and `.verify` beside the mirror (implements `CacheUpkeep`)."""
+    """The files `<store id>.lost`, `.checked`, `.verify` and `.seen` beside the mirror (implements `CacheUpkeep`)."""
 
     def __init__(self, folder: Path, store: bytes, disk: Disk) -> None:
         self._folder, self._disk = folder, disk
-        self._lost, self._checked, self._checkpoint = (
-            folder / f"{store.hex()}.{kind}" for kind in ("lost", "checked", "verify")
+        self._lost, self._checked, self._checkpoint, self._seen = (
+            folder / f"{store.hex()}.{kind}" for kind in ("lost", "checked", "verify", "seen")
         )
 
     def lost_packs(self) -> LostPacks:
@@ -83,10 +86,32 @@ class UpkeepFiles:
             return None
 
     def set_checkpoint(self, checkpoint: Checkpoint | None) -> None:
-        """Remember how far a verification came; None: none is under way. Raises: SessionAborted."""
+        """Remember how far a verification came; None: none is under way.
+
+        What was seen is forgotten if it says there is none. Raises: SessionAborted.
+        """
         self._disk.make_folder(self._folder)
         if checkpoint is None:
             self._disk.remove(self._checkpoint)
             self._disk.sync_folder(self._folder)
         else:
             write_struct(self._checkpoint, _CHECKPOINT_MAGIC, checkpoint, self._disk)
+        if checkpoint is None or not checkpoint.seen:
+            self._disk.remove(self._seen)
+
+    def set_seen(self, attempt: str, pieces: Iterable[bytes]) -> None:
+        """Note in which records a verification found blocks so far, and nothing else. Raises: SessionAborted."""
+        self._disk.make_folder(self._folder)
+        write_pieces(self._seen, _SEEN_MAGIC, chain([attempt.encode()], pieces), self._disk)
+
+    def seen(self, attempt: str) -> Iterator[bytes]:
+        """Return the pieces that were noted for this verification. Raises: StateCorrupt, while they are read."""
+        pieces = read_pieces(self._seen, _SEEN_MAGIC, self._disk)
+        if next(pieces, b"") != attempt.encode():
+            raise StateCorrupt(f"{self._seen} tells of another verification")
+        yield from pieces
+
+    def scratch(self) -> StateFile:
+        """Return a new file for what is too large to be held in memory. Raises: SessionAborted."""
+        self._disk.make_folder(self._folder)
+        return self._disk.scratch(self._folder)

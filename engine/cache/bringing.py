@@ -19,7 +19,6 @@ import numpy as np
 
 from engine.block import DELTA_FLAG, ID_BYTES, LENGTH_MASK, Ids, ids_from_bytes
 from engine.cache.pointneeds import Needed
-from engine.cache.seen import PackBits
 from engine.cache.stamping import Stamping
 from engine.cache.stamps import Seen
 from engine.cache.trimplan import RECORD_COST, Days
@@ -342,7 +341,7 @@ class Bringing:
             await self._cache.publish_index()
             heirs, self._heirs = self._heirs, []
             told = sorted((Seen(name.key, days) for name, days in heirs), key=lambda each: each.pack)
-            self.problems += await self._stamping.add(PackBits.none(), told)
+            self.problems += await self._stamping.add((), told)
             self._spare = await self._spare_now()
 
     def _there(self, wanted: Wanted) -> int:

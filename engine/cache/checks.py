@@ -21,9 +21,9 @@ from engine.names import CheckedName
 from engine.ports import ObjectStore
 from engine.refresh import Members
 from engine.stage import flush
-from engine.state import CheckedPacks
 from engine.subkeys import DomainKeys
 from engine.trailer import TRAILER_BYTES, Signer, Verifier, check_trailer, make_trailer
+from engine.upkeep import CheckedPacks
 from engine.vault.identity import Identity
 
 CHECKS_LABEL: Final = b"forebay checks v1\0"

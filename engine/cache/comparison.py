@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from engine.bits import masks_of
 from engine.block import Mask
-from engine.cache.seen import PackBits, SeenRows
+from engine.cache.seen import SeenPacks, SeenRows
 from engine.columns import ENTRY_BYTES, Column64
 from engine.distinct import distinct
 from engine.index import PackIndex
+from engine.scratch import MemoryScratch, ScratchFile
 from engine.state import PAGE_ENTRIES, Entries, Masks, Pages, VolumeState
 
 READ_PAGES: Final = 512  # 2 MiB of map
@@ -44,7 +45,8 @@ class Stretch(msgspec.Struct, frozen=True):
 class Comparison:
     """Compares maps with one index (*sync*); `stopping` is asked every few milliseconds. `seen`: what was found.
 
-    `relax` is called now and then, to let go of what of the index was mapped into memory.
+    `relax` is called now and then, to let go of what of the index was mapped into memory; `scratch` makes files for
+    what was found.
     """
 
     def __init__(
@@ -52,9 +54,15 @@ class Comparison:
         index: PackIndex,
         stopping: Callable[[], bool] = lambda: False,
         relax: Callable[[], None] = lambda: None,
+        scratch: Callable[[], ScratchFile] = MemoryScratch,
     ) -> None:
-        self._index, self._stopping, self._relax = index, stopping, relax
-        self.seen = SeenRows(relax)
+        self._index, self._stopping, self._relax, self._scratch = index, stopping, relax, scratch
+        self.seen = SeenRows(scratch, relax)
+
+    def gather(self, into: SeenPacks) -> None:
+        """Add what was found to `into`, and begin anew. Raises: StateCorrupt, SessionAborted."""
+        self.seen.gather(into)
+        self.seen = SeenRows(self._scratch, self._relax)
 
     def volume(self, state: VolumeState, start: int, end: int) -> Iterator[Stretch]:
         """Settle the missing bits of a volume's pages in [start, end), and yield after every stretch.
@@ -109,9 +117,9 @@ class Comparison:
             yield values[start : start + size]
 
 
-def seen_in(states: Iterable[VolumeState], index: PackIndex) -> PackBits:
+def seen_in(states: Iterable[VolumeState], index: PackIndex) -> SeenPacks:
     """Return in which records the blocks lie that a session staged, those around them included (*sync*)."""
-    seen = SeenRows()
+    seen, found = SeenRows(), SeenPacks()
     for state in states:
         pages = state.staged_pages()
         for start in range(0, len(pages), READ_PAGES):
@@ -120,7 +128,8 @@ def seen_in(states: Iterable[VolumeState], index: PackIndex) -> PackBits:
             ids = ids[ids[:, 0].argsort()]
             for view, rows in index.locate(ids[:, 0].copy(), ids[:, 1].copy())[1]:
                 seen.mark(view, rows)
-    return seen.packs()
+    seen.gather(found)
+    return found
 
 
 def _words_of(entries: Entries) -> Column64:

@@ -22,14 +22,14 @@ from engine.cache.checks import READ_AGAIN_DAYS, READ_MYSELF_DAYS, checked_by_ot
 from engine.cache.seals import Seals, in_groups
 from engine.cache.stamping import Stamping
 from engine.columns import Column64, Rows
-from engine.distinct import distinct
+from engine.distinct import among, distinct
 from engine.errors import ObjectMissing, StoreCorrupt
 from engine.names import PackName
 from engine.pack import PACK_TAIL_BYTES, check_pack, footer_start, read_footer
 from engine.packstore import PackStore
-from engine.state import CheckedPacks
 from engine.subkeys import DomainKeys
 from engine.trailer import Verifier
+from engine.upkeep import CheckedPacks
 from engine.view import View
 
 
@@ -67,7 +67,7 @@ def plan(
     keys: list[Column64] = [np.empty(0, np.uint64)]
     sizes: list[Column64] = [np.empty(0, np.uint64)]
     for view in views:
-        listed = view.listed() & np.isin(view.keys, present)
+        listed = view.listed() & among(view.keys, present)
         if not view.own:
             mine, theirs = last_read(view.keys, checked), last_read(view.keys, others)
             due = np.maximum(mine, theirs) < today - READ_AGAIN_DAYS + 1
@@ -94,7 +94,7 @@ async def choose(
 
 def with_read(checked: CheckedPacks, read: Column64, today: int, present: Column64) -> CheckedPacks:
     """Return what is known of packs that are `present`, `read` ones as of today."""
-    keys = distinct(checked.keys[np.isin(checked.keys, present)], read)
+    keys = distinct(checked.keys[among(checked.keys, present)], read)
     days = last_read(keys, checked).astype(np.uint16)
     days[keys.searchsorted(read)] = today
     return CheckedPacks(keys, days)

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from engine.block import DELTA_FLAG, LENGTH_MASK, Mask
-from engine.cache.seen import in_batches
+from engine.cache.packbits import in_batches
 from engine.cache.trimplan import Ints
 from engine.columns import U32, Column32, Column64, Rows
 from engine.distinct import distinct

@@ -1,14 +1,12 @@
 """What was seen of a cache's packs: first as rows of the views of its index, then as one bit a record of each pack.
 
-A record's number in its pack is the rank of its offset among those of all records the pack's writer lists, so every
-system numbers alike without reading the pack. Bits of a view are marked at 0.1 µs each and cost one bit an entry; what
-becomes of them survives that the views change.
+Bits of a view are marked at 0.1 µs each and cost one bit an entry; what becomes of them survives that the views change.
+All of it lies in files (engine/scratch.py): held are a million rows that were not marked yet, and 16 bytes a pack.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
@@ -16,171 +14,183 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.block import LENGTH_MASK, Mask
+from engine.cache.packbits import Bits, PackBits, in_batches
 from engine.columns import Column32, Column64, Rows
-from engine.distinct import distinct
+from engine.scratch import MemoryScratch, ScratchFile
 from engine.view import View
 
-Bits = npt.NDArray[np.uint8]
-
 ENTRIES_AT_ONCE: Final = 1 << 21
+PENDING_MAX: Final = 1 << 20
+PIECE_BYTES: Final = 1 << 20
 _SLICE: Final = 1 << 20
-_COUNT: Final = struct.Struct("<I")
+_MARKED_AT_ONCE: Final = 1 << 21  # entries: 256 KiB of bits
 _HALF: Final = np.uint64(32)
 _ONE: Final = np.uint64(1)
-_BYTES_AT_ONCE: Final = 1 << 20
+_PACK_BYTES: Final = 16  # what a pack takes in a piece, beside its bits
+_KEYS: Final = 1 << 64
 
 
-class PackBits(msgspec.Struct, frozen=True, eq=False):
-    """For each of n packs, one bit a record. `keys` ascending; `counts` of records; `bits`: each pack from a byte on.
-
-    Bit i of a pack is bit i % 8 of its byte i // 8; those behind its last record are 0.
-    """
+class _Run(msgspec.Struct, frozen=True, eq=False):
+    """Packs, ascending, whose bits lie one after the other from `at` on; `starts`: where each one's do, one more."""
 
     keys: Column64
     counts: Column32
-    bits: Bits
+    starts: Column32
+    at: int
 
-    @classmethod
-    def none(cls) -> PackBits:
-        """Return the bits of no pack."""
-        return cls(np.empty(0, np.uint64), np.empty(0, np.uint32), np.empty(0, np.uint8))
 
-    def __len__(self) -> int:
-        return len(self.keys)
+class SeenPacks:
+    """Which records of packs were seen, as bits in a file; for one thread at a time."""
 
-    @property
+    def __init__(self, scratch: Callable[[], ScratchFile] = MemoryScratch) -> None:
+        self._file = scratch()
+        self._runs: list[_Run] = []
+        self._end = 0
+
+    def __bool__(self) -> bool:
+        """Whether there is any pack."""
+        return bool(self._runs)
+
+    def add(self, part: PackBits) -> None:
+        """Say of these packs, too, what was seen. Raises: SessionAborted."""
+        if len(part):
+            self._file.write_at(self._end, part.bits.data)
+            self._runs.append(_Run(part.keys, part.counts, part.starts().astype(np.uint32), self._end))
+            self._end += len(part.bits)
+
+    def pieces(self) -> Iterator[PackBits]:
+        """Yield what is set in any part, ascending by pack, some MiB at a time; again from the start if asked again.
+
+        Of a pack that is counted differently, what is set where it is as in the last part. Raises: StateCorrupt.
+        """
+        size = self._end + _PACK_BYTES * sum(len(run.keys) for run in self._runs)
+        # Keys are hashes: pieces of their range are as good as even.
+        count = -(-size // PIECE_BYTES)
+        bounds = [_KEYS * number // count for number in range(count)]
+        for first, stop in zip(bounds, [*bounds[1:], _KEYS], strict=False):
+            found = PackBits.together([self._part(run, first, stop) for run in self._runs])
+            if len(found):
+                yield found
+
     def records(self) -> int:
-        """How many records are set."""
-        return int(np.bitwise_count(self.bits).sum())
+        """Return how many records are set."""
+        return sum(piece.records for piece in self.pieces())
 
-    def starts(self) -> Rows:
-        """Return where the bytes of each pack begin, and, one more, where the last one ends."""
-        lengths = (self.counts.astype(np.intp) + 7) // 8
-        return np.concatenate([np.zeros(1, np.intp), np.cumsum(lengths, dtype=np.intp)])
+    def close(self) -> None:
+        """Let go of it; safe to call twice."""
+        self._runs.clear()
+        self._file.close()
 
-    def take(self, rows: Rows) -> PackBits:
-        """Return the packs at `rows`, ascending."""
-        starts, lengths = self.starts()[rows], (self.counts[rows].astype(np.int64) + 7) // 8
-        bits: Bits = np.empty(int(lengths.sum()), np.uint8)
-        done = 0
-        for first, stop in in_batches(lengths, _BYTES_AT_ONCE):
-            part = self.bits[_spread(starts[first:stop], lengths[first:stop])]
-            bits[done : done + len(part)] = part
-            done += len(part)
-        return PackBits(self.keys[rows], self.counts[rows], bits)
-
-    @classmethod
-    def together(cls, parts: Sequence[PackBits]) -> PackBits:
-        """Return what is set in any; of a pack that is counted differently, what is set where it is as in the last."""
-        keys = distinct(np.empty(0, np.uint64), *(part.keys for part in parts))
-        counts = np.zeros(len(keys), np.uint32)
-        for part in parts:
-            counts[keys.searchsorted(part.keys)] = part.counts
-        starts = cls(keys, counts, np.empty(0, np.uint8)).starts()
-        bits: Bits = np.zeros(int(starts[-1]), np.uint8)
-        for part in parts:
-            at = keys.searchsorted(part.keys)
-            (same,) = (counts[at] == part.counts).nonzero()
-            mine = part.take(same) if len(same) < len(part) else part
-            into, whence = starts[at[same]], mine.starts()
-            lengths = np.diff(whence)
-            # A position takes eight times what it stands for.
-            for first, stop in in_batches(lengths, _BYTES_AT_ONCE):
-                bits[_spread(into[first:stop], lengths[first:stop])] |= mine.bits[whence[first] : whence[stop]]
-        return cls(keys, counts, bits)
-
-    def encode(self) -> bytes:
-        """Return it as bytes: count | keys | counts | bits, little-endian."""
-        return b"".join([_COUNT.pack(len(self)), self.keys.tobytes(), self.counts.tobytes(), self.bits.tobytes()])
-
-    @classmethod
-    def decode(cls, data: bytes) -> PackBits:
-        """Return what `encode` made. Raises: ValueError."""
-        try:
-            (count,) = _COUNT.unpack_from(data)
-            keys = np.frombuffer(data, "<u8", count, _COUNT.size)
-            counts = np.frombuffer(data, "<u4", count, _COUNT.size + 8 * count)
-        except struct.error as error:
-            raise ValueError("it is cut") from error
-        found = cls(keys, counts, np.frombuffer(data, np.uint8, offset=_COUNT.size + 12 * count))
-        if len(found.bits) != found.starts()[-1] or bool((keys[1:] <= keys[:-1]).any()):
-            raise ValueError("its counts do not fit its length, or it is not in order")
-        return found
+    def _part(self, run: _Run, first: int, stop: int) -> PackBits:
+        low = int(run.keys.searchsorted(np.uint64(first)))
+        high = int(run.keys.searchsorted(np.uint64(stop))) if stop < _KEYS else len(run.keys)
+        if low == high:
+            return PackBits.none()
+        start, end = int(run.starts[low]), int(run.starts[high])
+        bits: Bits = np.empty(end - start, np.uint8)
+        self._file.read_into(run.at + start, bits.data)
+        return PackBits(run.keys[low:high], run.counts[low:high], bits)
 
 
 class SeenRows:
-    """Marks entries of views as seen; for one thread at a time."""
+    """Marks entries of views as seen; for one thread at a time. `gather` once."""
 
-    def __init__(self, relax: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, scratch: Callable[[], ScratchFile] = MemoryScratch, relax: Callable[[], None] = lambda: None
+    ) -> None:
         """Call `relax` now and then: it lets go of what of the views was mapped into memory."""
-        self._marked: dict[View, Bits] = {}
-        self._relax = relax
+        self._scratch, self._relax = scratch, relax
+        self._file: ScratchFile | None = None
+        self._starts: dict[View, int] = {}  # of its bits in the file
+        self._end = 0
+        self._pending: dict[View, list[npt.NDArray[np.uint32 | np.int64]]] = {}
+        self._count = 0
 
     def mark(self, view: View, rows: Rows) -> None:
-        """Mark the entries at `rows`, at their fastest in ascending order."""
+        """Mark the entries at `rows`, at their fastest in ascending order. Raises: SessionAborted, StateCorrupt."""
         if not rows.size:
             return
-        if bool((rows[1:] < rows[:-1]).any()):
-            rows = np.sort(rows)
-        if view not in self._marked:
-            self._marked[view] = np.zeros(-(-len(view) // 8), np.uint8)
-        at = rows >> 3
-        first = np.flatnonzero(np.concatenate([[True], at[1:] != at[:-1]]))
-        bits = np.left_shift(np.uint8(1), (rows & 7).astype(np.uint8))
-        self._marked[view][at[first]] |= np.bitwise_or.reduceat(bits, first)
+        if view not in self._starts:
+            self._starts[view] = self._end
+            self._end += -(-len(view) // 8)
+        self._pending.setdefault(view, []).append(rows.astype(np.uint32 if len(view) <= 1 << 32 else np.int64))
+        self._count += len(rows)
+        if self._count >= PENDING_MAX:
+            self._settle()
 
     def sizes(self) -> tuple[int, int]:
-        """Return how many entries are marked, and the bytes of their records."""
+        """Return how many entries are marked, and the bytes of their records. Raises: SessionAborted, StateCorrupt."""
+        self._settle()
         count = size = 0
-        for view, marked in self._marked.items():
-            for start, _, seen in _slices(view, marked, self._relax):
+        for view in self._starts:
+            for start, _, seen in self._slices(view):
                 lengths = view.columns.length[start : start + _SLICE][seen] & np.uint32(LENGTH_MASK)
                 count, size = count + len(lengths), size + int(lengths.sum(dtype=np.int64))
         return count, size
 
-    def packs(self) -> PackBits:
-        """Return what is marked, for all packs of which anything is, and forget it: of a large cache one is enough."""
-        parts: list[PackBits] = []
-        while self._marked:
-            view = next(iter(self._marked))
-            marked = self._marked.pop(view)
-            parts += _packs_of(view, marked, self._relax)
-            del marked
-        return PackBits.together(parts)
+    def gather(self, into: SeenPacks) -> None:
+        """Add what is marked, for all packs of which anything is, and let go of it.
 
+        Raises: SessionAborted, StateCorrupt.
+        """
+        self._settle()
+        for view in self._starts:
+            for part in self._packs_of(view):
+                into.add(part)
+        self._starts.clear()
+        if self._file is not None:
+            self._file.close()
 
-def _packs_of(view: View, marked: Bits, relax: Callable[[], None]) -> Iterator[PackBits]:
-    """Yield the packs of a view that have a marked entry, a few million entries of them at a time."""
-    counts = np.zeros(len(view.rows), np.int64)
-    hit: Mask = np.zeros(len(view.rows), np.bool_)
-    for _, packs, seen in _slices(view, marked, relax):
-        counts += np.bincount(packs, minlength=len(counts))
-        hit[packs[seen]] = True
-    counts[~hit] = 0
-    for first, stop in in_batches(counts, ENTRIES_AT_ONCE):
-        if entries := int(counts[first:stop].sum()):
-            yield _packs_in(view, _slices(view, marked, relax), first, stop, hit, entries)
+    def _settle(self) -> None:
+        """Set the bits of what is pending."""
+        if self._file is None and self._pending:
+            self._file = self._scratch()
+        for view, parts in self._pending.items():
+            rows = np.concatenate(parts)
+            rows.sort(kind="stable")
+            of = rows // _MARKED_AT_ONCE
+            ends = np.append(np.flatnonzero(of[1:] != of[:-1]) + 1, len(rows)).tolist()
+            for first, stop in zip([0, *ends[:-1]], ends, strict=True):
+                start = int(of[first]) * _MARKED_AT_ONCE
+                bits = self._bits(view, start, min(_MARKED_AT_ONCE, len(view) - start))
+                part = rows[first:stop] - start
+                at = part >> 3
+                (head,) = np.concatenate([[True], at[1:] != at[:-1]]).nonzero()
+                each = np.left_shift(np.uint8(1), (part & 7).astype(np.uint8))
+                bits[at[head]] |= np.bitwise_or.reduceat(each, head)
+                assert self._file is not None
+                self._file.write_at(self._starts[view] + start // 8, bits.data)
+        self._pending.clear()
+        self._count = 0
 
+    def _bits(self, view: View, start: int, entries: int) -> Bits:
+        """Return the bits of so many entries from `start` on, a multiple of eight."""
+        assert self._file is not None
+        bits: Bits = np.empty(-(-entries // 8), np.uint8)
+        self._file.read_into(self._starts[view] + start // 8, bits.data)
+        return bits
 
-def in_batches(counts: npt.NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
-    """Yield (first, stop) of packs with `most` entries together; of one at least, whatever somebody says it has."""
-    ends = np.cumsum(counts)
-    first = 0
-    while first < len(counts):
-        done = int(ends[first - 1]) if first else 0
-        stop = max(first + 1, int(ends.searchsorted(done + most, "right")))
-        yield first, stop
-        first = stop
+    def _packs_of(self, view: View) -> Iterator[PackBits]:
+        """Yield the packs of a view that have a marked entry, a few million entries of them at a time."""
+        counts = np.zeros(len(view.rows), np.int64)
+        hit: Mask = np.zeros(len(view.rows), np.bool_)
+        for _, packs, seen in self._slices(view):
+            counts += np.bincount(packs, minlength=len(counts))
+            hit[packs[seen]] = True
+        counts[~hit] = 0
+        for first, stop in in_batches(counts, ENTRIES_AT_ONCE):
+            if entries := int(counts[first:stop].sum()):
+                yield _packs_in(view, self._slices(view), first, stop, hit, entries)
 
-
-def _slices(view: View, marked: Bits, relax: Callable[[], None]) -> Iterator[tuple[int, Column32, Mask]]:
-    """Yield (first entry, its and the following entries' rows in the pack table, which of them are marked)."""
-    for start in range(0, len(view), _SLICE):
-        packs = view.columns.pack[start : start + _SLICE]
-        seen = np.unpackbits(marked[start >> 3 :][: _SLICE >> 3], bitorder="little")[: len(packs)].view(np.bool_)
-        good = packs < len(view.rows)
-        yield (start, packs, seen) if good.all() else (start, np.where(good, packs, 0), seen & good)
-        relax()
+    def _slices(self, view: View) -> Iterator[tuple[int, Column32, Mask]]:
+        """Yield (first entry, its and the following entries' rows in the pack table, which of them are marked)."""
+        for start in range(0, len(view), _SLICE):
+            packs = view.columns.pack[start : start + _SLICE]
+            bits = self._bits(view, start, len(packs))
+            seen = np.unpackbits(bits, count=len(packs), bitorder="little").view(np.bool_)
+            good = packs < len(view.rows)
+            yield (start, packs, seen) if good.all() else (start, np.where(good, packs, 0), seen & good)
+            self._relax()
 
 
 def _packs_in(
@@ -225,11 +235,3 @@ def _ordered(packs: PackBits) -> PackBits:
     ordered = packs.take(order)
     (first,) = np.concatenate([[True], ordered.keys[1:] != ordered.keys[:-1]]).nonzero()
     return ordered if len(first) == len(ordered) else ordered.take(first)
-
-
-def _spread(starts: Rows, lengths: Rows) -> Rows:
-    """Return all positions of ranges that start at `starts` and are `lengths` long, one after the other."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    spread: Rows = np.arange(total, dtype=np.intp) + np.repeat(starts - (ends - lengths), lengths)
-    return spread

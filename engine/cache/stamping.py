@@ -8,18 +8,20 @@ objects to read. Cut off anywhere, older and newer stamps lie beside each other,
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 import anyio.to_thread
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from engine.block import Bytes
 from engine.cache import clocks
 from engine.cache.comparison import seen_in
-from engine.cache.seen import PackBits
+from engine.cache.packbits import PackBits
 from engine.cache.stamps import (
     Seen,
     StampDetails,
@@ -31,12 +33,14 @@ from engine.cache.stamps import (
     open_head,
 )
 from engine.columns import Column64
+from engine.distinct import among
 from engine.errors import ObjectMissing, StoreCorrupt, StoreError
 from engine.events import EventLog
 from engine.names import StampName
 from engine.packstore import PackStore
 from engine.ports import ObjectStore
 from engine.refresh import Members
+from engine.scratch import MemoryScratch, ScratchFile
 from engine.stage import flush
 from engine.state import VolumeState
 from engine.vault.identity import Identity
@@ -45,7 +49,76 @@ log = EventLog("stamps")
 
 HEAD_READ_BYTES: Final = 1 << 16
 OWN_STAMPS_MAX: Final = 32  # objects; a session that finds more writes them as few new ones
+_COLUMNS: Final = {"packs": np.uint64, "newest": np.uint16, "oldest": np.uint16, "details": np.uint32}
 STAMPS_MAX: Final = 4096  # of one system; a listing of more is nobody's doing but a fault's
+
+
+class _Older(NamedTuple):
+    """A stamp that is kept in a file: from `at` on its columns, then its details; its packs lie in [first, last]."""
+
+    bare: StampHead  # without columns
+    first: int
+    last: int
+    packs: int
+    at: int
+
+
+class OlderStamps:
+    """What stamps that are to be replaced say, in a file (*sync*). `days`: of each, its day and `StampHead.since`."""
+
+    def __init__(self, file: ScratchFile) -> None:
+        self.days: list[tuple[int, int]] = []
+        self._file, self._end = file, 0
+        self._kept: list[_Older] = []
+
+    def add(self, head: StampHead, details: StampDetails) -> None:
+        """Keep a stamp in mind. Raises: SessionAborted."""
+        self.days.append((head.name.day, head.since))
+        if not len(head.packs):
+            return
+        none = {column: np.empty(0, dtype) for column, dtype in _COLUMNS.items()}
+        bare = msgspec.structs.replace(head, **none)
+        first, last = int(head.packs[0]), int(head.packs[-1])
+        self._kept.append(_Older(bare, first, last, len(head.packs), self._end))
+        for data in (*(getattr(head, column).data.cast("B") for column in _COLUMNS), details.data):
+            self._file.write_at(self._end, data)
+            self._end += len(data)
+
+    def said(self, believed: int, present: Column64 | None) -> list[Iterator[Seen]]:
+        """Return sources, each ascending, of all that is said of packs that are `present`, no later than `believed`.
+
+        Stamps written together follow each other: then one at a time is in memory.
+        """
+        chains: list[list[_Older]] = []
+        for each in sorted(self._kept, key=lambda each: each.first):
+            for before in chains:
+                if before[-1].last < each.first:
+                    before.append(each)
+                    break
+            else:
+                chains.append([each])
+        return [chain.from_iterable(self._said(each, believed, present) for each in one) for one in chains]
+
+    def _said(self, kept: _Older, believed: int, present: Column64 | None) -> Iterator[Seen]:
+        at, columns = kept.at, dict[str, npt.NDArray[Any]]()
+        for column, dtype in _COLUMNS.items():
+            columns[column] = np.empty(kept.packs, dtype)
+            self._file.read_into(at, columns[column].data.cast("B"))
+            at += columns[column].nbytes
+        head, data = msgspec.structs.replace(kept.bare, **columns), bytearray(kept.bare.details_bytes)
+        self._file.read_into(at, memoryview(data))
+        details = StampDetails(head, data)
+        rows = np.arange(kept.packs)
+        if present is not None:
+            rows = rows[among(head.packs, present)]
+        for row in rows:
+            said = details.seen(int(row))
+            yield Seen(said.pack, np.minimum(said.days, np.uint16(believed)))
+
+    def close(self) -> None:
+        """Let go of it; safe to call twice."""
+        self._kept.clear()
+        self._file.close()
 
 
 class Stamping(msgspec.Struct, frozen=True):
@@ -85,43 +158,57 @@ class Stamping(msgspec.Struct, frozen=True):
 
     async def renew(
         self,
-        seen: PackBits,
+        seen: Iterable[PackBits],
         present: Column64 | None = None,
         told: Sequence[Seen] = (),
         oldest: Callable[[int], None] = lambda _: None,
+        scratch: Callable[[], ScratchFile] = MemoryScratch,
     ) -> list[str]:
-        """Stamp what was seen, and say again what own older stamps said, which then go; return problems.
+        """Stamp what was seen (ascending by pack), and say again what own older stamps said, which then go.
 
-        `present`: keys of all packs that are there, ascending; nothing is said of others. `told` (ascending): what is
-        known of earlier days besides. `oldest` hears the least day anything was seen last, 0: nothing was.
-        Raises: StoreError.
+        Returns problems. `present`: keys of all packs that are there, ascending; nothing is said of others. `told`
+        (ascending): what is known of earlier days besides. `oldest` hears the least day anything was seen last, 0:
+        nothing was. `scratch` makes a file for what older stamps say. Raises: StoreError.
         """
+        older = OlderStamps(scratch())
+        try:
+            return await self._renew(older, seen, present, told, oldest)
+        finally:
+            older.close()
+
+    async def _renew(
+        self,
+        older: OlderStamps,
+        seen: Iterable[PackBits],
+        present: Column64 | None,
+        told: Sequence[Seen],
+        oldest: Callable[[int], None],
+    ) -> list[str]:
         listed = await self.listed()
         mine = listed.get(self.identity.system, [])
-        parts: list[tuple[StampHead, StampDetails]] = []
         problems: list[str] = []
         for name in mine:
             try:
                 head = await self.head(name)
-                parts.append((head, await self.details(head)))
+                await anyio.to_thread.run_sync(older.add, head, await self.details(head))
             except StoreCorrupt as error:
                 problems.append(f"{error}; what it said of blocks that are in use is lost")
             except ObjectMissing:
                 continue
-        own = [head.name.day for head, _ in parts]
+        own = [day for day, _ in older.days]
         day, believed, problem = clocks.stamped_day(day_of(self.now_ms), own, self._others(listed, own))
         problems += [f"cache: {problem}"] if problem is not None else []
-        since = clocks.unbroken_since(day, [(head.name.day, head.since) for head, _ in parts])
-        sources = [_said(head, details, believed, present) for head, details in parts]
+        since = clocks.unbroken_since(day, older.days)
+        sources = older.said(believed, present)
         said = _oldest_of(merged([*sources, seen_on(seen, day), _until(told, day)]), oldest)
         objects = encode_stamps(said, self._names(mine, day), since, self.identity.keys, self.identity.signer)
         count = await self._put(objects)
         for name in mine:
             await self.objects.delete(str(name))
-        log.info("stamps_renewed", component="cache", day=day, packs=len(seen), stamps=count, replaced=len(mine))
+        log.info("stamps_renewed", component="cache", day=day, stamps=count, replaced=len(mine))
         return problems
 
-    async def add(self, seen: PackBits, told: Sequence[Seen] = ()) -> list[str]:
+    async def add(self, seen: Iterable[PackBits], told: Sequence[Seen] = ()) -> list[str]:
         """Stamp what was seen besides what own older stamps say; return problems. See `renew`. Raises: StoreError."""
         mine = (await self.listed(self.identity.system)).get(self.identity.system, [])
         if len(mine) >= OWN_STAMPS_MAX:
@@ -180,25 +267,26 @@ async def stamp_session(
 ) -> None:
     """Stamp what a session staged and the cache now has. What is wrong with clock or cache costs nothing more."""
     seen = await anyio.to_thread.run_sync(seen_in, states, cache.index)
-    if not len(seen):
+    if not seen:
         return
     try:
-        for problem in await Stamping(cache.objects, identity, cache.members, incarnation, now_ms).add(seen):
+        for problem in await Stamping(cache.objects, identity, cache.members, incarnation, now_ms).add(seen.pieces()):
             log.warning("stamps_doubted", component="cache", reason=problem)
     except StoreError as error:
         # The next verification says the same again of all that is in use.
         log.warning("stamps_failed", component="cache", error=str(error))
 
 
-def seen_on(bits: PackBits, day: int) -> Iterator[Seen]:
+def seen_on(pieces: Iterable[PackBits], day: int) -> Iterator[Seen]:
     """Yield what was seen on a day, ascending by pack."""
-    starts = bits.starts()
-    for row, (pack, count) in enumerate(zip(bits.keys.tolist(), bits.counts.tolist(), strict=True)):
-        there = np.unpackbits(bits.bits[starts[row] : starts[row + 1]], count=count, bitorder="little")
-        if there.all():
-            yield Seen(pack, np.array([day], np.uint16))
-        elif there.any():
-            yield Seen(pack, there * np.uint16(day))
+    for bits in pieces:
+        starts = bits.starts().tolist()
+        for row, (pack, count) in enumerate(zip(bits.keys.tolist(), bits.counts.tolist(), strict=True)):
+            there = np.unpackbits(bits.bits[starts[row] : starts[row + 1]], count=count, bitorder="little")
+            if there.all():
+                yield Seen(pack, np.array([day], np.uint16))
+            elif there.any():
+                yield Seen(pack, there * np.uint16(day))
 
 
 def _oldest_of(said: Iterator[Seen], hear: Callable[[int], None]) -> Iterator[Seen]:
@@ -217,13 +305,3 @@ def _until(told: Sequence[Seen], day: int) -> Iterator[Seen]:
     for said in told:
         if said.days.any():
             yield Seen(said.pack, np.minimum(said.days, np.uint16(day)))
-
-
-def _said(head: StampHead, details: StampDetails, believed: int, present: Column64 | None) -> Iterator[Seen]:
-    """Yield what a stamp said of packs that are there, no later than a day that is believed."""
-    rows = np.arange(len(head.packs))
-    if present is not None:
-        rows = rows[np.isin(head.packs, present)]
-    for row in rows.tolist():
-        said = details.seen(row)
-        yield Seen(said.pack, np.minimum(said.days, np.uint16(believed)))

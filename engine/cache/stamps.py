@@ -25,7 +25,8 @@ from engine.trailer import TRAILER_BYTES, Signer, Verifier, check_trailer, make_
 
 STAMP_LABEL: Final = b"forebay stamp v1\0"
 STAMP_HEADER_BYTES: Final = 104
-STAMP_READ_MAX: Final = 16 << 20  # bytes; nothing larger is taken for a stamp, a writer begins another one
+STAMP_READ_MAX: Final = 16 << 20  # bytes; nothing larger is taken for a stamp
+STAMP_WRITE_MAX: Final = 8 << 20  # a writer begins another one: several copies are in memory when it is put
 RECORDS_MAX: Final = 1 << 20  # of one pack
 NEVER: Final = 0
 DAYS_MAX: Final = 256  # different ones in one pack; of more, the oldest count as the next newer one
@@ -35,6 +36,7 @@ Days = npt.NDArray[np.uint16]
 _MAGIC: Final = b"FBSTAMP\x01"
 _VERSION: Final = 1
 _HEADER: Final = struct.Struct("<8sHHHHII16s16s8sII32s")
+_ROW_FIELDS: Final = struct.Struct("<QIHH")
 _ROW: Final = np.dtype([("pack", "<u8"), ("detail", "<u4"), ("newest", "<u2"), ("oldest", "<u2")])
 _DETAIL: Final = struct.Struct("<IHH")
 _DAY_MS: Final = 86_400_000
@@ -86,34 +88,30 @@ def encode_stamps(
     since: int,
     keys: DomainKeys,
     signer: Signer,
-    bytes_max: int = STAMP_READ_MAX,
+    bytes_max: int = STAMP_WRITE_MAX,
 ) -> Iterator[tuple[StampName, bytes]]:
     """Yield as many stamps as it takes for all `packs` (ascending by key), under the next names each."""
     rest = iter(names)
-    rows: list[tuple[int, int, int, int]] = []
-    details: list[bytes] = []
-    details_bytes, room = 0, bytes_max - STAMP_HEADER_BYTES - TRAILER_BYTES
+    rows, body, room = bytearray(), bytearray(), bytes_max - STAMP_HEADER_BYTES - TRAILER_BYTES
 
     def finished() -> tuple[StampName, bytes]:
         name = next(rest)
-        body = b"".join(details)
         header = _HEADER.pack(
-            _MAGIC, _VERSION, name.day, since, 0, len(rows), len(body), keys.domain, name.writer, name.incarnation,
-            name.sequence, 0, blake3(body).digest(),
+            _MAGIC, _VERSION, name.day, since, 0, len(rows) // _ROW.itemsize, len(body), keys.domain, name.writer,
+            name.incarnation, name.sequence, 0, blake3(body).digest(),
         )  # fmt: skip
-        head = header + np.array(rows, _ROW).tobytes()
+        head = header + rows
         return name, head + make_trailer(STAMP_LABEL, blake3(head).digest(), keys, signer) + body
 
     for pack in packs:
         newest, oldest = int(pack.days.max()), int(pack.days.min())
         detail = b"" if newest == oldest else _encode_days(pack.days)
-        if rows and (len(rows) + 1) * _ROW.itemsize + details_bytes + len(detail) > room:
+        if rows and len(rows) + _ROW.itemsize + len(body) + len(detail) > room:
             yield finished()
-            rows, details, details_bytes = [], [], 0
+            rows, body = bytearray(), bytearray()
         # Counted from the start of the details, plus one: 0 says that there are none.
-        rows.append((pack.pack, details_bytes + 1 if detail else 0, newest, oldest))
-        details.append(detail)
-        details_bytes += len(detail)
+        rows += _ROW_FIELDS.pack(pack.pack, len(body) + 1 if detail else 0, newest, oldest)
+        body += detail
     if rows:
         yield finished()
 
@@ -160,7 +158,7 @@ class StampDetails:
     def __init__(self, head: StampHead, data: Bytes) -> None:
         if len(data) != head.details_bytes or blake3(data).digest() != head.details_hash:
             raise StoreCorrupt(str(head.name), "its details are cut or damaged")
-        self._head, self._data = head, memoryview(data)
+        self._head, self.data = head, memoryview(data)
 
     def seen(self, row: int) -> Seen:
         """Return what the stamp says of the pack at `row` of its head. Raises: StoreCorrupt."""
@@ -168,7 +166,7 @@ class StampDetails:
         pack, newest, oldest = int(head.packs[row]), int(head.newest[row]), int(head.oldest[row])
         if not head.details[row]:
             return Seen(pack, np.array([newest], np.uint16))
-        days = _decode_days(str(head.name), self._data[int(head.details[row]) - 1 :])
+        days = _decode_days(str(head.name), self.data[int(head.details[row]) - 1 :])
         if (int(days.max()), int(days.min())) != (newest, oldest):
             raise StoreCorrupt(str(head.name), "its head and its details disagree")
         return Seen(pack, days)

@@ -23,7 +23,6 @@ from engine.cache.inventory import listed_bytes
 from engine.cache.lastseen import StampedDays
 from engine.cache.orphans import OrphanSweep
 from engine.cache.pins import read_pins
-from engine.cache.seen import PackBits
 from engine.cache.stamping import Stamping
 from engine.cache.stamps import Seen, day_of
 from engine.cache.trim import Trimmer
@@ -198,7 +197,7 @@ async def _trim(
     told = sorted([*done.unseen, *told], key=lambda each: each.pack)
     problems = [*done.problems, *seen.problems]
     if told:
-        problems += await stamping.add(PackBits.none(), told)
+        problems += await stamping.add((), told)
     size, device = await _size(cache) - done.absent_bytes + before.unlisted_bytes, await room()
     return msgspec.structs.replace(
         before,

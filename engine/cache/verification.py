@@ -31,11 +31,11 @@ from engine.cache.deep import choose, read_packs, with_read
 from engine.cache.listing import listed_as_known
 from engine.cache.recheck import lacking_blocks
 from engine.cache.seals import Seals
-from engine.cache.seen import PackBits, SeenRows
+from engine.cache.sightings import Sightings, goes_on
 from engine.cache.stamping import Stamping
 from engine.cache.stamps import day_of
 from engine.columns import Column64
-from engine.distinct import distinct
+from engine.distinct import among, distinct
 from engine.errors import ConfigError, ForebayError, SessionAborted, StoreCorrupt
 from engine.events import EventLog
 from engine.index import PackIndex
@@ -43,16 +43,8 @@ from engine.names import PackName
 from engine.packstore import PackStore
 from engine.pipeline.stores import Side, open_side
 from engine.ports import Clock, ObjectStore
-from engine.state import (
-    PAGE_ENTRIES,
-    CacheHistory,
-    CacheUpkeep,
-    Checkpoint,
-    Compared,
-    LostPacks,
-    StateStore,
-    VolumeState,
-)
+from engine.state import PAGE_ENTRIES, CacheHistory, Checkpoint, Compared, StateStore, VolumeState
+from engine.upkeep import CacheUpkeep, LostPacks
 from engine.vault.certificate import Certificates
 from engine.vault.enrolment import cache_members, find_cache
 from engine.vault.identity import Identity
@@ -96,10 +88,9 @@ class Verification:
         self.position_blocks = self.total_blocks = 0
         self._upkeep: CacheUpkeep | None = None
         self._checkpoint: Checkpoint | None = None
-        self._comparison: Comparison | None = None
         self._members: Certificates | None = None
         self._present: Column64 = np.empty(0, np.uint64)
-        self._measured = [0, 0]  # records found since the last pause, and their bytes
+        self._sightings: Sightings | None = None
         self._saved_s = 0.0
         self._stopping = False
 
@@ -163,7 +154,7 @@ class Verification:
         assert self._upkeep is not None
         self.phase = "listing the packs"
         listed = await listed_as_known(packs, self._upkeep.lost_packs().gone)
-        self._present = listed[~np.isin(listed, absent)]
+        self._present = listed[~among(listed, absent)]
         await anyio.to_thread.run_sync(self._rely_on, packs)
 
     def _resumed(self) -> Checkpoint:
@@ -172,7 +163,7 @@ class Verification:
         assert identity.cache is not None
         assert self._upkeep is not None
         found = self._upkeep.checkpoint()
-        if found is None or found.attempt.completed or found.attempt.store != identity.cache.hex():
+        if found is None or not goes_on(found, self._upkeep, identity.cache):
             attempt = Attempt(
                 attempt=secrets.token_hex(16), store=identity.cache.hex(), started_ms=setup.clock.now_ms()
             )
@@ -190,13 +181,13 @@ class Verification:
         assert packs.removals is not None
         gone, known = packs.index.absent(self._present), self._upkeep.lost_packs()
         packs.index.bar(gone.tolist())
-        new = gone[~np.isin(gone, known.gone)]
+        new = gone[~among(gone, known.gone)]
         # What somebody trimmed is gone as it should be.
         if unexplained := int(np.count_nonzero(~np.isin(new, packs.removals.keys))):
             log.warning("packs_gone", component="cache", packs=unexplained)
         self._lost(packs.index.pack_names(new))
         # What was found to be damaged stays lost until somebody removes it.
-        self._upkeep.set_lost_packs(LostPacks(gone, known.damaged[np.isin(known.damaged, self._present)]))
+        self._upkeep.set_lost_packs(LostPacks(gone, known.damaged[among(known.damaged, self._present)]))
 
     def _lost(self, names: Sequence[PackName | None]) -> None:
         """Have what a point needs besides its blocks brought there again by the next session, if it is lost."""
@@ -267,7 +258,10 @@ class Verification:
         setup = self._setup
         assert self._checkpoint is not None
         self._saved_s = setup.clock.monotonic()
-        self._comparison = Comparison(side.packs.index, lambda: self._stopping or setup.wanted(), setup.relax)
+        assert self._upkeep is not None
+        point, upkeep = self._checkpoint, self._upkeep
+        comparison = Comparison(side.packs.index, lambda: self._stopping or setup.wanted(), setup.relax, upkeep.scratch)
+        self._sightings = Sightings(upkeep, point.attempt.attempt, comparison, noted=point.seen)
         states = {name: setup.state.volume(name) for name in setup.volumes}
         heads = {name: head for name, state in states.items() if (head := state.head) is not None}
         if not heads:
@@ -292,13 +286,13 @@ class Verification:
 
     def _compare(self, name: str, state: VolumeState, blocks: int, store: bytes) -> None:
         assert self._checkpoint is not None
-        assert self._comparison is not None
+        assert self._sightings is not None
         self.phase = f"comparing volume {name!r}"
         known = self._checkpoint.volumes.get(name, Compared())
         if known.done:
             return
         before, end = self.position_blocks, -(-blocks // PAGE_ENTRIES)
-        for stretch in self._comparison.volume(state, known.page, end):
+        for stretch in self._sightings.comparison.volume(state, known.page, end):
             known = Compared(stretch.stop, known.blocks + stretch.blocks, known.missing + stretch.missing)
             self._note(name, known)
             self.position_blocks = before + min(blocks, stretch.stop * PAGE_ENTRIES)
@@ -325,21 +319,14 @@ class Verification:
         point, setup = self._checkpoint, self._setup
         assert point is not None
         assert self._upkeep is not None
-        assert self._comparison is not None
+        assert self._sightings is not None
         for name in point.volumes:
             setup.state.volume(name).sync_missing()
-        self._checkpoint = point = msgspec.structs.replace(point, seen=self._seen_so_far().encode())
-        self._comparison.seen = SeenRows(setup.relax)
+        self._sightings.note()
+        self._checkpoint = point = msgspec.structs.replace(point, seen=True)
         self._upkeep.set_checkpoint(point)
         setup.history.put_attempt(point.attempt)
         self._saved_s = setup.clock.monotonic()
-
-    def _seen_so_far(self) -> PackBits:
-        assert self._checkpoint is not None
-        assert self._comparison is not None
-        earlier = PackBits.decode(self._checkpoint.seen) if self._checkpoint.seen else PackBits.none()
-        self._measured = [sum(each) for each in zip(self._measured, self._comparison.seen.sizes(), strict=True)]
-        return PackBits.together([earlier, self._comparison.seen.packs()])
 
     def _stamping(self) -> Stamping:
         setup = self._setup
@@ -349,15 +336,20 @@ class Verification:
     async def _stamp(self) -> None:
         """Say in the cache what was seen today. Raises: StoreError."""
         self.phase = "writing what was seen"
-        seen = await anyio.to_thread.run_sync(self._seen_so_far)
+        assert self._sightings is not None
+        assert self._upkeep is not None
+        seen = await anyio.to_thread.run_sync(self._sightings.so_far)
         days: list[int] = []
-        self.problems += await self._stamping().renew(seen, self._present, oldest=days.append)
-        (count, size), unique = self._measured, seen.records
+        self.problems += await self._stamping().renew(
+            seen.pieces(), self._present, oldest=days.append, scratch=self._upkeep.scratch
+        )
+        unique = await anyio.to_thread.run_sync(seen.records)
+        seen.close()
         assert self._checkpoint is not None
         attempt = msgspec.structs.replace(
             self._checkpoint.attempt,
             unique=unique,
-            sealed_bytes=size * unique // count if count else 0,
+            sealed_bytes=self._sightings.bytes_of(unique),
             oldest_day=days[-1] if days else 0,
         )
         self._checkpoint = msgspec.structs.replace(self._checkpoint, attempt=attempt)

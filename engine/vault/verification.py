@@ -35,7 +35,8 @@ from engine.packtable import rows_from_bytes
 from engine.pipeline.refill import Refill
 from engine.pipeline.setup import SessionSetup
 from engine.pipeline.stores import Side
-from engine.state import LostPacks, VaultHistory
+from engine.state import VaultHistory
+from engine.upkeep import LostPacks
 from engine.vault.certificate import Certificates
 from engine.vault.check import VaultCheck
 from engine.vault.kept import Kept, Needs, look, read_kept, tables

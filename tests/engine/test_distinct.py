@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.distinct import distinct
+from engine.distinct import among, distinct
 
 NUMBERS = st.lists(st.integers(0, 20) | st.integers(0, (1 << 64) - 1), max_size=40)
 
@@ -23,3 +23,9 @@ def test_what_was_given_is_left_as_it_is(numbers: list[int]) -> None:
     given_numbers = np.array(numbers, dtype=np.int64)
     distinct(given_numbers)
     assert given_numbers.tolist() == numbers
+
+
+@given(NUMBERS, NUMBERS)
+def test_a_value_is_among_others_where_a_set_says_so(values: list[int], known: list[int]) -> None:
+    found = among(np.array(values, np.uint64), np.array(sorted(known), np.uint64))
+    assert found.tolist() == [value in set(known) for value in values]

@@ -390,7 +390,7 @@ def test_a_verification_cut_off_is_not_gone_on_with_another_cache(machine: Crash
     # The first volume is done, and the checkpoint says so, when it is killed on its way to the second.
     instant = in_the_first_volume(machine)
     wanted = Fault(instant.operation, instant.below, ["touch", str(machine.state / "lock.wanted")])
-    killed = Fault("replace", f"{machine.state}/index/{store_id(cache)}.verify", after=True)
+    killed = Fault("replace", f"{machine.state}/index/{store_id(cache)}.verify", count=2, after=True)
     assert machine.attempt("verify", faults=[wanted, killed]).code == KILLED
     old = cache.rename(cache.with_name("old"))
     machine.init("--cache")
@@ -400,6 +400,29 @@ def test_a_verification_cut_off_is_not_gone_on_with_another_cache(machine: Crash
     old.rename(cache)
     machine.init("--cache")
     assert check_result(machine, machine.run("verify", expect=1).document) > 0
+
+
+def test_what_was_seen_before_a_verification_was_cut_off_is_stamped_at_its_end(machine: CrashMachine) -> None:
+    for pack in packs(machine)[::2]:
+        pack.unlink()
+    shutil.rmtree(cache_of(machine) / "stamp")
+    below = f"{machine.state}/index/{store_id(cache_of(machine))}"
+    # The first volume is done, and the checkpoint says so, when it is killed on its way to the second.
+    wanted = Fault("pwrite", f"{machine.state.resolve()}/volumes/", ["touch", str(machine.state / "lock.wanted")])
+    killed = Fault("replace", f"{below}.verify", count=2, after=True)
+    assert machine.attempt("verify", faults=[wanted, killed]).code == KILLED
+    seen = Path(f"{below}.seen")
+    noted = seen.read_bytes()
+    assert len(noted) > 100
+    damaged = noted[:-30] + b"x" + noted[-29:]
+    # With what is noted it goes on; without, it begins anew. Either way all is stamped that is there.
+    for content, count in ((noted, 1), (damaged, 2), (b"", 2)):
+        fresh = machine.copy_to(machine.root.with_name(f"again{len(content)}{count}"))
+        (fresh.state / seen.relative_to(machine.state)).write_bytes(content)
+        assert check_result(fresh, fresh.run("verify", expect=1).document) > 0
+        assert stamped(fresh)[0] == current(fresh) & held(fresh)
+        assert len(attempts(fresh)) == count
+        assert not (fresh.state / seen.relative_to(machine.state)).exists()
 
 
 def test_packs_are_read_in_turn_and_a_damaged_one_is_set_aside_and_healed(machine: CrashMachine) -> None:

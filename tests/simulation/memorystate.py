@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from engine.cache.trimrecord import TrimRecord
-from engine.state import CheckedPacks, Checkpoint, FoundRuns, Intent, LostPacks, Newest, SessionRow
+from engine.scratch import MemoryScratch
+from engine.state import Checkpoint, FoundRuns, Intent, Newest, SessionRow
+from engine.upkeep import CheckedPacks, LostPacks
 from tests.engine.fakes_packs import MemoryAcks, MemoryMirror
 from tests.fakes_state import MemoryCacheHistory, MemoryVolumeState
 from tests.simulation.clockwork import chance
@@ -20,6 +22,7 @@ class MemoryUpkeep:
         self._lost = LostPacks(np.empty(0, np.uint64), np.empty(0, np.uint64))
         self._checked = CheckedPacks(np.empty(0, np.uint64), np.empty(0, np.uint16))
         self._checkpoint: Checkpoint | None = None
+        self._seen: tuple[str, tuple[bytes, ...]] | tuple[()] = ()
 
     def lost_packs(self) -> LostPacks:
         return self._lost
@@ -38,6 +41,20 @@ class MemoryUpkeep:
 
     def set_checkpoint(self, checkpoint: Checkpoint | None) -> None:
         self._checkpoint = checkpoint
+        if checkpoint is None or not checkpoint.seen:
+            self._seen = ()
+
+    def set_seen(self, attempt: str, pieces: Iterable[bytes]) -> None:
+        self._seen = (attempt, tuple(pieces))
+
+    def seen(self, attempt: str) -> Iterator[bytes]:
+        assert self._seen
+        known, pieces = self._seen
+        assert known == attempt
+        yield from pieces
+
+    def scratch(self) -> MemoryScratch:
+        return MemoryScratch()
 
 
 class MemoryTrimNotes:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from engine.errors import StoreRejected
 from engine.fragment import open_fragment
-from engine.names import FragmentName, PackName, RemovalName
+from engine.names import FragmentName, PackName, RemovalName, StampName
 from engine.pack import PACK_TAIL_BYTES, footer_start, read_footer
 from engine.removal import open_removals
 from tests.simulation.stores import Broken, SimStore
@@ -80,6 +80,7 @@ class Facts:
     touched: dict[bytes, int] = field(default_factory=dict)  # id → ms at which anyone may have spoken of it last
     unstamped: set[bytes] = field(default_factory=set)  # of which maybe no stamp speaks: the next one to trim will
     listed_early: set[int] = field(default_factory=set)
+    renewed: dict[bytes, int] = field(default_factory=lambda: defaultdict(int))  # stamps that went, by writer
     order: int = 0
     trimmed: int = 0
     raced: int = 0
@@ -161,7 +162,9 @@ class Facts:
         return bool(fresh)
 
     def removed(self, name: str, look: int, look_at_pins: int) -> None:
-        """Learn that a pack was deleted by a system that trims. Raises: Broken."""
+        """Learn that an object was deleted; a pack by a system that trims. Raises: Broken."""
+        if (stamp := StampName.parse(name)) is not None:
+            self.renewed[stamp.writer] += 1
         if (pack := self.packs.get(name)) is not None and pack.there:
             pack.there = False
             self.trimmed += 1
@@ -214,6 +217,10 @@ class Facts:
                     return system, ms
                 self.raced += 1
         return None
+
+    def renewed_by_others(self, system: bytes) -> int:
+        """Return how many stamps of others have gone, in whose place newer ones came."""
+        return sum(count for writer, count in self.renewed.items() if writer != system)
 
     def pinned_now(self) -> set[bytes]:
         """Return the ids that any system pins."""

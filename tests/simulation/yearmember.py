@@ -342,6 +342,7 @@ class Member:
         policy, disk, facts = self.habits.trim, self.disk, self.facts
         before, since, at = facts.trimmed, facts.events, (0, 0)
         small, counted, pinned = disk.small_bytes, self._counted(), facts.pinned_now()
+        renewed = facts.renewed_by_others(self.identity.system)
 
         def measured() -> Room:
             nonlocal at
@@ -374,6 +375,9 @@ class Member:
         if not report.looked:
             raise Broken(f"{self.name}: {lacking} bytes are to go, and nothing was looked at")
         if any("others filled it meanwhile" in problem for problem in report.problems):
+            return
+        if facts.renewed_by_others(self.identity.system) > renewed:
+            # Between its head and its details a stamp gave way to a newer one: all it named counted as new.
             return
         free_bytes = min(disk.free_bytes, report.free_bytes or 0)
         left = facts.left_behind(self.identity.system, counted, free_bytes, since, pinned)

@@ -26,6 +26,7 @@ import engine.removals
 from engine.cache.lastseen import StampedDays
 from engine.cache.listing import listed_keys
 from engine.cache.orphans import OrphanSweep
+from engine.cache.seen import SeenPacks
 from engine.cache.stamping import Stamping
 from engine.cache.trim import Trimmer
 from engine.cache.verification import Verification
@@ -43,9 +44,11 @@ def deduplication_not_stamped() -> None:
     seen_in = engine.cache.comparison.seen_in
 
     def written_only(states: Any, index: Any) -> Any:
-        seen = seen_in(states, index)
+        written = SeenPacks()
         own = [key for view in index.views() if view.own for key in view.keys[view.listed()].tolist()]
-        return seen.take(np.flatnonzero(np.isin(seen.keys, np.array(own, np.uint64))))
+        for seen in seen_in(states, index).pieces():
+            written.add(seen.take(np.flatnonzero(np.isin(seen.keys, np.array(own, np.uint64)))))
+        return written
 
     put_in(engine.cache.stamping, seen_in=written_only)
 

@@ -13,8 +13,9 @@ from adapters.state.files import Disk
 from adapters.state.fragments import MirrorFolder
 from adapters.state.upkeep import UpkeepFiles
 from engine.cache.attempt import Attempt
-from engine.errors import SessionRunning
-from engine.state import CheckedPacks, Checkpoint, Compared, LostPacks
+from engine.errors import SessionRunning, StateCorrupt
+from engine.state import Checkpoint, Compared
+from engine.upkeep import CheckedPacks, LostPacks
 
 STORE = b"s" * 16
 NONE = np.empty(0, np.uint64)
@@ -33,19 +34,56 @@ def test_what_is_written_is_read_and_another_cache_has_its_own(tmp_path: Path) -
     one.set_checked_packs(CheckedPacks(gone, np.array([2500, 1], np.uint16)))
     point = Checkpoint(
         attempt=Attempt(attempt="aa", store=STORE.hex(), started_ms=5, blocks=9), volumes={"data": Compared(3, 2, 1)},
-        seen=b"bits",
+        seen=True,
     )  # fmt: skip
+    one.set_seen("aa", iter([b"bits", b"more bits"]))
     one.set_checkpoint(point)
     again = upkeep(tmp_path)
     assert [each.tolist() for each in again.lost_packs()] == [gone.tolist(), [7]]
     assert [each.tolist() for each in again.checked_packs()] == [gone.tolist(), [2500, 1]]
     assert again.checkpoint() == point
+    assert [*again.seen("aa")] == [b"bits", b"more bits"]
+    with pytest.raises(StateCorrupt, match="another"):
+        next(again.seen("bb"))
     assert len(other.lost_packs().gone) == 0
     assert other.checkpoint() is None
     again.set_checkpoint(None)
     assert one.checkpoint() is None
+    with pytest.raises(StateCorrupt):
+        next(one.seen("aa"))
     again.set_lost_packs(LostPacks(NONE, NONE))
     assert len(one.lost_packs().damaged) == 0
+
+
+@pytest.mark.parametrize("pieces", [[], [b""], [b"one", b"", b"three" * 100]])
+def test_what_was_seen_is_all_there_or_refused(tmp_path: Path, pieces: list[bytes]) -> None:
+    one = upkeep(tmp_path)
+    one.set_seen("aa", pieces)
+    assert [*one.seen("aa")] == pieces
+    path = tmp_path / "index" / f"{STORE.hex()}.seen"
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 3):
+        for damaged in (whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], whole[:at]):
+            path.write_bytes(damaged)
+            with pytest.raises(StateCorrupt):
+                list(one.seen("aa"))
+    path.write_bytes(whole)
+    one.set_checkpoint(Checkpoint(attempt=Attempt(attempt="aa", store=STORE.hex(), started_ms=5)))
+    assert not path.exists()
+
+
+def test_a_scratch_file_has_no_name_and_is_read_as_it_was_written(tmp_path: Path) -> None:
+    one = upkeep(tmp_path)
+    file, other = one.scratch(), one.scratch()
+    file.write_at(1 << 20, b"there")
+    view = bytearray(9)
+    file.read_into((1 << 20) - 2, memoryview(view))
+    assert view == b"\0\0there\0\0"
+    other.read_into(0, memoryview(view))
+    assert view == bytes(9)
+    assert [*(tmp_path / "index").iterdir()] == []
+    for each in (file, file, other):
+        each.close()
 
 
 @pytest.mark.parametrize("kind", ["lost", "checked", "verify"])

@@ -25,8 +25,8 @@ from engine.cache.checks import (
 )
 from engine.errors import StoreCorrupt
 from engine.names import CheckedName
-from engine.state import CheckedPacks
 from engine.subkeys import DomainKeys
+from engine.upkeep import CheckedPacks
 from engine.vault.identity import Identity
 from tests.engine.fakes_packs import ALICE, BOB, Team
 from tests.fakes import MemoryStore

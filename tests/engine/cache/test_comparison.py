@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import engine.cache.packbits
 import engine.cache.seen
 from engine.acks import PackAck
 from engine.bits import rows_of
 from engine.cache.comparison import Comparison, Stopped
-from engine.cache.seen import PackBits, SeenRows
+from engine.cache.packbits import PackBits
+from engine.cache.seen import SeenPacks, SeenRows
 from engine.fragment import encode_fragment, open_fragment
 from engine.index import PackIndex
 from engine.names import FragmentName
@@ -62,6 +64,12 @@ def bits_of(state: MemoryVolumeState) -> set[int]:
     return set((pages[:, None] * 64 + np.arange(64))[rows_of(state.missing(pages))].tolist())
 
 
+def gathered(seen: SeenRows) -> PackBits:
+    found = SeenPacks()
+    seen.gather(found)
+    return PackBits.together([*found.pieces()])
+
+
 def marked(found: PackBits, packs: Sequence[PackAck]) -> set[tuple[int, int, int]]:
     """Return (pack key, halves of the id) of all records whose bit is set."""
     known = {pack.name.key: pack for pack in packs}
@@ -101,7 +109,7 @@ def test_bits_are_what_is_absent_and_marks_what_was_found(
     assert bits_of(state) == absent
     assert sum(stretch.blocks for stretch in stretches) == len(blocks)
     assert sum(stretch.missing for stretch in stretches) == len(absent)
-    records = marked(comparison.seen.packs(), packs)
+    records = marked(gathered(comparison.seen), packs)
     places = {(pack.name.key, lo, hi) for pack in there for lo, hi in pack.ids.tolist()}
     assert records <= places
     assert {(lo, hi) for _, lo, hi in records} == {value for value in blocks.values() if value in held}
@@ -142,12 +150,44 @@ def test_the_union_of_bits_is_that_of_sets(
         if len(first[key]) == len(second[key]):
             joined[key] = [a or b for a, b in zip(first[key], second[key], strict=True)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.cache.seen, "_BYTES_AT_ONCE", at_once)
+        patch.setattr(engine.cache.packbits, "_BYTES_AT_ONCE", at_once)
         found = PackBits.together([packed(first), packed(second)])
         kept = found.take(np.arange(0, len(found), 2))
     assert found.encode() == packed(joined).encode()
     assert kept.encode() == packed({key: joined[key] for key in sorted(joined)[::2]}).encode()
     assert PackBits.decode(found.encode()).encode() == found.encode()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(drawn_bits, max_size=4), st.sampled_from([1, 40, 300, 1 << 20]))
+def test_pieces_are_the_union_in_order_however_many_there_are(
+    drawn: list[dict[int, list[bool]]], piece_bytes: int
+) -> None:
+    parts, found = [packed(each) for each in drawn], SeenPacks()
+    for part in parts:
+        found.add(part)
+    whole = PackBits.together(parts) if parts else PackBits.none()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.cache.seen, "PIECE_BYTES", piece_bytes)
+        pieces = [*found.pieces()]
+        assert found.records() == whole.records
+    assert [key for piece in pieces for key in piece.keys.tolist()] == whole.keys.tolist()
+    assert b"".join(piece.bits.tobytes() for piece in pieces) == whole.bits.tobytes()
+    assert [count for piece in pieces for count in piece.counts.tolist()] == whole.counts.tolist()
+    assert bool(found) == bool(len(whole))
+    found.close()
+    assert [*found.pieces()] == []
+
+
+def test_pieces_are_small_however_much_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.cache.seen, "PIECE_BYTES", 1 << 12)
+    generator, found = np.random.default_rng(3), SeenPacks()
+    for _ in range(20):
+        keys = np.sort(generator.integers(0, 1 << 64, 100, dtype=np.uint64))
+        found.add(PackBits(keys, np.full(100, 800, np.uint32), np.full(100 * 100, 0xFF, np.uint8)))
+    sizes = [len(piece.bits) for piece in found.pieces()]
+    assert sum(sizes) == 200_000
+    assert max(sizes) < 3 << 12
 
 
 @given(st.binary(max_size=60))
@@ -159,9 +199,16 @@ def test_bits_that_were_not_written_here_are_refused(data: bytes) -> None:
     assert found.encode() == data
 
 
-@pytest.mark.parametrize("at_once", [1, 700, 1 << 21])
-def test_marks_of_many_entries_are_each_one_bit(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("at_once", "pending", "marked_at_once"),
+    [(1, 1, 64), (700, 100, 1 << 8), (700, 450, 8), (1 << 21, 1 << 20, 1 << 21)],
+)
+def test_marks_of_many_entries_are_each_one_bit(
+    at_once: int, pending: int, marked_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine.cache.seen, "ENTRIES_AT_ONCE", at_once)
+    monkeypatch.setattr(engine.cache.seen, "PENDING_MAX", pending)
+    monkeypatch.setattr(engine.cache.seen, "_MARKED_AT_ONCE", marked_at_once)
     monkeypatch.setattr(engine.cache.seen, "_SLICE", 1 << 8)
     generator = np.random.default_rng(7)
     ids = generator.integers(1, 1 << 63, (3000, 2), dtype=np.uint64)
@@ -172,8 +219,9 @@ def test_marks_of_many_entries_are_each_one_bit(at_once: int, monkeypatch: pytes
     there, places = index.locate(asked[:, 0].copy(), asked[:, 1].copy())
     assert there.all()
     for of, rows in places:
-        seen.mark(of, rows)
-        seen.mark(of, rows)  # again changes nothing
-    found = marked(seen.packs(), packs)
-    assert not len(seen.packs())
+        seen.mark(of, rows[::2])
+        seen.mark(of, rows[::-1])  # again, in another order, changes nothing
+    count, size = seen.sizes()
+    assert (count, size) == (1000, sum(int(pack.lengths[np.isin(pack.ids[:, 0], asked[:, 0])].sum()) for pack in packs))
+    found = marked(gathered(seen), packs)
     assert {(lo, hi) for _, lo, hi in found} == {tuple(row) for row in asked.tolist()}

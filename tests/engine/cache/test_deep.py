@@ -6,7 +6,7 @@ import numpy as np
 
 from engine.cache.checks import READ_AGAIN_DAYS, READ_MYSELF_DAYS
 from engine.cache.deep import plan, with_read
-from engine.state import CheckedPacks
+from engine.upkeep import CheckedPacks
 from tests.engine.cache.test_comparison import as_pack, view
 from tests.engine.fakes_packs import ALICE, BOB
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cache.lastseen import LISTINGS_MAX, StampedDays
-from engine.cache.seen import PackBits
 from engine.cache.stamping import Stamping
 from engine.cache.stamps import Seen
 from engine.cache.trim import MIXED
@@ -78,7 +77,7 @@ def test_what_any_system_says_of_a_record_counts_but_for_days_to_come(
         for writer, day, records, whole in drawn:
             said = {record: day - back + 1 for record, back in records.items()}
             said |= {(key, record): day for key in whole for record in range(COUNTS[key])}
-            await stamping(store, writer, day).add(PackBits.none(), told(said))
+            await stamping(store, writer, day).add((), told(said))
             said = {record: when for record, when in said.items() if when <= believed}
             model |= {record: max(model[record], when) for record, when in said.items()}
             for key, count in COUNTS.items():
@@ -107,8 +106,8 @@ def test_what_any_system_says_of_a_record_counts_but_for_days_to_come(
 
 async def some(store: MemoryStore) -> None:
     """Bob saw all of packs 1 and 2 long ago, and Carol one record of pack 2 later."""
-    await stamping(store, BOB, 100).add(PackBits.none(), told({(k, r): 100 for k in (1, 2) for r in range(COUNTS[k])}))
-    await stamping(store, CAROL, 119).add(PackBits.none(), told({(2, 4): 110, (2, 5): 119}))
+    await stamping(store, BOB, 100).add((), told({(k, r): 100 for k in (1, 2) for r in range(COUNTS[k])}))
+    await stamping(store, CAROL, 119).add((), told({(2, 4): 110, (2, 5): 119}))
 
 
 def days(found: Days) -> list[int]:
@@ -171,7 +170,7 @@ async def test_details_that_are_damaged_or_gone_count_as_the_newest_day_in_them(
 async def test_a_stamp_that_counts_records_differently_counts_for_all_of_them() -> None:
     store = MemoryStore()
     await some(store)
-    await stamping(store, ALICE, 115).add(PackBits.none(), [Seen(2, np.array([115, 0, 0], np.uint16))])
+    await stamping(store, ALICE, 115).add((), [Seen(2, np.array([115, 0, 0], np.uint16))])
     seen = last_seen(store)
     await seen.packs(KEYS)
     assert days(await seen.records(KEYS[[1]], EVERY[[1]])) == [115] * 5 + [119] + [115] * 3
@@ -192,7 +191,7 @@ async def test_stamps_renewed_while_they_are_read_are_read_again() -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(read)
         await reached.wait()
-        await stamping(store, CAROL, 125).renew(PackBits.none(), told=told({(3, 0): 125}))
+        await stamping(store, CAROL, 125).renew((), told=told({(3, 0): 125}))
         assert old not in store.objects
         go.set()
     assert found == [[100, MIXED, 125, 0, 0]]
@@ -206,7 +205,7 @@ async def test_stamps_that_never_stand_still_are_not_waited_for_for_ever() -> No
         async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
             await self.delete(name)
             self.day += 1
-            await stamping(self, CAROL, self.day).add(PackBits.none(), told({(3, 0): 125}))
+            await stamping(self, CAROL, self.day).add((), told({(3, 0): 125}))
             return await super().get(name, offset, length)
 
     store = Restless()
@@ -221,8 +220,8 @@ async def test_packs_stamped_since_they_were_asked_for_are_told() -> None:
     seen = last_seen(store)
     await seen.packs(KEYS)
     assert not (await seen.since(KEYS)).any()
-    await stamping(store, BOB, 130).add(PackBits.none(), told({(2, 0): 130, (3, 0): 110}))
+    await stamping(store, BOB, 130).add((), told({(2, 0): 130, (3, 0): 110}))
     assert (await seen.since(KEYS[:2])).tolist() == [False, True]
     # Later steps ask of other packs.
-    await stamping(store, ALICE, 130).add(PackBits.none(), told({(9, 0): 130}))
+    await stamping(store, ALICE, 130).add((), told({(9, 0): 130}))
     assert (await seen.since(KEYS)).tolist() == [False, True, False, True, False]

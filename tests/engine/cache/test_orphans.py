@@ -16,7 +16,6 @@ from engine.acks import PackAck
 from engine.block import Bytes, ids_from_bytes
 from engine.cache.orphans import LOOK_DAYS, ORPHAN_DAYS, OrphanSweep
 from engine.cache.pins import encode_pins
-from engine.cache.seen import PackBits
 from engine.cache.stamps import Seen
 from engine.cache.trimming import trim_cache
 from engine.cache.trimrecord import Orphans, TrimReport
@@ -95,7 +94,7 @@ class World:
 
     async def live(self, writer: bytes, day: int) -> None:
         seen = [Seen(7, np.array([day], np.uint16))]
-        await stamping(self.stores[writer], writer, day).add(PackBits.none(), seen)
+        await stamping(self.stores[writer], writer, day).add((), seen)
 
     async def trim(self, day: int, writer: bytes = ALICE, policy: TrimPolicy = LARGE) -> TrimReport:
         machine = self.machines[writer]
@@ -352,7 +351,7 @@ async def test_what_any_system_stamped_lately_stays(world: World, days: Sequence
     lost = await world.put(BOB, range(4))
     await world.trim_until(DAY, DAY + 10)
     seen = [Seen(lost.name.key, np.array(days, np.uint16))]
-    await stamping(world.stores[CAROL], CAROL, DAY + 10).add(PackBits.none(), seen)
+    await stamping(world.stores[CAROL], CAROL, DAY + 10).add((), seen)
     await world.trim_until(DAY + 10, DAY + 25)
     assert world.packs() == {str(lost.name)}
     await world.trim(DAY + 25)
@@ -423,9 +422,7 @@ async def test_one_that_is_cut_goes_too_and_counts_what_is_there(world: World) -
 async def test_they_count_in_the_size_that_is_kept(world: World) -> None:
     kept = await world.put(BOB, range(4), listed=True)
     lost = await world.put(BOB, range(4, 8))
-    await stamping(world.stores[BOB], BOB, DAY - 100).add(
-        PackBits.none(), [Seen(kept.name.key, np.array([DAY - 100], np.uint16))]
-    )
+    await stamping(world.stores[BOB], BOB, DAY - 100).add((), [Seen(kept.name.key, np.array([DAY - 100], np.uint16))])
     small = TrimPolicy(size_bytes_max=64 << 20)
     msgspec.structs.force_setattr(small, "size_bytes_max", kept.name.size + 10)  # less than anybody may configure
     report = await world.trim(DAY, policy=small)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cache.seen import PackBits
-from engine.cache.stamping import OWN_STAMPS_MAX, Stamping, _oldest_of
-from engine.cache.stamps import Seen
+import engine.cache.stamping
+from engine.cache.packbits import PackBits
+from engine.cache.stamping import OWN_STAMPS_MAX, OlderStamps, Stamping, _oldest_of
+from engine.cache.stamps import Seen, encode_stamps, merged
 from engine.names import StampName
+from engine.scratch import MemoryScratch
 from engine.vault.identity import Identity
 from tests.engine.fakes_packs import ALICE, BOB, Team
 from tests.fakes import MemoryStore
@@ -44,7 +47,7 @@ def stamping(store: MemoryStore, writer: bytes, day: int) -> Stamping:
     return Stamping(store, cast(Identity, identity), TEAM, b"i" * 8, START_MS + day * DAY_MS)
 
 
-def bits(records: set[tuple[int, int]]) -> PackBits:
+def bits(records: set[tuple[int, int]]) -> list[PackBits]:
     found = PackBits.none()
     for pack in sorted({pack for pack, _ in records}):
         flags = [(pack, record) in records for record in range(COUNTS[pack])]
@@ -52,7 +55,7 @@ def bits(records: set[tuple[int, int]]) -> PackBits:
             np.array([pack], np.uint64), np.array([COUNTS[pack]], np.uint32), np.packbits(flags, bitorder="little")
         )
         found = PackBits.together([found, one])
-    return found
+    return [found]
 
 
 async def said(store: MemoryStore, writer: bytes) -> Model:
@@ -104,6 +107,32 @@ async def test_there_are_never_many_stamps_of_one_system() -> None:
         assert len(store.objects) <= OWN_STAMPS_MAX
     found = await said(store, ALICE)
     assert sorted(found.values()) == [99 + 3 * OWN_STAMPS_MAX - step for step in (2, 1, 0)]
+
+
+async def test_of_stamps_that_follow_each_other_one_at_a_time_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.cache.stamping, "encode_stamps", partial(encode_stamps, bytes_max=400))
+    generator = np.random.default_rng(1)
+
+    def some(packs: list[int]) -> PackBits:
+        flags = generator.integers(0, 256, 3 * len(packs), dtype=np.uint8)
+        return PackBits(np.array(packs, np.uint64), np.full(len(packs), 24, np.uint32), flags)
+
+    store, first, second = MemoryStore(), some([*range(10, 90, 2)]), some([*range(11, 60, 3)])
+    await stamping(store, ALICE, 100).renew([first])
+    await stamping(store, ALICE, 101).add([second])
+    one, older = stamping(store, ALICE, 102), OlderStamps(MemoryScratch())
+    heads = await one.own_heads()
+    assert len(heads) > 6
+    for head in reversed(heads):
+        older.add(head, await one.details(head))
+    sources = older.said(200, None)
+    assert len(sources) == 2
+    said = {each.pack: each.days.tolist() for each in merged(sources)}
+    assert [*said] == sorted({*first.keys.tolist(), *second.keys.tolist()})
+    for bits, day in ((first, 100), (second, 101)):
+        for row, pack in enumerate(bits.keys.tolist()):
+            there = np.unpackbits(bits.bits[3 * row : 3 * row + 3], bitorder="little")
+            assert all(known >= day for known, flag in zip(said[pack], there, strict=True) if flag)
 
 
 async def test_what_was_said_of_packs_that_are_gone_is_forgotten() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from engine.block import ids_from_bytes
 from engine.cache.pins import encode_pins
-from engine.cache.seen import PackBits, SeenRows
+from engine.cache.seen import SeenPacks, SeenRows
 from engine.cache.stamps import Seen
 from engine.cache.trimming import NO_ROOM, trim_cache
 from engine.cache.trimrecord import TrimReport
@@ -70,16 +70,15 @@ class World:
         await machine.restart().refresh()
         ids = ids_from_bytes(b"".join(sorted(TEAM.ref(block(number))[:16] for number in numbers)))
         ids = ids[ids[:, 0].argsort()]
-        seen = SeenRows()
+        seen, packs = SeenRows(), SeenPacks()
         for view, rows in machine.index.locate(ids[:, 0].copy(), ids[:, 1].copy())[1]:
             seen.mark(view, rows)
-        assert await stamping(self.objects, writer, day).add(seen.packs()) == []
+        seen.gather(packs)
+        assert await stamping(self.objects, writer, day).add(packs.pieces()) == []
 
     async def live(self, writer: bytes, day: int) -> None:
         """Let a system stamp something that is nobody else's concern: it shows what day it is."""
-        assert (
-            await stamping(self.objects, writer, day).add(PackBits.none(), [Seen(7, np.array([day], np.uint16))]) == []
-        )
+        assert await stamping(self.objects, writer, day).add((), [Seen(7, np.array([day], np.uint16))]) == []
 
     async def trim(self, day: int, policy: TrimPolicy = FREE, writer: bytes = ALICE, **more: Any) -> TrimReport:
         machine = self.machines[writer]
@@ -278,7 +277,7 @@ async def test_what_is_said_of_days_to_come_does_not_hide_the_right_days_in_the_
     for name in [name for name in world.objects.objects if name.startswith(f"stamp/{BOB.hex()}/")]:
         del world.objects.objects[name]
     told = [Seen(first, np.array([90], np.uint16)), Seen(second, np.array([50, 150] * 4, np.uint16))]
-    assert await stamping(world.objects, BOB, 150).add(PackBits.none(), told) == []
+    assert await stamping(world.objects, BOB, 150).add((), told) == []
     report = await world.trim(100)
     assert [BOB.hex() in problem for problem in report.problems] == [True]
     assert (report.deleted, report.rewritten) == (0, 1)
