@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from engine.cache.comparison import Comparison
 from engine.cache.packbits import PackBits
 from engine.cache.seen import SeenPacks
@@ -26,7 +28,10 @@ class Sightings:
         found = SeenPacks(self._upkeep.scratch)
         if self._noted:
             for piece in self._upkeep.seen(self._attempt):
-                found.add(PackBits.decode(piece))
+                try:
+                    found.add(PackBits.decode(piece))
+                except ValueError as error:
+                    raise StateCorrupt(f"what this verification had seen cannot be read: {error}") from error
         count, size = self.comparison.seen.sizes()
         self._count, self._bytes = self._count + count, self._bytes + size
         self.comparison.gather(found)
@@ -34,9 +39,8 @@ class Sightings:
 
     def note(self) -> None:
         """Note them durably, for a checkpoint that says so. Raises: StateCorrupt, SessionAborted."""
-        found = self.so_far()
-        self._upkeep.set_seen(self._attempt, (piece.encode() for piece in found.pieces()))
-        found.close()
+        with closing(self.so_far()) as found:
+            self._upkeep.set_seen(self._attempt, (piece.encode() for piece in found.pieces()))
         self._noted = True
 
 

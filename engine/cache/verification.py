@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Final
 
 import anyio
@@ -338,13 +339,12 @@ class Verification:
         self.phase = "writing what was seen"
         assert self._sightings is not None
         assert self._upkeep is not None
-        seen = await anyio.to_thread.run_sync(self._sightings.so_far)
         days: list[int] = []
-        self.problems += await self._stamping().renew(
-            seen.pieces(), self._present, oldest=days.append, scratch=self._upkeep.scratch
-        )
-        unique = await anyio.to_thread.run_sync(seen.records)
-        seen.close()
+        with closing(await anyio.to_thread.run_sync(self._sightings.so_far)) as seen:
+            self.problems += await self._stamping().renew(
+                seen.pieces(), self._present, oldest=days.append, scratch=self._upkeep.scratch
+            )
+            unique = await anyio.to_thread.run_sync(seen.records)
         assert self._checkpoint is not None
         attempt = msgspec.structs.replace(
             self._checkpoint.attempt,
