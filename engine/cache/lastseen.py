@@ -1,4 +1,4 @@
-"""When each record of a cache was last seen by any system, from the stamps of all of them (`LastSeen`, trim.py).
+"""When each record of a cache was last seen by any system, from the stamps of all of them (`LastSeen`, heirs.py).
 
 Of a stamp first the head is read: for each pack the newest and the oldest day of any of its records. Of all heads that
 makes two days a pack, between which all its records were last seen. Where they differ, the details of those stamps are
@@ -62,6 +62,7 @@ class StampedDays:
         self._oldest: Days = np.empty(0, np.uint16)
         self._parts: list[_Part] = []
         self._read_before: set[StampName] = set()
+        self._read_first: frozenset[StampName] | None = None  # by the first call of `packs`
         self._again: Column64 = np.empty(0, np.uint64)  # packs that later stamps name
         self._details: dict[StampName, StampDetails | None] = {}
         self._bytes = 0
@@ -78,6 +79,7 @@ class StampedDays:
         self._read_before.clear()
         self._forget_details()
         await self._read_heads(self._take_up)
+        self._read_first = self._read_first or frozenset(self._read_before)
         await anyio.to_thread.run_sync(self._forget_what_is_known)
         protected = self._oldest.astype(np.int64) > self._last
         days = np.where((self._newest == self._oldest) | protected, self._newest, np.uint16(MIXED))
@@ -113,6 +115,28 @@ class StampedDays:
         await self._read_heads(self._take_up_later)
         found: Mask = np.isin(keys, self._again)
         return found
+
+    async def later(self, keys: Column64, counts: Ints) -> Days:
+        """Return for each record the day that stamps give it which came since the first call of `packs`; 0: none.
+
+        Raises: StoreUnavailable, StoreRejected, StoreCorrupt.
+        """
+        parts: list[_Part] = []
+
+        def take_up(head: StampHead) -> None:
+            self._take_up_later(head)
+            (rows,) = np.isin(head.packs, keys).nonzero()
+            if rows.size:
+                parts.append(_Part(_of_head(head, rows), keys.searchsorted(head.packs[rows])))
+
+        self._read_before = set(self._read_first or ())
+        await self._read_heads(take_up)
+        days, starts = np.zeros(int(counts.sum()), np.uint16), np.cumsum(counts) - counts
+        for part in parts:
+            details = await self._read_details(part.head)
+            said = zip(range(len(part.rows)), starts[part.rows].tolist(), counts[part.rows].tolist(), strict=True)
+            await anyio.to_thread.run_sync(self._say, part.head, details, said, days)
+        return np.minimum(days, np.uint16(DAY_MAX))
 
     async def _read_heads(self, take_up: Callable[[StampHead], None]) -> None:
         """Read the heads of all stamps that were not read before."""
@@ -180,16 +204,19 @@ class StampedDays:
             return self._details[head.name]
         if self._bytes + head.details_bytes > DETAILS_BYTES_MAX:
             self._forget_details()
-        found: StampDetails | None = None
+        found = await self._read_details(head)
+        self._bytes += head.details_bytes if found is not None else 0
+        self._details[head.name] = found
+        return found
+
+    async def _read_details(self, head: StampHead) -> StampDetails | None:
         try:
-            found = await self._stamping.details(head)
-            self._bytes += head.details_bytes
+            return await self._stamping.details(head)
         except StoreCorrupt as error:
             self.problems.append(f"{error}; all it names counts as seen on the newest day it says of it")
         except ObjectMissing:
             pass  # its writer has said it again elsewhere by now
-        self._details[head.name] = found
-        return found
+        return None
 
     def _forget_details(self) -> None:
         self._details.clear()

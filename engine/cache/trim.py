@@ -15,7 +15,7 @@ Packs of pages stay: the points' roots in the cache name them, and all of them a
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import anyio.to_thread
 import msgspec
@@ -24,6 +24,7 @@ import numpy as np
 from engine.block import DELTA_FLAG, LENGTH_MASK, Ids, Mask
 from engine.cache.finishing import finish_removals, remove_packs
 from engine.cache.footers import Footers, unseen_of
+from engine.cache.heirs import Copied, Heir, LastSeen, with_later
 from engine.cache.inventory import Inventory, Records
 from engine.cache.listing import listed_keys
 from engine.cache.stamps import Seen
@@ -58,35 +59,6 @@ DAMAGED_MAX: Final = 256  # plans of one round in place of such as nothing came 
 log = EventLog("cache")
 
 
-class LastSeen(Protocol):
-    """When records were last seen by any system, from stamps and from what rewritten packs inherited.
-
-    A record's number in its pack is the rank of its offset among those the pack's writer lists. Days count from
-    2020-01-01; 0: nobody is known to have seen it. Writers whose clocks are wrong are left out.
-    """
-
-    async def packs(self, keys: Column64) -> Days:
-        """Return for each pack (ascending keys) the day all its records were last seen on; MIXED: ask for each of them.
-
-        Raises: StoreUnavailable, StoreRejected, StoreCorrupt (what was seen lately cannot be known).
-        """
-        ...
-
-    async def records(self, keys: Column64, counts: Ints) -> Days:
-        """Return for each of the `counts[i]` records of each pack (ascending keys) the day it was last seen on.
-
-        Only packs that `packs` was asked for. Raises: StoreUnavailable, StoreRejected.
-        """
-        ...
-
-    async def since(self, keys: Column64) -> Mask:
-        """Tell which of these packs (ascending keys) may have been seen since `packs` was asked.
-
-        Raises: StoreUnavailable, StoreRejected, StoreCorrupt.
-        """
-        ...
-
-
 class Trimmed(msgspec.Struct, frozen=True, eq=False):
     """What was done: packs `deleted` whole, and `rewritten`. `freed_bytes`: less new packs; `problems`: sentences.
 
@@ -101,7 +73,7 @@ class Trimmed(msgspec.Struct, frozen=True, eq=False):
     rewritten: int
     freed_bytes: int
     unseen: tuple[Seen, ...]
-    heirs: tuple[tuple[PackName, Days], ...]
+    heirs: tuple[Heir, ...]
     problems: tuple[str, ...]
     absent_bytes: int
 
@@ -139,7 +111,7 @@ class Trimmer:
         self._pins_came, self._unlisted_bytes = pins_came, unlisted_bytes
         self._pinned = np.empty(0, np.uint64) if pinned is None else np.sort(pinned[:, 0])
         self._problems: list[str] = []
-        self._heirs: list[tuple[PackName, Days]] = []
+        self._heirs: list[Heir] = []
         self._footers = Footers(cache.objects)
         self._gone: set[int] = set()
         self._absent: dict[int, int] | None = None  # bytes of packs that were not there, by key; None: not yet listed
@@ -321,6 +293,7 @@ class Trimmer:
             )
             return False
         builder, done, gone = self._new_pack(), list[PackName](), list[PackName]()
+        first, copied = len(self._heirs), list[Copied]()
         for records in held.records(rows):
             stops = np.cumsum(records.counts)
             names = held.names(records.packs)
@@ -330,7 +303,7 @@ class Trimmer:
             ):
                 part = slice(stop - count, stop)
                 try:
-                    kept = await self._kept(
+                    ranks, kept = await self._kept(
                         name, records.offsets[part], days[part], records.lo[part], int(cutoffs[row])
                     )
                 except ObjectMissing:
@@ -348,6 +321,7 @@ class Trimmer:
                         builder = self._new_pack()
                     builder.add(record, day=day)
                 done.append(name)
+                copied.append(Copied(name.key, count, ranks))
         if builder.count:
             await self._put(builder)
         await self._cache.publish_index()
@@ -356,12 +330,16 @@ class Trimmer:
         self._otherwise |= len(done) < len(rows)
         if done or gone:
             await self._remove([*done, *gone])
+        try:
+            self._heirs[first:] = await with_later(self._heirs[first:], copied, self._seen)
+        except StoreCorrupt as error:
+            self._problems.append(f"{error}; what it said of packs that were rewritten meanwhile is not known")
         return True
 
     async def _kept(
         self, name: PackName, offsets: Column32, days: Days, lo: Column64, cutoff: int
-    ) -> Iterable[tuple[bytes, int]]:
-        """Return the records of a pack that stay, sealed as they are, each with the day it was last seen on."""
+    ) -> tuple[Rows, Iterable[tuple[bytes, int]]]:
+        """Return which records of a pack stay, and these, sealed as they are, each with the day it was last seen on."""
         data = await self._cache.objects.get(str(name), 0, name.size)
         entries = await anyio.to_thread.run_sync(check_pack, name, data, self._keys, self._verifier)
         if not np.array_equal(entries.offsets, offsets) or not np.array_equal(entries.ids[:, 0], lo):
@@ -372,7 +350,7 @@ class Trimmer:
         lengths = entries.lengths & U32.type(LENGTH_MASK)
         view = memoryview(data)
         # Copies: a new pack takes what is left of many old ones, which must not all stay in memory for it.
-        return [
+        return np.flatnonzero(~goes), [
             (bytes(view[offset : offset + length]), day)
             for offset, length, day in zip(
                 offsets[~goes].tolist(), lengths[~goes].tolist(), days[~goes].tolist(), strict=True

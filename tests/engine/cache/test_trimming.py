@@ -368,6 +368,26 @@ async def test_packs_seen_while_it_trims_stay() -> None:
     assert len(await world.found(range(24))) == 24
 
 
+async def test_what_is_seen_in_a_pack_while_it_is_rewritten_counts_for_its_heir() -> None:
+    """Bob stamps the pack that alice copies, after her look at the stamps."""
+    world = await half_old()
+    asked = []
+
+    async def room() -> Room:
+        asked.append(1)
+        if len(asked) == 3:  # before the first record is copied
+            await world.see(BOB, range(5, 7), 100)
+        return await world.room()
+
+    assert (await world.trim(100, room=room)).rewritten == 1
+    await world.live(CAROL, 114)
+    await world.trim(114)
+    assert await world.found(range(8)) == {5, 6}
+    await world.live(CAROL, 115)
+    await world.trim(115)
+    assert await world.found(range(8)) == set()
+
+
 async def test_what_is_pinned_while_it_trims_stays() -> None:
     world = await full()
     asked = []
