@@ -193,6 +193,9 @@ class Trimmer:
             if rewritten.size and not await self._rewrite(held, rewritten, step.new_bytes, plan.cutoffs, today):
                 self._otherwise = False  # for lack of room, which planning does not make
                 break
+        else:
+            # What went may have made more room than it was to: a pack that was cut counts as none.
+            self._otherwise |= bool(plan.no_room.size)
 
     async def _not_there(self, held: Inventory) -> Mask:
         """Tell which packs were not there, or not in their size, when the first plan was made."""

@@ -368,6 +368,24 @@ async def test_packs_seen_while_it_trims_stay() -> None:
     assert len(await world.found(range(24))) == 24
 
 
+async def test_a_cut_pack_that_goes_makes_room_to_rewrite_others_at_once() -> None:
+    world = await half_old()
+    cut = str((await world.put(BOB, range(8, 24))).name)
+    await world.see(BOB, range(8, 24), 50)
+    world.objects.objects[cut] = world.objects.objects[cut][:-1]
+
+    def taken() -> int:
+        return sum(len(data) for name, data in world.objects.objects.items() if name.startswith("data/"))
+
+    before = taken()
+
+    async def room() -> Room:
+        return Room(DEVICE, before - taken())  # none at first
+
+    assert (await world.trim(100, room=room)).rewritten == 1
+    assert await world.found(range(24)) == set(range(4, 8))
+
+
 async def test_what_is_seen_in_a_pack_while_it_is_rewritten_counts_for_its_heir() -> None:
     """Bob stamps the pack that alice copies, after her look at the stamps."""
     world = await half_old()
