@@ -340,13 +340,12 @@ class Member:
         """Trim the cache, and see that the thresholds are met, or why not. Raises: StoreError, Broken."""
         self.trims += 1
         policy, disk, facts = self.habits.trim, self.disk, self.facts
-        before, since, at = facts.trimmed, facts.events, (0, 0)
+        before, since, asked = facts.trimmed, facts.events, list[tuple[int, int, int]]()
         small, counted, pinned = disk.small_bytes, self._counted(), facts.pinned_now()
         renewed = facts.renewed_by_others(self.identity.system)
 
         def measured() -> Room:
-            nonlocal at
-            at = facts.events, disk.free_bytes
+            asked.append((facts.events, disk.free_bytes, port.freed_bytes))
             return Room(disk.capacity_bytes, disk.free_bytes)
 
         now_ms, members = self.clock.now_ms(), cast(Certificates, side.packs.members)
@@ -366,9 +365,9 @@ class Member:
                 f"{report.lacking_bytes} bytes short, {disk.free_bytes} free"
             )
         # By the room there was when it asked last: what others put since, they look after when they trim.
-        lacking = needed_bytes(policy, report.size_bytes, Room(disk.capacity_bytes, at[1]))
+        lacking = needed_bytes(policy, report.size_bytes, Room(disk.capacity_bytes, asked[-1][1]))
         now = facts.events, disk.free_bytes
-        if (report.refused is None or at == now) and max(0, lacking) != report.lacking_bytes:
+        if (report.refused is None or asked[-1][:2] == now) and max(0, lacking) != report.lacking_bytes:
             raise Broken(f"{self.name}: its trimming tells {report.lacking_bytes} bytes are to go, and {lacking} are")
         if report.refused is not None or not self.sound or not trouble.calm or lacking <= 0:
             return
@@ -379,7 +378,10 @@ class Member:
         if facts.renewed_by_others(self.identity.system) > renewed:
             # Between its head and its details a stamp gave way to a newer one: all it named counted as new.
             return
-        free_bytes = min(disk.free_bytes, report.free_bytes or 0)
+        # It plans by what is free then: nor need it know what others put or removed since.
+        planned_bytes = asked[1][1] + port.freed_bytes - asked[1][2]
+        lacking = min(lacking, needed_bytes(policy, report.size_bytes, Room(disk.capacity_bytes, planned_bytes)))
+        free_bytes = min(disk.free_bytes, report.free_bytes or 0, planned_bytes)
         left = facts.left_behind(self.identity.system, counted, free_bytes, since, pinned)
         if left and lacking > max(0, disk.small_bytes - small):
             raise Broken(f"{self.name}: {lacking} bytes are to go, and {left[0].name} is left, which is old; {report}")

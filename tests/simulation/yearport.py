@@ -26,7 +26,10 @@ class Asked:
 
 
 class CachePort(Port):
-    """The way of one system. `look`, `look_at_pins`: when it last did, among all that is told; `trimming`: it trims."""
+    """The way of one system. `look`, `look_at_pins`: when it last did, among all that is told; `trimming`: it trims.
+
+    `freed_bytes`: of the packs it deleted, less those it put.
+    """
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class CachePort(Port):
         super().__init__(disk, weather, chance, event, may, lambda name, data: None)
         self._disk, self._facts, self._slow_s = disk, facts, slow_s
         self.trimming, self.look, self.look_at_pins, self._announced = False, 0, 0, 0
-        self.asked = Asked()
+        self.asked, self.freed_bytes = Asked(), 0
 
     async def _enter(self, what: str) -> None:
         self.asked.calls += 1
@@ -71,6 +74,8 @@ class CachePort(Port):
         if there is None or there is before or self._disk.written.get(name) != there:
             return
         self.asked.put.append(name)
+        if name.startswith("data/"):
+            self.freed_bytes -= len(there) - len(before or b"")
         if name.startswith("gc/"):
             if self._facts.announce(name, there, self.look, self.look_at_pins):
                 if min(self.look, self.look_at_pins) <= self._announced:
@@ -89,10 +94,13 @@ class CachePort(Port):
             stamp = StampName.parse(name)  # as long as it was there, it counted as if it said something
             assert stamp is not None
             self._facts.stamp_hurt(stamp.writer, gone=True)
+        pack, size = self._facts.packs.get(name), len(self._disk.objects.get(name, b""))
         try:
             await super().delete(name)
         finally:
             if name not in self._disk.objects:
+                if pack is not None and pack.there:  # nobody else was faster
+                    self.freed_bytes += size
                 self._facts.removed(name, self.look, self.look_at_pins)
 
     async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
