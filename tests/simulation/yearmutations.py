@@ -73,7 +73,7 @@ def fragments_never_merged() -> None:
 
 def older_stamps_not_said_again() -> None:
     """The newest stamps of a system take the place of older ones without saying what those said."""
-    put_in(engine.cache.stamping, _said=lambda head, details, believed, present: iter(()))
+    put_in(engine.cache.stamping.OlderStamps, said=lambda older, believed, present: [])
 
 
 def heirs_lost() -> None:
@@ -293,7 +293,7 @@ YEAR_MUTATIONS: Final[dict[str, tuple[int, Callable[[], None]]]] = {
         (1, heirs_lost),
         (1, deleted_before_it_is_put),
         (1, pins_not_kept),
-        (11, clocks_not_judged),
+        (1, clocks_not_judged),
         (1, everything_looks_present),
         (1, bits_not_settled),
         (1, business_hours_ignored),
@@ -309,7 +309,7 @@ YEAR_MUTATIONS: Final[dict[str, tuple[int, Callable[[], None]]]] = {
         (1, damage_forgotten),
         (3, moved_packs_look_gone),
         (1, nothing_is_rewritten),
-        (20, plan_counts_missing_packs),
+        (3, plan_counts_missing_packs),
         (1, fragments_fetched_again),
         (1, pins_looked_at_once),
         (1, acknowledgements_pile_up),
