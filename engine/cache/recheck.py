@@ -5,7 +5,7 @@ So the score of the cache is true at once, and not a day later; the age of the l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import numpy as np
@@ -15,7 +15,8 @@ from engine.block import ids_of
 from engine.columns import Column64
 from engine.distinct import distinct
 from engine.index import PackIndex
-from engine.state import CacheHistory, Masks, Pages, VolumeState
+from engine.names import PackName
+from engine.state import CacheHistory, Masks, Pages, StateStore, VolumeState
 
 _PAGES_AT_ONCE = 512
 _EVERY_PAGE = 1 << 40
@@ -54,3 +55,21 @@ def _lacking(state: VolumeState) -> Iterator[tuple[Pages, Masks]]:
     for start in range(0, len(pages), _PAGES_AT_ONCE):
         part = pages[start : start + _PAGES_AT_ONCE]
         yield part, state.missing(part)
+
+
+def amend(state: VolumeState, **changes: object) -> None:
+    """Let the head of a map say other things of the cache. Raises: StateCorrupt, SessionAborted."""
+    if (head := state.head) is not None and (new := msgspec.structs.replace(head, **changes)) != head:
+        state.amend(new)
+
+
+def bring_pages_again(
+    state: StateStore, volumes: Iterable[str], system: bytes, lost: Iterable[PackName | None]
+) -> None:
+    """Have what a point needs besides its blocks put in the cache by the next session, if it is among `lost` packs.
+
+    Raises: StateCorrupt, SessionAborted.
+    """
+    if any(name is not None and (name.kind, name.writer) == ("page", system) for name in lost):
+        for volume in volumes:
+            amend(state.volume(volume), pages_cached=False)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from engine.block import LENGTH_MASK, Mask
 from engine.cache.packbits import Bits, PackBits, in_batches
 from engine.columns import Column32, Column64, Rows
+from engine.distinct import distinct
 from engine.scratch import MemoryScratch, ScratchFile
 from engine.view import View
 
@@ -71,6 +72,10 @@ class SeenPacks:
             found = PackBits.together([self._part(run, first, stop) for run in self._runs])
             if len(found):
                 yield found
+
+    def keys(self) -> Column64:
+        """Return the keys of all packs, ascending."""
+        return distinct(np.empty(0, np.uint64), *(run.keys for run in self._runs))
 
     def records(self) -> int:
         """Return how many records are set."""

@@ -7,6 +7,8 @@ from contextlib import closing
 from engine.cache.comparison import Comparison
 from engine.cache.packbits import PackBits
 from engine.cache.seen import SeenPacks
+from engine.columns import Column64
+from engine.distinct import among
 from engine.errors import StateCorrupt
 from engine.staterecords import Checkpoint
 from engine.upkeep import CacheUpkeep
@@ -42,6 +44,15 @@ class Sightings:
         with closing(self.so_far()) as found:
             self._upkeep.set_seen(self._attempt, (piece.encode() for piece in found.pieces()))
         self._noted = True
+
+
+def lies_elsewhere(point: Checkpoint, upkeep: CacheUpkeep, present: Column64) -> bool:
+    """Tell whether a pack of which a verification noted something is not among those `present` any more.
+
+    Then what it had seen may lie elsewhere, or nowhere. Raises: StateCorrupt.
+    """
+    pieces = upkeep.seen(point.attempt.attempt) if point.seen else ()
+    return any(not among(PackBits.decode(piece).keys, present).all() for piece in pieces)
 
 
 def goes_on(point: Checkpoint, upkeep: CacheUpkeep, store: bytes) -> bool:

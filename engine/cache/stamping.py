@@ -33,8 +33,8 @@ from engine.cache.stamps import (
     open_head,
 )
 from engine.columns import Column64
-from engine.distinct import among
-from engine.errors import ObjectMissing, StoreCorrupt, StoreError
+from engine.distinct import among, distinct
+from engine.errors import ObjectMissing, StateCorrupt, StoreCorrupt, StoreError
 from engine.events import EventLog
 from engine.names import StampName
 from engine.packstore import PackStore
@@ -50,6 +50,7 @@ log = EventLog("stamps")
 HEAD_READ_BYTES: Final = 1 << 16
 OWN_STAMPS_MAX: Final = 32  # objects; a session that finds more writes them as few new ones
 _COLUMNS: Final = {"packs": np.uint64, "newest": np.uint16, "oldest": np.uint16, "details": np.uint32}
+MOVES_MAX: Final = 4  # times packs may leave between a look at the index and the stamp
 STAMPS_MAX: Final = 4096  # of one system; a listing of more is nobody's doing but a fault's
 
 
@@ -266,15 +267,41 @@ async def stamp_session(
     cache: PackStore, identity: Identity, incarnation: bytes, now_ms: int, states: Sequence[VolumeState]
 ) -> None:
     """Stamp what a session staged and the cache now has. What is wrong with clock or cache costs nothing more."""
-    seen = await anyio.to_thread.run_sync(seen_in, states, cache.index)
-    if not seen:
-        return
+    stamping = Stamping(cache.objects, identity, cache.members, incarnation, now_ms)
+    said: Column64 = np.empty(0, np.uint64)
     try:
-        for problem in await Stamping(cache.objects, identity, cache.members, incarnation, now_ms).add(seen.pieces()):
-            log.warning("stamps_doubted", component="cache", reason=problem)
-    except StoreError as error:
+        for _ in range(MOVES_MAX):
+            known = removed_packs(cache)
+            seen = await anyio.to_thread.run_sync(seen_in, states, cache.index)
+            parts = [piece.take(np.flatnonzero(~among(piece.keys, said))) for piece in seen.pieces()]
+            if not any(map(len, parts)):
+                return
+            for problem in await stamping.add(parts):
+                log.warning("stamps_doubted", component="cache", reason=problem)
+            said = distinct(said, *(part.keys for part in parts))
+            if not await moved(cache, said, known):
+                return
+    except (StoreError, StateCorrupt) as error:
         # The next verification says the same again of all that is in use.
         log.warning("stamps_failed", component="cache", error=str(error))
+
+
+def removed_packs(cache: PackStore) -> Column64:
+    """Return the keys of all packs that are known to have left a cache, ascending."""
+    assert cache.removals is not None, "not a cache"
+    return cache.removals.keys
+
+
+async def moved(cache: PackStore, said: Column64, known: Column64) -> bool:
+    """Tell whether any of the packs `said` (ascending) that were stamped left the cache since `known` ones had.
+
+    Who trims reads what was stamped before it lists a pack as removed, and says it of the pack that has its records
+    now. Of what is stamped after that it knows nothing: so whoever stamped looks once more, and says it of that pack.
+    Afterwards the index is as the store has it. Raises: StoreUnavailable, StoreRejected, StateCorrupt, SessionAborted.
+    """
+    await cache.refresh()
+    removed = removed_packs(cache)
+    return bool(among(removed[~among(removed, known)], said).any())
 
 
 def seen_on(pieces: Iterable[PackBits], day: int) -> Iterator[Seen]:

@@ -14,7 +14,7 @@ Rules (DESIGN.md §3.4):
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Final
 
@@ -30,10 +30,10 @@ from engine.cache.checks import tell_checks, without
 from engine.cache.comparison import Comparison, Stopped
 from engine.cache.deep import choose, read_packs, with_read
 from engine.cache.listing import listed_as_known
-from engine.cache.recheck import lacking_blocks
+from engine.cache.recheck import amend, bring_pages_again, lacking_blocks
 from engine.cache.seals import Seals
-from engine.cache.sightings import Sightings, goes_on
-from engine.cache.stamping import Stamping
+from engine.cache.sightings import Sightings, goes_on, lies_elsewhere
+from engine.cache.stamping import MOVES_MAX, Stamping, moved, removed_packs
 from engine.cache.stamps import day_of
 from engine.columns import Column64
 from engine.distinct import among, distinct
@@ -92,8 +92,7 @@ class Verification:
         self._members: Certificates | None = None
         self._present: Column64 = np.empty(0, np.uint64)
         self._sightings: Sightings | None = None
-        self._saved_s = 0.0
-        self._stopping = False
+        self._saved_s, self._stopping = 0.0, False
 
     async def run(self) -> bool:
         """Verify; True: it is completed, False: it gave way and is to go on later.
@@ -113,9 +112,8 @@ class Verification:
                     failed = error
             if side is not None:
                 try:
-                    done = await anyio.to_thread.run_sync(self._compare_all, side)
+                    done = await self._see(side.packs, side.store_id)
                     if done:
-                        await self._stamp()
                         await anyio.to_thread.run_sync(self._complete)
                 except ForebayError as error:
                     failed = error
@@ -147,15 +145,37 @@ class Verification:
             found, setup.cache, identity, setup.state, certificates, own_only=setup.own_only, look_again=True
         )
         self.problems += problems
-        await self._look(side.packs, np.empty(0, np.uint64))
+        await self._look(side.packs)
+        there = self._present[~among(self._present, removed_packs(side.packs))]
+        if await anyio.to_thread.run_sync(lies_elsewhere, self._checkpoint, self._upkeep, there):
+            self._begin_again()
         return side
 
-    async def _look(self, packs: PackStore, absent: Column64) -> None:
+    def _begin_again(self) -> None:
+        """Compare everything anew: packs have gone of which something was found already."""
+        assert self._checkpoint is not None
+        log.info("verification_begins_again", component="cache", attempt=self._checkpoint.attempt.attempt)
+        self._checkpoint = msgspec.structs.replace(self._checkpoint, volumes={}, seen=False)
+        self.position_blocks = 0
+
+    async def _see(self, packs: PackStore, store: bytes) -> bool:
+        """Compare, and stamp what was found where it lies then; False: it gave way. Raises: ForebayError."""
+        for _ in range(MOVES_MAX):
+            known = removed_packs(packs)
+            if not await anyio.to_thread.run_sync(self._compare_all, packs.index, store):
+                return False
+            if not await moved(packs, await self._stamp(), known):
+                break
+            await self._look(packs)
+            self._begin_again()
+        return True
+
+    async def _look(self, packs: PackStore, absent: Column64 | None = None) -> None:
         """Find out which packs are there, but for those known to be `absent`. Raises: StoreError, SessionAborted."""
         assert self._upkeep is not None
         self.phase = "listing the packs"
         listed = await listed_as_known(packs, self._upkeep.lost_packs().gone)
-        self._present = listed[~among(listed, absent)]
+        self._present = listed[~among(listed, absent)] if absent is not None else listed
         await anyio.to_thread.run_sync(self._rely_on, packs)
 
     def _resumed(self) -> Checkpoint:
@@ -186,16 +206,12 @@ class Verification:
         # What somebody trimmed is gone as it should be.
         if unexplained := int(np.count_nonzero(~np.isin(new, packs.removals.keys))):
             log.warning("packs_gone", component="cache", packs=unexplained)
-        self._lost(packs.index.pack_names(new))
+        self._bring_pages_again(packs.index.pack_names(new))
         # What was found to be damaged stays lost until somebody removes it.
         self._upkeep.set_lost_packs(LostPacks(gone, known.damaged[among(known.damaged, self._present)]))
 
-    def _lost(self, names: Sequence[PackName | None]) -> None:
-        """Have what a point needs besides its blocks brought there again by the next session, if it is lost."""
-        mine = self._setup.identity.system
-        if any(name is not None and (name.kind, name.writer) == ("page", mine) for name in names):
-            for volume in self._setup.volumes:
-                _amend(self._setup.state.volume(volume), pages_cached=False)
+    def _bring_pages_again(self, lost: Iterable[PackName | None]) -> None:
+        bring_pages_again(self._setup.state, self._setup.volumes, self._setup.identity.system, lost)
 
     async def _read_packs(self, side: Side) -> None:
         """Read the share of the packs that is due, and set damaged ones aside. Raises: StoreError, SessionAborted."""
@@ -252,16 +268,15 @@ class Verification:
         damaged = distinct(known.damaged, np.array([name.key], np.uint64))
         self._upkeep.set_lost_packs(LostPacks(known.gone, damaged))
         index.bar([name.key])
-        self._lost([name])
+        self._bring_pages_again([name])
 
-    def _compare_all(self, side: Side) -> bool:
+    def _compare_all(self, index: PackIndex, store: bytes) -> bool:
         """Compare all volumes (*sync*); False: it gave way. Raises: StateCorrupt, SessionAborted."""
-        setup = self._setup
-        assert self._checkpoint is not None
+        setup, point, upkeep = self._setup, self._checkpoint, self._upkeep
+        assert point is not None
+        assert upkeep is not None
         self._saved_s = setup.clock.monotonic()
-        assert self._upkeep is not None
-        point, upkeep = self._checkpoint, self._upkeep
-        comparison = Comparison(side.packs.index, lambda: self._stopping or setup.wanted(), setup.relax, upkeep.scratch)
+        comparison = Comparison(index, lambda: self._stopping or setup.wanted(), setup.relax, upkeep.scratch)
         self._sightings = Sightings(upkeep, point.attempt.attempt, comparison, noted=point.seen)
         states = {name: setup.state.volume(name) for name in setup.volumes}
         heads = {name: head for name, state in states.items() if (head := state.head) is not None}
@@ -269,16 +284,13 @@ class Verification:
             raise SessionAborted("there is no restore point here yet to compare the cache with: run 'forebay backup'")
         self.total_blocks = sum(blocks_in(head.volume_bytes) for head in heads.values())
         # What was settled of a bitmap that has since become another cache's is settled anew.
-        kept = {
-            name: compared
-            for name, compared in self._checkpoint.volumes.items()
-            if name in heads and heads[name].missing_known and heads[name].cache == side.store_id
-        }
-        self._checkpoint = msgspec.structs.replace(self._checkpoint, volumes=kept)
+        alike = {name for name, head in heads.items() if head.missing_known and head.cache == store}
+        kept = {name: compared for name, compared in point.volumes.items() if name in alike}
+        self._checkpoint = msgspec.structs.replace(point, volumes=kept)
         try:
             for name, head in heads.items():
                 blocks = blocks_in(head.volume_bytes)
-                self._compare(name, states[name], blocks, side.store_id)
+                self._compare(name, states[name], blocks, store)
                 self.position_blocks += blocks
         except Stopped:
             self._save()
@@ -301,7 +313,7 @@ class Verification:
                 self._save()
         self.position_blocks = before
         state.sync_missing()
-        _amend(state, cache=store, missing_known=True)
+        amend(state, cache=store, missing_known=True)
         self._note(name, msgspec.structs.replace(known, done=True))
 
     def _note(self, name: str, compared: Compared) -> None:
@@ -334,8 +346,8 @@ class Verification:
         assert self._members is not None
         return Stamping(setup.cache, setup.identity, self._members, setup.state.incarnation, setup.clock.now_ms())
 
-    async def _stamp(self) -> None:
-        """Say in the cache what was seen today. Raises: StoreError."""
+    async def _stamp(self) -> Column64:
+        """Say in the cache what was seen today; return the packs. Raises: StoreError, StateCorrupt, SessionAborted."""
         self.phase = "writing what was seen"
         assert self._sightings is not None
         assert self._upkeep is not None
@@ -344,7 +356,7 @@ class Verification:
             self.problems += await self._stamping().renew(
                 seen.pieces(), self._present, oldest=days.append, scratch=self._upkeep.scratch
             )
-            unique = await anyio.to_thread.run_sync(seen.records)
+            unique, packs = await anyio.to_thread.run_sync(lambda: (seen.records(), seen.keys()))
         assert self._checkpoint is not None
         attempt = msgspec.structs.replace(
             self._checkpoint.attempt,
@@ -353,6 +365,7 @@ class Verification:
             oldest_day=days[-1] if days else 0,
         )
         self._checkpoint = msgspec.structs.replace(self._checkpoint, attempt=attempt)
+        return packs
 
     def _complete(self) -> None:
         point, setup = self._checkpoint, self._setup
@@ -385,8 +398,3 @@ class Verification:
             self._setup.history.put_attempt(self.attempt)
         except ForebayError as error:
             self.problems.append(f"this attempt is not in the history: {error}")
-
-
-def _amend(state: VolumeState, **changes: object) -> None:
-    if (head := state.head) is not None and (new := msgspec.structs.replace(head, **changes)) != head:
-        state.amend(new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -15,20 +16,24 @@ from adapters.clock import SystemClock
 from adapters.config import load_config
 from adapters.state.directory import StateDirectory
 from adapters.stores.folder import FolderStore
-from engine.block import Bytes, Mask, ref_of
+from engine.block import Bytes, Mask, ids_of, ref_of
 from engine.cache.attempt import Attempt
 from engine.cache.checks import open_checks
+from engine.cache.stamping import stamp_session
+from engine.cache.stamps import open_head
 from engine.cache.trim import MIXED, Trimmed, Trimmer
 from engine.cache.trimplan import Days, Ints
 from engine.cache.verification import Verification, VerifySetup
 from engine.columns import Column64
-from engine.names import CheckedName, PackName
+from engine.names import CheckedName, PackName, StampName
 from engine.pack import PackBuilder, check_pack
 from engine.pipeline.stores import open_side
 from engine.policy import MIB, TrimPolicy
 from engine.ports import Room
+from engine.state import ENTRY
 from engine.vault.certificate import Certificates
 from engine.vault.formatobject import read_format
+from tests.fakes_state import MemoryVolumeState
 from tests.scenario.cheap import enrol
 from tests.scenario.inprocess import backup
 from tests.scenario.machine import BLOCK, Machine
@@ -115,20 +120,49 @@ async def trimming(machine: Machine, recent: set[bytes], policy: TrimPolicy) -> 
 
 
 class Meanwhile(FolderStore):
-    """A cache in which something happens when the first pack of blocks is to be read."""
+    """A cache in which something happens before the first call that begins with `when`."""
 
-    def __init__(self, cache: Path, happens: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, cache: Path, happens: Callable[[], Awaitable[object]], when: str = "get data/") -> None:
         super().__init__(cache, "test", "flush")
         self._happens: Callable[[], Awaitable[object]] | None = happens
+        self._when = when
 
-    async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
-        if name.startswith("data/") and self._happens is not None:
+    async def _before(self, call: str) -> None:
+        if call.startswith(self._when) and self._happens is not None:
             happens, self._happens = self._happens, None
             await happens()
+
+    async def get(self, name: str, offset: int = 0, length: int | None = None) -> Bytes:
+        await self._before(f"get {name}")
         return await super().get(name, offset, length)
 
+    async def put(self, name: str, data: Bytes) -> None:
+        await self._before(f"put {name}")
+        await super().put(name, data)
 
-def read_deep(machine: Machine, happens: Callable[[], Awaitable[object]]) -> tuple[Attempt, list[str], set[int]]:
+
+def named_in_stamps(machine: Machine) -> set[int]:
+    """Return the keys of all packs of which stamps of a system speak."""
+    assert machine.cache is not None
+    found: set[int] = set()
+    for path in (machine.cache / "stamp" / identity_of(machine).system.hex()).rglob("*-*"):
+        name = StampName.parse(path.relative_to(machine.cache).as_posix())
+        assert name is not None
+        found.update(open_head(name, path.read_bytes(), None, None).packs.tolist())
+    return found
+
+
+def written_anew(cache: Path, before: set[str]) -> int:
+    """Return the key of the one pack that is new in a cache."""
+    (path,) = (path for path in packs_in(cache) if path.name not in before)
+    name = PackName.parse(path.relative_to(cache).as_posix())
+    assert name is not None
+    return name.key
+
+
+def read_deep(
+    machine: Machine, happens: Callable[[], Awaitable[object]], when: str = "get data/"
+) -> tuple[Attempt, list[str], set[int]]:
     """Verify the cache of `machine` and read all packs; return result, problems, and which packs others are told of."""
     assert machine.cache is not None
     cache, config = machine.cache, load_config(machine.config)
@@ -140,7 +174,7 @@ def read_deep(machine: Machine, happens: Callable[[], Awaitable[object]]) -> tup
                 state=state,
                 history=state.history,
                 clock=SystemClock(),
-                cache=Meanwhile(cache, happens),
+                cache=Meanwhile(cache, happens, when),
                 volumes=["data"],
                 read_share=1.0,
             )
@@ -172,6 +206,44 @@ def test_what_another_one_trims_between_listing_and_reading_is_no_damage(tmp_pat
     assert told <= {name.key for name in map(PackName.parse, listed) if name is not None}
     (volume,) = backup(web).volumes.values()
     assert (volume.vault_blocks, volume.cache_blocks) == (0, 20)
+
+
+def test_a_verification_sees_what_another_one_moves_while_it_stamps_where_it_lies_then(tmp_path: Path) -> None:
+    web, db = machines(tmp_path)
+    cache = tmp_path / "cache"
+    before = {path.name for path in packs_in(cache)}
+    policy = TrimPolicy(age_days_max=30)
+    attempt, problems, _ = read_deep(web, lambda: trimming(db, ids_in(db), policy), "put stamp/")
+    assert written_anew(cache, before) in named_in_stamps(web)
+    assert (attempt.completed, attempt.blocks, attempt.missing, attempt.unique, problems) == (True, 30, 20, 10, [])
+    (volume,) = backup(web).volumes.values()
+    assert (volume.vault_blocks, volume.cache_blocks) == (0, 20)
+
+
+def test_a_session_stamps_what_another_one_moves_meanwhile_where_it_lies_then(tmp_path: Path) -> None:
+    web, db = machines(tmp_path)
+    cache, identity = tmp_path / "cache", identity_of(web)
+    before, content = {path.name for path in packs_in(cache)}, web.volumes["data"].read_bytes()
+    shutil.rmtree(cache / "stamp")
+    volume, entries = MemoryVolumeState(), np.zeros(64, ENTRY)
+    for number in range(30):
+        ref = ref_of(identity.keys.blocks, content[number * BLOCK : (number + 1) * BLOCK])
+        entries["ref"][number] = np.frombuffer(ref, np.uint8)
+    volume.stage(0, (1 << 30) - 1, entries)
+
+    async def main() -> None:
+        objects = Meanwhile(cache, lambda: trimming(db, ids_in(db), TrimPolicy(age_days_max=30)), "put stamp/")
+        found = await read_format(objects, "cache", "write")
+        certificates = await Certificates.load(objects, identity.domain, identity.vault_public)
+        with StateDirectory.open(load_config(web.config).system.state_dir) as state:
+            side, _ = await open_side(found, objects, identity, state, certificates, own_only=False)
+            await stamp_session(side.packs, identity, state.incarnation, SystemClock().now_ms(), [volume])
+            # What is gone is known to be, at once.
+            there = side.packs.index.lookup(ids_of(entries["ref"][:30]))["length"] > 0
+            assert there.tolist() == [True] * 10 + [False] * 20
+
+    anyio.run(main)
+    assert written_anew(cache, before) in named_in_stamps(web)
 
 
 def test_what_vanishes_between_listing_and_reading_is_missing_and_not_damaged(tmp_path: Path) -> None:
