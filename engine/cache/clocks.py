@@ -14,6 +14,9 @@ of days more than 14 ahead does not count: it would be protected for as long as 
 lower one, so that of two others one alone stops nobody, and is taken of those whose stamps protect anything still:
 systems that left the cache long ago know nothing of the time.
 
+A clock that goes back behind a stamp its own system wrote may be wrong now, or was then. It is wrong now where another
+system has stamped that day, too, however many stamp seldom: then what is seen is stamped with that day.
+
 A clock that runs ahead by less than 14 days is not refused, but does no harm: what is old is counted from the day that
 half of the live others have reached with their stamps, if that is earlier than today. It costs those who stamp rarely
 that what is old goes later, by 14 days at most.
@@ -182,3 +185,18 @@ def stamped_day(today: int, own: Sequence[int], others: Sequence[int]) -> tuple[
             return today, today, None
         return newest, newest, f"the clock of this machine is {newest - today} days behind the stamps it wrote itself"
     return max(today, newest), max(today, newest), None
+
+
+def borne_out(today: int, own: Sequence[int], newest: Iterable[int]) -> int:
+    """Return the day of this system's newest stamp, if it is later than its clock, and that rather is wrong; or today.
+
+    A clock that has gone back, or one that was put right: who stamps seldom, cannot tell. But where another system has
+    stamped that day, too, or a later one, it was no dream. `newest`: of each other system the day of its newest stamp.
+    No more than 14 days count: what is stamped further ahead protects nothing.
+    """
+    last = max(own, default=0)
+    if not today + BEHIND_DAYS_MAX < last <= today + AHEAD_DAYS_MAX:
+        return today
+    if any(last - BEHIND_DAYS_MAX <= day <= today + AHEAD_DAYS_MAX for day in newest):
+        return last
+    return today

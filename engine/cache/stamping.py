@@ -197,7 +197,7 @@ class Stamping(msgspec.Struct, frozen=True):
             except ObjectMissing:
                 continue
         own = [day for day, _ in older.days]
-        day, believed, problem = clocks.stamped_day(day_of(self.now_ms), own, self._others(listed, own))
+        day, believed, problem = self._day(listed, own)
         problems += [f"cache: {problem}"] if problem is not None else []
         since = clocks.unbroken_since(day, older.days)
         sources = older.said(believed, present)
@@ -215,9 +215,9 @@ class Stamping(msgspec.Struct, frozen=True):
         if len(mine) >= OWN_STAMPS_MAX:
             return await self.renew(seen, told=told)
         # Once a day the clock is compared with those of the others: their stamps may be many.
-        days, today = [name.day for name in mine], day_of(self.now_ms)
-        others = [] if max(days, default=0) == today else self._others(await self.listed(), days)
-        day, _, problem = clocks.stamped_day(today, days, others)
+        days = [name.day for name in mine]
+        alone = max(days, default=0) == day_of(self.now_ms)
+        day, _, problem = self._day({} if alone else await self.listed(), days)
         since = clocks.unbroken_since(day, [await self.days(name) for name in mine[-1:]])
         said = merged([seen_on(seen, day), _until(told, day)])
         objects = encode_stamps(said, self._names(mine, day), since, self.identity.keys, self.identity.signer)
@@ -252,9 +252,17 @@ class Stamping(msgspec.Struct, frozen=True):
         await flush(self.objects)
         return count
 
-    def _others(self, listed: Mapping[bytes, list[StampName]], own: Sequence[int]) -> list[int]:
+    def _day(self, listed: Mapping[bytes, list[StampName]], own: Sequence[int]) -> tuple[int, int, str | None]:
+        """Return what `clocks.stamped_day` does; `own`: days of own stamps."""
         newest = {writer: names[-1].day for writer, names in listed.items() if writer != self.identity.system}
-        return clocks.voices(newest, day_of(self.now_ms), own)
+        shown = day_of(self.now_ms)
+        today = clocks.borne_out(shown, own, newest.values())
+        day, believed, problem = clocks.stamped_day(today, own, clocks.voices(newest, today, own))
+        if problem is None and today > shown:
+            problem = (
+                f"the clock of this machine is {today - shown} days behind the stamps it wrote, and other systems'"
+            )
+        return day, believed, problem
 
     def _names(self, mine: list[StampName], day: int) -> Iterator[StampName]:
         sequence = max((name.sequence for name in mine), default=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.cache.clocks import ignored, median, stamped_day, voices
+from engine.cache.clocks import borne_out, ignored, median, stamped_day, voices
 
 
 @pytest.mark.parametrize(("days", "middle"), [([5], 5), ([5, 9], 5), ([9, 1, 5], 5), ([1, 2, 3, 100], 2)])
@@ -76,3 +76,27 @@ def test_who_tells_a_system_what_day_it_is(newest: list[int], today: int, own: l
 def test_the_day_that_is_stamped(today: int, own: list[int], others: list[int], day: int, told: bool) -> None:
     found, believed, problem = stamped_day(today, own, others)
     assert (found, believed, problem is not None) == (day, day, told)
+
+
+@pytest.mark.parametrize(
+    ("today", "own", "newest", "day"),
+    [
+        (100, [], [], 100),
+        (100, [103], [], 100),
+        # Another one was there, too: the clock has gone back, whatever those say who stamp seldom.
+        (100, [90, 103], [95, 96, 97, 102], 103),
+        (100, [103], [95, 110], 103),
+        (100, [103], [95, 101], 100),
+        # A day is nothing.
+        (100, [101], [101], 100),
+        # What is stamped so far ahead protects nothing, whoever else did.
+        (100, [114], [114], 114),
+        (100, [115], [115], 100),
+        (100, [600], [600, 600], 100),
+        (100, [103], [600], 100),
+    ],
+)
+def test_a_stamp_another_system_bears_out_is_believed_rather_than_the_clock(
+    today: int, own: list[int], newest: list[int], day: int
+) -> None:
+    assert borne_out(today, own, newest) == day

@@ -192,6 +192,21 @@ async def test_a_clock_that_ran_ahead_is_taken_back_once_the_others_show_it() ->
     assert await said(store, ALICE) == {(1, 0): 100, (1, 1): 100}
 
 
+@pytest.mark.parametrize("how", ["add", "renew"])
+async def test_what_was_seen_is_not_set_back_by_a_clock_that_went_back_if_another_saw_that_day(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carol, dave = b"c" * 16, b"d" * 16
+    monkeypatch.setattr(TEAM, "members", [ALICE, BOB, carol, dave])
+    store = MemoryStore()
+    for writer, day in ((dave, 94), (carol, 95), (ALICE, 100), (BOB, 100)):
+        await stamping(store, writer, day).add(bits({(1, 0)}))
+    one = stamping(store, ALICE, 96)
+    (problem,) = await (one.add(bits({(2, 0)})) if how == "add" else one.renew(bits({(2, 0)})))
+    assert "4 days behind" in problem
+    assert await said(store, ALICE) == {(1, 0): 100, (2, 0): 100}
+
+
 async def test_a_damaged_stamp_is_named_and_replaced_and_a_strange_object_is_left_alone() -> None:
     store = MemoryStore()
     await stamping(store, ALICE, 100).add(bits({(1, 0)}))
