@@ -7,7 +7,8 @@ A wrong clock makes what everybody needs look old. So trimming is refused
 - while the clock is more than a day behind the newest own stamp, or behind the median of the others' newest;
 - while it is more than 14 days ahead of every stamp: those of its own sessions since then confirm it once two of them
   have a whole day between them. Where others stamped before, that is not enough: a clock that jumped ahead finds them
-  all silent, too. Then its own stamps must reach back to theirs, or theirs have stood still for 14 days.
+  all silent, too. Then theirs must have stood still for 14 days. (That its own stamps reach back to theirs says
+  nothing: those that were stamped ahead do so once the others have come that far.)
 
 A system whose newest stamp lies more than a day ahead of that median, and of this clock, is reported, and what it says
 of days more than 14 ahead does not count: it would be protected for as long as its clock was wrong. The median is the
@@ -59,13 +60,12 @@ def median(days: Sequence[int]) -> int:
 
 
 def judge_clock(
-    today: int, own_days: Collection[int], others: Mapping[bytes, int], since: int = 0, stood: tuple[int, int] = (0, 0)
+    today: int, own_days: Collection[int], others: Mapping[bytes, int], stood: tuple[int, int] = (0, 0)
 ) -> ClockVerdict:
     """Return whether trimming may trust that it is day `today`, from which day it counts, and what stamps may say.
 
     Days count from 2020-01-01. `own_days`: those on which this system made stamps, as far as it knows; `others`: the
-    day of the newest stamp of each other writer. `since`: what `unbroken_since` says of today; `stood`: (`others_day`,
-    the day since which it was known to be that).
+    day of the newest stamp of each other writer. `stood`: (`others_day`, the day since which it was known to be that).
     """
     live = sorted(day for day in others.values() if day >= today - AHEAD_DAYS_MAX)
     usual = median(live) if live else None
@@ -78,13 +78,12 @@ def judge_clock(
     believed = max(today, usual or 0) + AHEAD_DAYS_MAX
     newest = max((day for day in others.values() if day <= limit), default=0)
     stood_still = stood[0] == newest and today - stood[1] >= AHEAD_DAYS_MAX
-    reaches_back = 0 < since <= newest + AHEAD_DAYS_MAX
     refused = _refusal(today, own_days, usual)
     if refused is None and not live:
         if not newest and all(day >= today - AHEAD_DAYS_MAX for day in own_days):
             refused = None if _confirmed(today, own_days) else YOUNG
         else:
-            refused = _unconfirmed(today, own_days, alone=not newest or stood_still or reaches_back)
+            refused = _unconfirmed(today, own_days, alone=not newest or stood_still)
     return ClockVerdict(reached, believed, newest, refused, ahead)
 
 

@@ -54,8 +54,7 @@ async def judge(stamping: Stamping, stood: tuple[int, int] = (0, 0)) -> ClockVer
     own = [await stamping.days(name) for name in listed.get(stamping.identity.system, [])]
     today = day_of(stamping.now_ms)
     others = {writer: names[-1].day for writer, names in listed.items() if writer != stamping.identity.system}
-    since = clocks.unbroken_since(today, own)
-    return clocks.judge_clock(today, clocks.own_days(today, own), others, since, stood)
+    return clocks.judge_clock(today, clocks.own_days(today, own), others, stood)
 
 
 async def trim_cache(
