@@ -39,6 +39,7 @@ from engine.cache.trimplan import (
     classes_of,
     classes_of_packs,
     join_classes,
+    needed_bytes,
     plan_trim,
 )
 from engine.columns import U32, Column32, Column64, Rows
@@ -117,6 +118,7 @@ class Trimmer:
         self._absent: dict[int, int] | None = None  # bytes of packs that were not there, by key; None: not yet listed
         self._damaged = set(damaged)
         self._otherwise = False  # something did not go that was to
+        self._ended = False  # nothing more can go now
         self._unseen: list[Seen] = []
         self._deleted = self._rewritten = self.freed_bytes = self.needed_bytes = 0
         self.phase = "looking what has to go"
@@ -129,7 +131,7 @@ class Trimmer:
         """
         await finish_removals(self._cache)
         plans: list[TrimPlan] = []
-        while not plans or (self._otherwise and plans[-1].steps and len(plans) < ROUNDS_MAX):
+        while not plans or (plans[-1].steps and len(plans) < ROUNDS_MAX and await self._goes_on(plans[-1], policy)):
             plans.append(await self._round(policy, today, today if counted is None else counted))
         await self._cache.settle_removals()
         heirs = tuple(heir for heir in self._heirs if heir[0].key not in self._gone)
@@ -154,6 +156,13 @@ class Trimmer:
             protected_bytes=done.plan.protected_bytes,
         )
         return done
+
+    async def _goes_on(self, plan: TrimPlan, policy: TrimPolicy) -> bool:
+        """Tell whether another plan may come to more: something came in between, or what was freed is not free."""
+        if self._otherwise or self._ended or not plan.met:
+            return self._otherwise
+        # Two that trim at a time may free the same, and others fill it meanwhile.
+        return needed_bytes(policy, 0, await self._room()) > 0
 
     async def _round(self, policy: TrimPolicy, today: int, counted: int) -> TrimPlan:
         """Plan, and carry that out; `_otherwise` tells whether something came in between."""
@@ -184,14 +193,14 @@ class Trimmer:
         for step in plan.steps:
             if self._pins_came is not None and await self._pins_came():
                 self._problems.append("blocks were pinned in the cache while it was trimmed: the next trimming goes on")
-                self._otherwise = False
+                self._otherwise, self._ended = False, True
                 break
             # Others' sessions may have ended since the plan was made.
             deleted, rewritten = await self._still_old(held, step.deleted), await self._still_old(held, step.rewritten)
             if deleted.size:
                 await self._remove(held.names(deleted))
             if rewritten.size and not await self._rewrite(held, rewritten, step.new_bytes, plan.cutoffs, today):
-                self._otherwise = False  # for lack of room, which planning does not make
+                self._otherwise, self._ended = False, True  # for lack of room, which planning does not make
                 break
         else:
             # What went may have made more room than it was to: a pack that was cut counts as none.

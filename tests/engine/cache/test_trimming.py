@@ -386,6 +386,21 @@ async def test_a_cut_pack_that_goes_makes_room_to_rewrite_others_at_once() -> No
     assert await world.found(range(24)) == set(range(4, 8))
 
 
+async def test_what_others_fill_while_it_trims_goes_too() -> None:
+    world = await full()
+
+    async def room() -> Room:
+        if len(world.packs()) < 3 and not filled:
+            filled.append(1)
+            world.others += 30_000  # more than that pack has, once it has gone
+        return await world.room()
+
+    filled: list[int] = []
+    report = await world.trim(100, room=room)
+    assert (report.deleted, report.met, report.needed_bytes) == (2, True, 1)
+    assert await world.found(range(24)) == set(range(16, 24))
+
+
 async def test_what_is_seen_in_a_pack_while_it_is_rewritten_counts_for_its_heir() -> None:
     """Bob stamps the pack that alice copies, after her look at the stamps."""
     world = await half_old()
