@@ -27,7 +27,7 @@ from tests.scenario.crash_machine import (
 from tests.scenario.machine import Machine, finish
 
 SHARDS = 4
-STRIDE = int(os.environ.get("FOREBAY_CRASH_STRIDE", "17"))
+STRIDE = int(os.environ.get("FOREBAY_CRASH_STRIDE", "21"))
 TWICE = 20
 CHAIN = 100
 REAL = 8

@@ -25,7 +25,7 @@ from tests.scenario.crash_machine import (
     objects,
 )
 
-STRIDE = int(os.environ.get("FOREBAY_CRASH_STRIDE", "23"))
+STRIDE = int(os.environ.get("FOREBAY_CRASH_STRIDE", "29"))
 SHARDS = 2
 CHAIN = 15
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.scenario.crash_backlog import Backlog
 from tests.scenario.crash_machine import KILLED, check_whole, objects
 
-STRIDE = int(os.environ.get("FOREBAY_CRASH_STRIDE", "23"))
+STRIDE = int(os.environ.get("FOREBAY_CRASH_STRIDE", "29"))
 
 
 class Whole:
