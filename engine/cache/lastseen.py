@@ -25,7 +25,7 @@ from engine.cache.stamps import StampDetails, StampHead
 from engine.cache.trim import MIXED
 from engine.cache.trimplan import DAY_MAX, Days, Ints
 from engine.columns import Column64, Rows
-from engine.distinct import distinct
+from engine.distinct import among, distinct
 from engine.errors import ObjectMissing, StoreCorrupt, StoreUnavailable
 from engine.names import StampName
 from engine.workers import run_workers
@@ -113,8 +113,7 @@ class StampedDays:
         Raises: StoreUnavailable, StoreRejected, StoreCorrupt.
         """
         await self._read_heads(self._take_up_later)
-        found: Mask = np.isin(keys, self._again)
-        return found
+        return among(keys, self._again)
 
     async def later(self, keys: Column64, counts: Ints) -> Days:
         """Return for each record the day that stamps give it which came since the first call of `packs`; 0: none.
@@ -125,7 +124,7 @@ class StampedDays:
 
         def take_up(head: StampHead) -> None:
             self._take_up_later(head)
-            (rows,) = np.isin(head.packs, keys).nonzero()
+            (rows,) = among(head.packs, keys).nonzero()
             if rows.size:
                 parts.append(_Part(_of_head(head, rows), keys.searchsorted(head.packs[rows])))
 
@@ -190,7 +189,7 @@ class StampedDays:
 
     def _take_up_later(self, head: StampHead) -> None:
         recent = head.newest.astype(np.int64) > self._last
-        self._again = distinct(self._again, head.packs[recent & np.isin(head.packs, self._keys)])
+        self._again = distinct(self._again, head.packs[recent & among(head.packs, self._keys)])
 
     def _forget_what_is_known(self) -> None:
         """Let go of what says no more of a pack than that all of it was seen on a day, or is protected."""

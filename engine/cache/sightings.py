@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 
 from engine.cache.comparison import Comparison
@@ -29,11 +30,8 @@ class Sightings:
         """Return all of them, once for all that was found since the last time. Raises: StateCorrupt, SessionAborted."""
         found = SeenPacks(self._upkeep.scratch)
         if self._noted:
-            for piece in self._upkeep.seen(self._attempt):
-                try:
-                    found.add(PackBits.decode(piece))
-                except ValueError as error:
-                    raise StateCorrupt(f"what this verification had seen cannot be read: {error}") from error
+            for piece in _noted(self._upkeep, self._attempt):
+                found.add(piece)
         count, size = self.comparison.seen.sizes()
         self._count, self._bytes = self._count + count, self._bytes + size
         self.comparison.gather(found)
@@ -51,15 +49,24 @@ def lies_elsewhere(point: Checkpoint, upkeep: CacheUpkeep, present: Column64) ->
 
     Then what it had seen may lie elsewhere, or nowhere. Raises: StateCorrupt.
     """
-    pieces = upkeep.seen(point.attempt.attempt) if point.seen else ()
-    return any(not among(PackBits.decode(piece).keys, present).all() for piece in pieces)
+    pieces = _noted(upkeep, point.attempt.attempt) if point.seen else ()
+    return any(not among(piece.keys, present).all() for piece in pieces)
 
 
 def goes_on(point: Checkpoint, upkeep: CacheUpkeep, store: bytes) -> bool:
     """Tell whether a verification of a cache can go on from `point`: whether what it had seen is known still."""
     try:
-        for _ in upkeep.seen(point.attempt.attempt) if point.seen else ():
+        for _ in _noted(upkeep, point.attempt.attempt) if point.seen else ():
             pass
     except StateCorrupt:
         return False
     return not point.attempt.completed and point.attempt.store == store.hex()
+
+
+def _noted(upkeep: CacheUpkeep, attempt: str) -> Iterator[PackBits]:
+    """Yield what a verification noted. Raises: StateCorrupt, while it is read."""
+    for piece in upkeep.seen(attempt):
+        try:
+            yield PackBits.decode(piece)
+        except ValueError as error:
+            raise StateCorrupt(f"what verification {attempt} had seen cannot be read: {error}") from error

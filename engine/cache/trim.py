@@ -43,6 +43,7 @@ from engine.cache.trimplan import (
     plan_trim,
 )
 from engine.columns import U32, Column32, Column64, Rows
+from engine.distinct import among
 from engine.errors import ObjectMissing, StoreCorrupt
 from engine.events import EventLog
 from engine.names import PackName
@@ -210,7 +211,7 @@ class Trimmer:
         """Tell which packs were not there, or not in their size, when the first plan was made."""
         if self._absent is None:
             there = await listed_keys(self._cache.objects, ["data"])
-            listed = held.names(np.flatnonzero(held.data & ~np.isin(held.keys, there)))
+            listed = held.names(np.flatnonzero(held.data & ~among(held.keys, there)))
             self._absent = {name.key: name.size for name in await self._cache.absent(listed)}
         found: Mask = np.isin(held.keys, _keys(self._absent))
         return found
